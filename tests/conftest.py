@@ -1,0 +1,48 @@
+"""A real tiny pipeline, built and calibrated once per session on real pictures of magnetic tiles."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from pipelines.feature_extraction import TimmFeatureExtractor
+from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
+from training.calibration import fit_calibration
+from training.data import find_good_images
+from training.model import build_scheduler, build_unet
+
+TILES = ROOT / "tests" / "fixtures" / "magnetic_tile"
+
+
+def build_tiny_pipeline():
+    """Untrained networks with fixed seeds: 64×64 pixels, patch 4, a 0.2 M parameter UNet."""
+    torch.manual_seed(0)
+    extractor = TimmFeatureExtractor("tf_efficientnet_lite0", grid_size=16)
+    unet = build_unet(64, 4, extractor.num_features, [32, 32], 1)
+    return AnomalyScoringPipeline(unet.eval(), build_scheduler(), extractor, data_mean=-0.1, data_std=0.3)
+
+
+@pytest.fixture(scope="session")
+def tile_files():
+    """24 real pictures of good tiles."""
+    return find_good_images(TILES)
+
+
+@pytest.fixture(scope="session")
+def tiny_pipeline(tile_files):
+    """A calibrated pipeline; tests that change it must take a copy."""
+    pipe = build_tiny_pipeline()
+    pipe.register_modules(calibration=fit_calibration(pipe, tile_files, [5, 50, 100]))
+    return pipe
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tiny_pipeline, tmp_path_factory):
+    """The tiny pipeline saved as a checkpoint folder."""
+    folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
+    tiny_pipeline.save_pretrained(folder)
+    return folder

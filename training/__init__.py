@@ -1,0 +1,1 @@
+"""Everything that makes, measures and publishes a checkpoint."""

@@ -1,0 +1,122 @@
+"""Options of `training/train.py`: names as in diffusers' training examples, defaults from a preset."""
+
+import argparse
+
+PRESETS = {
+    "fast": {
+        "patch_size": 4,
+        "block_out_channels": [64, 128, 192],
+        "layers_per_block": 1,
+        "feature_extractor": "tf_efficientnet_lite0",
+        "train_batch_size": 8,
+        "max_train_steps": 2500,
+        "learning_rate": 4e-4,
+        "normalize_contrast": True,
+        "low_noise_share": 0.5,
+    },
+    "paper": {
+        "patch_size": 1,
+        "block_out_channels": [128, 128, 256, 256, 512, 512],
+        "layers_per_block": 2,
+        "feature_extractor": "tf_efficientnet_b4",
+        "train_batch_size": 2,
+        "max_train_steps": 10000,
+        "learning_rate": 1e-4,
+        "normalize_contrast": False,
+        "low_noise_share": 0.0,
+    },
+}
+"""fast: a CPU trains it in less than an hour. paper: the paper's network and settings, for a GPU."""
+
+
+def parse_args(argv=None):
+    """Parse the command line; what a preset fixes can be overridden one by one."""
+    parser = _build_parser()
+    preset = parser.parse_known_args(argv)[0].preset
+    parser.set_defaults(**PRESETS[preset])
+    args = parser.parse_args(argv)
+    _check(parser, args)
+    return args
+
+
+def _build_parser():
+    parser = argparse.ArgumentParser(
+        description="Train a diffusion model on pictures of good parts and calibrate it on held-out ones.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    data = parser.add_argument_group("data")
+    data.add_argument(
+        "--train_data_dir",
+        required=True,
+        help="folder of good pictures, or a category in MVTec-AD layout (its train/good is used)",
+    )
+    data.add_argument("--output_dir", required=True, help="folder of the finished pipeline and of its checkpoints")
+    data.add_argument("--resolution", type=int, default=256, help="pictures are squashed to this square")
+    data.add_argument("--rotation_degrees", type=float, default=5.0, help="largest random rotation either way")
+    data.add_argument(
+        "--calibration_fraction", type=float, default=0.25, help="share of the good pictures held out for calibration"
+    )
+    data.add_argument("--dataloader_num_workers", type=int, default=1, help="processes that read pictures")
+
+    model = parser.add_argument_group("model (defaults from the preset)")
+    model.add_argument("--preset", choices=sorted(PRESETS), default="fast", help="fast for a CPU, paper for a GPU")
+    model.add_argument("--patch_size", type=int, help="pixel-unshuffle factor of the UNet's input")
+    model.add_argument("--block_out_channels", type=int, nargs="+", help="UNet channels per level")
+    model.add_argument("--layers_per_block", type=int, help="residual blocks per UNet level")
+    model.add_argument("--feature_extractor", help="timm model, or a checkpoint's feature_extractor folder")
+    model.add_argument("--feature_grid", type=int, default=64, help="height and width of the features")
+    model.add_argument(
+        "--normalize_contrast",
+        action=argparse.BooleanOptionalAction,
+        help="bring the good pictures to deviation 0.5 before noise is added",
+    )
+
+    loss = parser.add_argument_group("loss")
+    loss.add_argument("--vlb_weight", type=float, default=0.001, help="weight of the variational bound")
+    loss.add_argument("--feature_weight", type=float, default=1.0, help="weight of the feature loss (Eq. 10)")
+    loss.add_argument("--low_noise_share", type=float, help="share of timesteps drawn below --low_noise_limit")
+    loss.add_argument("--low_noise_limit", type=int, default=200, help="see --low_noise_share")
+
+    optimisation = parser.add_argument_group("optimisation")
+    optimisation.add_argument("--train_batch_size", type=int, help="pictures per process and step")
+    optimisation.add_argument("--max_train_steps", type=int, help="optimizer steps")
+    optimisation.add_argument("--gradient_accumulation_steps", type=int, default=1, help="batches per optimizer step")
+    optimisation.add_argument("--learning_rate", type=float, help="peak learning rate")
+    optimisation.add_argument("--lr_scheduler", default="cosine", help="any schedule of diffusers' get_scheduler")
+    optimisation.add_argument("--lr_warmup_steps", type=int, default=100, help="steps of linear warm-up")
+    optimisation.add_argument("--adam_weight_decay", type=float, default=1e-2, help="AdamW's weight decay")
+    optimisation.add_argument("--max_grad_norm", type=float, default=1.0, help="gradient norm is clipped to this")
+    optimisation.add_argument("--ema_max_decay", type=float, default=0.9999, help="largest decay of the weights' EMA")
+    optimisation.add_argument(
+        "--mixed_precision",
+        choices=["auto", "no", "fp16", "bf16"],
+        default="auto",
+        help="auto: bf16 where the hardware computes in it",
+    )
+    optimisation.add_argument("--seed", type=int, default=0, help="split, weights, noise and augmentation follow it")
+
+    scoring = parser.add_argument_group("scoring (stored in the checkpoint)")
+    scoring.add_argument("--timesteps", type=int, nargs="+", default=[5, 50, 100], help="T of Eq. 11")
+    scoring.add_argument("--alpha", type=float, default=0.5, help="weight of the pixel part in Eq. 11")
+
+    running = parser.add_argument_group("running")
+    running.add_argument("--checkpointing_steps", type=int, default=500, help="steps between two checkpoints")
+    running.add_argument("--checkpoints_total_limit", type=int, default=2, help="checkpoints kept")
+    running.add_argument("--resume_from_checkpoint", help="a checkpoint folder, or latest")
+    running.add_argument("--report_to", help="tracker of accelerate, such as tensorboard; none by default")
+    running.add_argument("--logging_dir", default="logs", help="folder of the tracker below output_dir")
+    return parser
+
+
+def _check(parser, args):
+    for name in ("train_batch_size", "max_train_steps", "gradient_accumulation_steps", "checkpointing_steps"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name} is {getattr(args, name)}; it must be at least 1")
+    if not 0 < args.calibration_fraction < 1:
+        parser.error(f"--calibration_fraction is {args.calibration_fraction}; it must lie between 0 and 1")
+    if not 0 <= args.alpha <= 1:
+        parser.error(f"--alpha is {args.alpha}; it must lie in [0, 1]")
+    if any(not 0 <= timestep < 1000 for timestep in args.timesteps):
+        parser.error(f"--timesteps are {args.timesteps}; each must lie in 0 to 999")
+    if not 0 <= args.rotation_degrees <= 45:
+        parser.error(f"--rotation_degrees is {args.rotation_degrees}; it must lie in 0 to 45")

@@ -1,0 +1,67 @@
+"""Checkpoints of a run under way: written beside their final name and renamed, so that none is ever half there."""
+
+import os
+import shutil
+from pathlib import Path
+
+PREFIX = "checkpoint-"
+
+
+def prepare_output_dir(path):
+    """Create the output folder.
+
+    Raises:
+        ValueError: if it cannot be created or written to.
+    """
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"output_dir {path} cannot be created: {error.strerror}.") from error
+    if not os.access(path, os.W_OK):
+        raise ValueError(f"output_dir {path} cannot be written to; choose another or change its permissions.")
+    return path
+
+
+def find_checkpoint(output_dir, resume_from_checkpoint):
+    """The folder to resume from, or None to start afresh.
+
+    Args:
+        output_dir (`Path`): where checkpoints lie.
+        resume_from_checkpoint (`str`, *optional*): a folder's name or path, or "latest" (None if there is none yet).
+
+    Raises:
+        ValueError: if the named checkpoint does not exist.
+    """
+    if resume_from_checkpoint is None:
+        return None
+    if resume_from_checkpoint == "latest":
+        checkpoints = _list_checkpoints(output_dir)
+        return checkpoints[-1] if checkpoints else None
+    for folder in (Path(resume_from_checkpoint), output_dir / resume_from_checkpoint):
+        if folder.is_dir() and folder.name.startswith(PREFIX):
+            return folder
+    raise ValueError(
+        f"there is no checkpoint {resume_from_checkpoint}; --resume_from_checkpoint latest finds the last."
+    )
+
+
+def save_checkpoint(accelerator, output_dir, step, total_limit):
+    """Write everything a resumed run needs and drop the oldest checkpoints beyond `total_limit`."""
+    target = output_dir / f"{PREFIX}{step}"
+    partial = output_dir / f".{target.name}.partial"
+    if accelerator.is_main_process:
+        shutil.rmtree(partial, ignore_errors=True)
+    accelerator.wait_for_everyone()
+    accelerator.save_state(str(partial))
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        shutil.rmtree(target, ignore_errors=True)
+        partial.rename(target)
+        for old in _list_checkpoints(output_dir)[:-total_limit]:
+            shutil.rmtree(old)
+
+
+def _list_checkpoints(output_dir):
+    folders = [path for path in output_dir.glob(f"{PREFIX}*") if path.name.removeprefix(PREFIX).isdigit()]
+    return sorted(folders, key=lambda path: int(path.name.removeprefix(PREFIX)))

@@ -1,0 +1,161 @@
+"""Good pictures from a folder: finding them, reading them, setting some aside for calibration, augmenting the rest."""
+
+import hashlib
+import logging
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch.utils.data import Dataset
+from torchvision.transforms import v2
+
+from pipelines.image_preprocessing import MAX_PIXELS, preprocess, to_rgb
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+MIN_IMAGES = 8
+
+logger = logging.getLogger(__name__)
+
+
+def read_image(path):
+    """Open and decode one picture.
+
+    Raises:
+        ValueError: with the file's name, if it is no picture, is truncated or has more than `MAX_PIXELS` pixels.
+    """
+    try:
+        with Image.open(path) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ValueError(
+                    f"{Path(path).name} has {image.width}×{image.height} pixels; at most "
+                    f"{MAX_PIXELS // 1_000_000} million are accepted: crop it or scale it down first."
+                )
+            image.load()
+            return image
+    except UnidentifiedImageError as error:
+        raise ValueError(f"{Path(path).name} is not a picture in a known format.") from error
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{Path(path).name} has too many pixels; crop it or scale it down first.") from error
+    except (OSError, SyntaxError) as error:
+        raise ValueError(f"{Path(path).name} is damaged or cut short and cannot be read ({error}).") from error
+
+
+def find_images(folder):
+    """Every picture file below `folder`, sorted by path.
+
+    Raises:
+        ValueError: if the folder does not exist or holds no picture file.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder.")
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+    if not files:
+        raise ValueError(f"{folder} holds no pictures ({', '.join(IMAGE_SUFFIXES)}).")
+    return files
+
+
+def find_good_images(folder):
+    """The good pictures of a flat folder, or of `train/good` where the folder is a category in MVTec-AD layout.
+
+    Raises:
+        ValueError: if there are fewer than `MIN_IMAGES` that can be read.
+    """
+    folder = Path(folder)
+    mvtec = folder / "train" / "good"
+    files = [path for path in find_images(mvtec if mvtec.is_dir() else folder) if _is_readable(path)]
+    if len(files) < MIN_IMAGES:
+        raise ValueError(f"{folder} holds {len(files)} readable pictures; at least {MIN_IMAGES} are needed.")
+    return files
+
+
+def hold_out(files, fraction, seed):
+    """Split files into training and calibration pictures, by a hash of seed and file name.
+
+    The split depends on the names alone, not on the order or on the machine. At least four pictures are held out and
+    at least four are left.
+
+    Returns:
+        `tuple[list[Path], list[Path]]`: training and calibration files, each sorted.
+    """
+
+    def rank(path):
+        return hashlib.sha256(f"{seed}/{path.parent.name}/{path.name}".encode()).hexdigest()
+
+    ranked = sorted(files, key=rank)
+    count = min(max(round(len(files) * fraction), 4), len(files) - 4)
+    return sorted(ranked[count:]), sorted(ranked[:count])
+
+
+class GoodImages(Dataset):
+    """Pictures as samples in [-1, 1], float32, (3, resolution, resolution), in the order of their files."""
+
+    def __init__(self, files, resolution):
+        self.files = files
+        self.resolution = resolution
+
+    def __len__(self):
+        return len(self.files)
+
+    def __getitem__(self, index):
+        path = self.files[index]
+        return preprocess(to_rgb(read_image(path), path.name), self.resolution)[0][0]
+
+
+class ShuffledRotatedImages(Dataset):
+    """An endless shuffled sequence of good pictures, each rotated at random, cut to `start` … `start + length`.
+
+    Picture and rotation at a place of the sequence depend on the seed and the place alone: not on the number of
+    workers or processes, nor on where an interrupted run takes it up again.
+
+    Args:
+        images (`GoodImages`): the pictures; each comes once before any comes again.
+        length (`int`): how many places of the sequence are served.
+        rotation_degrees (`float`): largest rotation either way; borders are reflected, so that no corner turns black.
+        seed (`int`): fixes order and rotations.
+        start (`int`): first place served.
+    """
+
+    def __init__(self, images, length, rotation_degrees, seed, start=0):
+        self.images = images
+        self.length = length
+        self.rotation_degrees = rotation_degrees
+        self.seed = seed
+        self.start = start
+        self._order = lru_cache(maxsize=2)(self._shuffle)
+
+    def __len__(self):
+        return self.length
+
+    def __getitem__(self, index):
+        epoch, place = divmod(self.start + index, len(self.images))
+        sample = self.images[int(self._order(epoch)[place])]
+        uniform = np.random.default_rng((self.seed, epoch, place)).uniform(-1, 1)
+        return _rotate(sample, float(uniform) * self.rotation_degrees)
+
+    def _shuffle(self, epoch):
+        return np.random.default_rng((self.seed, epoch)).permutation(len(self.images))
+
+
+def _rotate(sample, degrees):
+    """Rotate about the centre with reflected borders, (channel, height, width)."""
+    if degrees == 0:
+        return sample
+    size = sample.shape[-1]
+    angle = np.deg2rad(abs(degrees))
+    border = int(np.ceil(size / 2 * (np.cos(angle) + np.sin(angle) - 1))) + 1
+    padded = torch.nn.functional.pad(sample[None], [border] * 4, mode="reflect")[0]
+    rotated = v2.functional.rotate(padded, degrees, interpolation=v2.InterpolationMode.BILINEAR)
+    return v2.functional.center_crop(rotated, [size, size])
+
+
+def _is_readable(path):
+    """False, with a warning, for a file that cannot be decoded to its end."""
+    try:
+        read_image(path)
+        return True
+    except ValueError as error:
+        logger.warning("left out: %s", error)
+        return False

@@ -1,0 +1,76 @@
+"""Training loss: the hybrid of Eq. 4 to 8 (variance through the bound, after Nichol and Dhariwal) and Eq. 10.
+
+Each part is a few lines that read as the equation. The loss owns its noise distribution and nothing else.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from pipelines.denoising_network import predict
+from pipelines.gaussian_diffusion import add_noise, variational_bound
+
+
+@dataclass
+class LossTerms:
+    """Losses of a batch, scalars: noise (Eq. 4), bound (Eq. 5 to 7, nats per channel), features (Eq. 10), total."""
+
+    total: torch.Tensor
+    noise: torch.Tensor
+    bound: torch.Tensor
+    features: torch.Tensor
+
+
+@dataclass
+class DenoisingLoss:
+    """L_mse + vlb_weight * T * L_{t-1} + feature_weight * L^f_mse on a batch of good pictures.
+
+    L_T (Eq. 8) has no parameters and is left out. The bound is estimated at the drawn timestep, so that the sum over
+    all T of Eq. 5 becomes T times its mean; its gradient reaches the variance alone.
+
+    Args:
+        alphas_cumprod (`torch.Tensor`): (num_train_timesteps,).
+        patch_size (`int`): pixel-unshuffle factor of the UNet.
+        bin_width (`float`): width of one grey level in the units of the samples.
+        feature_grid (`int`): height and width of the features.
+        vlb_weight (`float`): lambda of Nichol and Dhariwal, 0.001.
+        feature_weight (`float`): weight of Eq. 10.
+        low_noise_share (`float`): share of timesteps drawn below `low_noise_limit`, where scoring looks; the rest are
+            uniform over all timesteps, as in the paper.
+        low_noise_limit (`int`): see `low_noise_share`.
+    """
+
+    alphas_cumprod: torch.Tensor
+    patch_size: int
+    bin_width: float
+    feature_grid: int
+    vlb_weight: float = 0.001
+    feature_weight: float = 1.0
+    low_noise_share: float = 0.0
+    low_noise_limit: int = 200
+
+    def draw_timesteps(self, batch_size, generator):
+        """int64, (batch_size,), from the mixture of uniform distributions."""
+        uniform = torch.rand(2, batch_size, generator=generator)
+        limit = torch.where(uniform[0] < self.low_noise_share, self.low_noise_limit, len(self.alphas_cumprod))
+        return (uniform[1] * limit).long()
+
+    def __call__(self, unet, sample, features, noise, timesteps):
+        """Losses for x_0 `sample`, its standardised `features`, standard normal `noise` and `timesteps`."""
+        noisy_sample = add_noise(sample, noise, self.alphas_cumprod, timesteps)
+        predicted_noise, predicted_variance, predicted_features = predict(
+            unet, noisy_sample, timesteps, self.patch_size, self.feature_grid
+        )
+        noise_loss = (noise - predicted_noise).square().mean()
+        bound = variational_bound(
+            sample,
+            noisy_sample,
+            predicted_noise.detach(),
+            predicted_variance,
+            self.alphas_cumprod,
+            timesteps,
+            self.bin_width,
+        ).mean()
+        feature_loss = (features - predicted_features).square().mean()
+        total = noise_loss + self.vlb_weight * len(self.alphas_cumprod) * bound + self.feature_weight * feature_loss
+        return LossTerms(total, noise_loss.detach(), bound.detach(), feature_loss.detach())

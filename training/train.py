@@ -1,0 +1,220 @@
+"""Train a diffusion model on pictures of good parts, calibrate it on held-out ones and save the whole pipeline.
+
+    accelerate launch training/train.py --train_data_dir FOLDER_OF_GOOD_IMAGES --output_dir OUT
+
+Noise prediction, learned variance and feature prediction follow the paper's section 3 and Eq. 10; see `losses.py`.
+"""
+
+import json
+import logging
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import ProjectConfiguration, set_seed
+from diffusers.optimization import get_scheduler
+from diffusers.training_utils import EMAModel
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from pipelines.denoising_network import has_bfloat16
+from pipelines.image_preprocessing import contrast_scale, normalize_contrast
+from training.arguments import parse_args
+from training.checkpointing import find_checkpoint, prepare_output_dir, save_checkpoint
+from training.data import GoodImages, ShuffledRotatedImages, find_good_images, hold_out
+from training.finish import finish_pipeline
+from training.losses import DenoisingLoss
+from training.model import build_scheduler, build_unet, fit_feature_statistics, load_pretrained_extractor
+from training.threads import keep_large_buffers, use_all_cores
+
+logger = logging.getLogger(__name__)
+
+
+def main(argv=None):
+    """Run the command; a user's mistake ends it with one sentence and exit status 2."""
+    args = parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        train(args)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+
+
+def train(args):
+    """Train, calibrate and save; returns the finished pipeline on the main process, None on the others."""
+    keep_large_buffers()
+    if not torch.cuda.is_available():
+        use_all_cores()
+    output_dir = prepare_output_dir(args.output_dir)
+    checkpoint = find_checkpoint(output_dir, args.resume_from_checkpoint)
+    files = find_good_images(args.train_data_dir)
+    training_files, calibration_files = hold_out(files, args.calibration_fraction, args.seed)
+    accelerator = _build_accelerator(args, output_dir)
+    set_seed(args.seed)
+
+    # 1. What training starts from
+    images = GoodImages(training_files, args.resolution)
+    scheduler = build_scheduler()
+    extractor = load_pretrained_extractor(args.feature_extractor, args.feature_grid)
+    data_mean, data_std = _fit_statistics(args, images, extractor, accelerator)
+    unet = build_unet(
+        args.resolution, args.patch_size, extractor.num_features, args.block_out_channels, args.layers_per_block
+    )
+    extractor.to(accelerator.device)
+
+    # 2. Optimizer, schedule, moving average, data
+    optimizer = torch.optim.AdamW(unet.parameters(), lr=args.learning_rate, weight_decay=args.adam_weight_decay)
+    lr_scheduler = get_scheduler(
+        args.lr_scheduler,
+        optimizer,
+        num_warmup_steps=args.lr_warmup_steps * accelerator.num_processes,
+        num_training_steps=args.max_train_steps * accelerator.num_processes,
+    )
+    ema = EMAModel(unet.parameters(), decay=args.ema_max_decay, use_ema_warmup=True, power=0.75)
+    ema.to(accelerator.device)
+    accelerator.register_for_checkpointing(ema)
+    start_step = int(checkpoint.name.split("-")[-1]) if checkpoint else 0
+    dataloader = _build_dataloader(args, images, start_step, accelerator)
+    unet, optimizer, lr_scheduler, dataloader = accelerator.prepare(unet, optimizer, lr_scheduler, dataloader)
+    if checkpoint:
+        accelerator.load_state(str(checkpoint))
+        logger.info("resumed from %s", checkpoint)
+
+    # 3. The loop
+    loss_function = DenoisingLoss(
+        scheduler.alphas_cumprod.to(accelerator.device),
+        args.patch_size,
+        bin_width=2 / 255 * contrast_scale(data_std),
+        feature_grid=args.feature_grid,
+        vlb_weight=args.vlb_weight,
+        feature_weight=args.feature_weight,
+        low_noise_share=args.low_noise_share,
+        low_noise_limit=args.low_noise_limit,
+    )
+    if accelerator.is_main_process:
+        logger.info("%d pictures to train on, %d held out", len(training_files), len(calibration_files))
+        (output_dir / "training_arguments.json").write_text(json.dumps(vars(args), indent=2) + "\n")
+        accelerator.init_trackers("training", config={k: str(v) for k, v in vars(args).items()})
+    progress = tqdm(
+        total=args.max_train_steps,
+        initial=start_step,
+        desc="training",
+        unit="step",
+        disable=not accelerator.is_local_main_process,
+    )
+    started = time.perf_counter()
+    batches = iter(dataloader)
+    for step in range(start_step, args.max_train_steps):
+        for micro_step in range(args.gradient_accumulation_steps):
+            sample = next(batches)
+            with accelerator.accumulate(unet):
+                with torch.no_grad(), accelerator.autocast():
+                    features = extractor(sample)
+                sample = normalize_contrast(sample, data_mean, data_std)
+                place = step * args.gradient_accumulation_steps + micro_step
+                generator = _step_generator(args.seed, place, accelerator)
+                timesteps = loss_function.draw_timesteps(len(sample), generator).to(sample.device)
+                noise = torch.randn(sample.shape, generator=generator).to(sample.device)
+                losses = loss_function(unet, sample, features, noise, timesteps)
+                accelerator.backward(losses.total)
+                if accelerator.sync_gradients:
+                    accelerator.clip_grad_norm_(unet.parameters(), args.max_grad_norm)
+                optimizer.step()
+                lr_scheduler.step()
+                optimizer.zero_grad()
+        ema.step(unet.parameters())
+        if not torch.isfinite(losses.total):
+            raise ValueError(
+                f"the loss is {losses.total.item()} at step {step}; lower --learning_rate and resume with "
+                "--resume_from_checkpoint latest."
+            )
+        pictures = (step + 1 - start_step) * _global_batch(args, accelerator)
+        scalars = {name: getattr(losses, name).item() for name in ("noise", "bound", "features")}
+        progress.update()
+        progress.set_postfix(
+            {name: f"{value:.4f}" for name, value in scalars.items()}
+            | {"images/s": f"{pictures / (time.perf_counter() - started):.1f}"}
+        )
+        accelerator.log(scalars | {"lr": lr_scheduler.get_last_lr()[0]}, step=step + 1)
+        if (step + 1) % args.checkpointing_steps == 0 or step + 1 == args.max_train_steps:
+            save_checkpoint(accelerator, output_dir, step + 1, args.checkpoints_total_limit)
+    progress.close()
+    training_seconds = time.perf_counter() - started
+
+    # 4. The averaged weights become the pipeline
+    accelerator.wait_for_everyone()
+    pipe = None
+    if accelerator.is_main_process:
+        unet = accelerator.unwrap_model(unet)
+        ema.copy_to(unet.parameters())
+        pipe = finish_pipeline(
+            args, unet, scheduler, extractor, data_mean, data_std, calibration_files, training_seconds
+        )
+    accelerator.end_training()
+    return pipe
+
+
+def _build_accelerator(args, output_dir):
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    precision = args.mixed_precision
+    if precision == "auto":
+        precision = "bf16" if has_bfloat16(device) else "no"
+    return Accelerator(
+        mixed_precision=precision,
+        gradient_accumulation_steps=args.gradient_accumulation_steps,
+        log_with=args.report_to,
+        project_config=ProjectConfiguration(
+            project_dir=str(output_dir), logging_dir=str(output_dir / args.logging_dir)
+        ),
+    )
+
+
+def _fit_statistics(args, images, extractor, accelerator):
+    """Fit the extractor's channel statistics; return mean and deviation of the grey levels (0, 0.5: left alone)."""
+    count = min(len(images), 256)
+    chosen = torch.utils.data.Subset(images, torch.linspace(0, len(images) - 1, count).long().tolist())
+    samples = list(DataLoader(chosen, batch_size=args.train_batch_size))
+    progress = tqdm(total=count, desc="feature statistics", unit="image", disable=not accelerator.is_local_main_process)
+    fit_feature_statistics(extractor, samples, progress)
+    progress.close()
+    if not args.normalize_contrast:
+        return 0.0, 0.5
+    pixels = torch.cat(samples)
+    contrast = pixels.var(dim=(2, 3)).mean().sqrt()  # within a picture: its overall brightness is not contrast
+    return pixels.mean().item(), max(contrast.item(), 0.02)
+
+
+def _build_dataloader(args, images, start_step, accelerator):
+    """Batches of the remaining steps; accelerate deals them out to the processes in turn."""
+    pictures_per_step = _global_batch(args, accelerator)
+    dataset = ShuffledRotatedImages(
+        images,
+        length=(args.max_train_steps - start_step) * pictures_per_step,
+        rotation_degrees=args.rotation_degrees,
+        seed=args.seed,
+        start=start_step * pictures_per_step,
+    )
+    return DataLoader(
+        dataset,
+        batch_size=args.train_batch_size,
+        num_workers=args.dataloader_num_workers,
+        prefetch_factor=4 if args.dataloader_num_workers else None,
+    )
+
+
+def _global_batch(args, accelerator):
+    return args.train_batch_size * args.gradient_accumulation_steps * accelerator.num_processes
+
+
+def _step_generator(seed, place, accelerator):
+    """Noise and timesteps of a batch follow from seed and place alone, so that a resumed run draws the same."""
+    place = place * accelerator.num_processes + accelerator.process_index
+    return torch.Generator().manual_seed(seed * 1_000_003 + place)
+
+
+if __name__ == "__main__":
+    main()
