@@ -31,6 +31,13 @@ def blend(kl_map, feature_map, alpha):
     return alpha * kl_map + (1 - alpha) * feature_map
 
 
+def resize_map(anomaly_map, size):
+    """Bring a map, (height, width), or several, (channel, height, width), to `size` (height, width), bilinearly."""
+    maps = anomaly_map.reshape(1, -1, *anomaly_map.shape[-2:])
+    resized = F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False)
+    return resized.reshape(*anomaly_map.shape[:-2], *size)
+
+
 def image_score(anomaly_map):
     """Mean of the largest values (`WORST_SHARE` of them) of each map, (batch, height, width) to (batch,)."""
     flat = anomaly_map.flatten(1)

@@ -15,6 +15,8 @@ FORMAT_VERSION = 1
 """Written to `model_index.json`; a checkpoint of a later format is refused by name."""
 
 MODEL_INDEX = "model_index.json"
+CARD = "README.md"
+CARD_MARK = "<!-- Written by save_pretrained. Remove this line to keep the card as you edit it. -->"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
@@ -45,8 +47,8 @@ def save_checkpoint(pipe, save_components, save_directory, half_precision, optio
                 for component in ("unet", "feature_extractor"):
                     _store_half_precision(partial / component / WEIGHTS)
             _write_code(pipe, partial)
-            if not (save_directory / "README.md").exists():
-                (partial / "README.md").write_text(_model_card(pipe))
+            if _owns_card(save_directory / CARD):
+                (partial / CARD).write_text(_model_card(pipe))
             for entry in sorted(partial.iterdir(), key=lambda path: path.name == MODEL_INDEX):
                 _replace(entry, save_directory / entry.name)
     except OSError as error:
@@ -169,6 +171,11 @@ def _replace(source, target):
     source.replace(target)
 
 
+def _owns_card(path):
+    """Whether the card may be replaced: there is none yet, or it is still the one that was written here."""
+    return not path.exists() or CARD_MARK in path.read_text(errors="replace")
+
+
 def _model_card(pipe):
     calibration = pipe.calibration
     if calibration is None:
@@ -189,6 +196,8 @@ tags:
 - anomaly-localization
 - diffusers
 ---
+
+{CARD_MARK}
 
 # Defect detection with a diffusion model of good parts
 

@@ -67,6 +67,11 @@ def to_rgb(image, name="image"):
         raise ValueError(f"{name} cannot be decoded: {error}.") from error
 
 
+def as_uint8(picture):
+    """A picture of `to_rgb` as uint8: float32 in [0, 1] is rounded to 256 levels."""
+    return picture if picture.dtype == np.uint8 else (picture * 255).round().astype(np.uint8)
+
+
 def _as_list(images):
     if isinstance(images, (list, tuple)):
         if not images:

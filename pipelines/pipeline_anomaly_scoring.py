@@ -5,6 +5,7 @@ the picture (Eq. 9) and about its features (Eq. 10), there is a defect.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from diffusers import DDPMScheduler, DiffusionPipeline, ModelMixin, UNet2DModel
 from diffusers.utils import BaseOutput
 from PIL import Image
 
-from .anomaly_maps import blend, image_score, smooth
+from .anomaly_maps import blend, image_score, resize_map, smooth
 from .checkpoint_files import load_components, save_checkpoint
 from .denoising_network import has_bfloat16, predict
 from .feature_extraction import TimmFeatureExtractor
@@ -73,7 +74,7 @@ class AnomalyScoringPipeline(DiffusionPipeline):
     """
 
     model_cpu_offload_seq = "feature_extractor->unet"
-    _optional_components = ["calibration"]
+    _optional_components: ClassVar = ["calibration"]
 
     def __init__(
         self,
@@ -91,9 +92,7 @@ class AnomalyScoringPipeline(DiffusionPipeline):
     ):
         super().__init__()
         if scheduler.config.variance_type != "learned_range":
-            raise ValueError(
-                f"the scheduler's variance_type is {scheduler.config.variance_type}; it must be learned_range."
-            )
+            raise ValueError(f"the scheduler predicts {scheduler.config.variance_type} variance, not learned_range.")
         if mixed_precision not in ("auto", "no", "bf16"):
             raise ValueError(f"mixed_precision is {mixed_precision!r}; auto, no and bf16 are accepted.")
         self.register_modules(
@@ -179,7 +178,7 @@ class AnomalyScoringPipeline(DiffusionPipeline):
         # 3. Maps at each picture's own size
         kl_maps, feature_maps, anomaly_maps = [], [], []
         for part, size in zip(parts, sizes, strict=True):
-            kl_map, feature_map = F.interpolate(part[None], size=size, mode="bilinear", align_corners=False)[0]
+            kl_map, feature_map = resize_map(part, size)
             kl_maps.append(kl_map)
             feature_maps.append(feature_map)
             anomaly_maps.append(blend(kl_map, feature_map, alpha))

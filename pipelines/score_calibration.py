@@ -8,6 +8,7 @@ World"): of good parts, at most `false_alarm_rate` are rejected.
 
 import math
 from itertools import combinations
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -33,7 +34,7 @@ class ScoreCalibration(ModelMixin, ConfigMixin):
             float32, in deviations of the good scores; None if not measured.
     """
 
-    _keep_in_fp32_modules = [
+    _keep_in_fp32_modules: ClassVar = [
         "noise",
         "kl_mean",
         "kl_std",
@@ -65,7 +66,7 @@ class ScoreCalibration(ModelMixin, ConfigMixin):
 
     def _apply(self, fn, recurse=True):
         """Follow a move to another device, but stay in float32 whatever dtype the pipeline is cast to."""
-        before = {name: buffer for name, buffer in self.named_buffers()}
+        before = dict(self.named_buffers())
         super()._apply(fn, recurse)
         for name, buffer in before.items():
             moved = getattr(self, name)

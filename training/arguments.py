@@ -9,7 +9,7 @@ PRESETS = {
         "layers_per_block": 1,
         "feature_extractor": "tf_efficientnet_lite0",
         "train_batch_size": 8,
-        "max_train_steps": 2500,
+        "max_train_steps": 2000,
         "learning_rate": 4e-4,
         "normalize_contrast": True,
         "low_noise_share": 0.5,

@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
+from tqdm.auto import tqdm
 
 from pipelines.image_preprocessing import MAX_PIXELS, preprocess, to_rgb
 
@@ -65,7 +67,8 @@ def find_good_images(folder):
     """
     folder = Path(folder)
     mvtec = folder / "train" / "good"
-    files = [path for path in find_images(mvtec if mvtec.is_dir() else folder) if _is_readable(path)]
+    candidates = find_images(mvtec if mvtec.is_dir() else folder)
+    files = [path for path in tqdm(candidates, desc="checking pictures", unit="image") if _is_readable(path)]
     if len(files) < MIN_IMAGES:
         raise ValueError(f"{folder} holds {len(files)} readable pictures; at least {MIN_IMAGES} are needed.")
     return files
@@ -159,3 +162,44 @@ def _is_readable(path):
     except ValueError as error:
         logger.warning("left out: %s", error)
         return False
+
+
+@dataclass(frozen=True)
+class LabelledImage:
+    """A test picture: its file, its defect type ("good" for none) and the file of its mask (None for good ones)."""
+
+    path: Path
+    defect: str
+    mask_path: Path | None
+
+    def read_mask(self, size):
+        """The defect's pixels, bool, (height, width) = `size`; all False for a good picture.
+
+        Raises:
+            ValueError: if the mask's size is not the picture's.
+        """
+        if self.mask_path is None:
+            return np.zeros(size, bool)
+        mask = np.asarray(read_image(self.mask_path).convert("L")) > 127
+        if mask.shape != tuple(size):
+            raise ValueError(f"{self.mask_path.name} is {mask.shape[::-1]} pixels, but its picture {size[::-1]}.")
+        return mask
+
+
+def find_labelled_images(category):
+    """The test pictures of a category in MVTec-AD layout: test/good, test/DEFECT, ground_truth/DEFECT/NAME_mask.png.
+
+    Raises:
+        ValueError: if there is no test folder, or a defective picture has no mask.
+    """
+    category = Path(category)
+    labelled = []
+    for path in find_images(category / "test"):
+        defect = path.relative_to(category / "test").parts[0]
+        mask_path = None
+        if defect != "good":
+            mask_path = category / "ground_truth" / defect / f"{path.stem}_mask.png"
+            if not mask_path.is_file():
+                raise ValueError(f"test/{defect}/{path.name} has no mask ground_truth/{defect}/{mask_path.name}.")
+        labelled.append(LabelledImage(path, defect, mask_path))
+    return labelled

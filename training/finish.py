@@ -19,7 +19,7 @@ def finish_pipeline(args, unet, scheduler, extractor, data_mean, data_std, calib
     """Calibrate on held-out pictures and save to `args.output_dir`; returns the pipeline.
 
     Weights are rounded to what is stored on disk before they are calibrated, so that the thresholds belong to exactly
-    the model that users load.
+    the model that users load. `training_seconds` is None for a resumed run.
     """
     unet.eval()
     _round_to_half(unet)
@@ -38,14 +38,19 @@ def finish_pipeline(args, unet, scheduler, extractor, data_mean, data_std, calib
     pipe.to("cpu").save_pretrained(args.output_dir, half_precision=True)
     record = {
         "settings": {name: value for name, value in vars(args).items() if not name.endswith("_dir")},
-        "training_seconds": round(training_seconds, 1),
-        "peak_memory_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
+        "training_seconds": training_seconds,
+        "peak_memory_gb": round(_peak_memory_gb(), 2),
         "held_out": [path.name for path in calibration_files],
     }
     (Path(args.output_dir) / TRAINING_RECORD).write_text(json.dumps(record, indent=2) + "\n")
     logger.info(describe(pipe.calibration))
     logger.info("saved to %s", args.output_dir)
     return pipe
+
+
+def _peak_memory_gb():
+    """Peak memory of this process and of its largest worker, in GB."""
+    return sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / 2**20
 
 
 def _round_to_half(module):

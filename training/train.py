@@ -5,7 +5,6 @@
 Noise prediction, learned variance and feature prediction follow the paper's section 3 and Eq. 10; see `losses.py`.
 """
 
-import json
 import logging
 import sys
 import time
@@ -97,7 +96,6 @@ def train(args):
     )
     if accelerator.is_main_process:
         logger.info("%d pictures to train on, %d held out", len(training_files), len(calibration_files))
-        (output_dir / "training_arguments.json").write_text(json.dumps(vars(args), indent=2) + "\n")
         accelerator.init_trackers("training", config={k: str(v) for k, v in vars(args).items()})
     progress = tqdm(
         total=args.max_train_steps,
@@ -143,13 +141,13 @@ def train(args):
         if (step + 1) % args.checkpointing_steps == 0 or step + 1 == args.max_train_steps:
             save_checkpoint(accelerator, output_dir, step + 1, args.checkpoints_total_limit)
     progress.close()
-    training_seconds = time.perf_counter() - started
+    training_seconds = None if checkpoint else round(time.perf_counter() - started, 1)
 
     # 4. The averaged weights become the pipeline
     accelerator.wait_for_everyone()
     pipe = None
     if accelerator.is_main_process:
-        unet = accelerator.unwrap_model(unet)
+        unet = accelerator.unwrap_model(unet, keep_fp32_wrapper=False)  # without its autocast
         ema.copy_to(unet.parameters())
         pipe = finish_pipeline(
             args, unet, scheduler, extractor, data_mean, data_std, calibration_files, training_seconds

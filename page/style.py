@@ -1,0 +1,33 @@
+"""How the page looks: theme, style sheet, and what stands in for pictures that a browser cannot show."""
+
+import gradio as gr
+
+THEME = gr.themes.Default(font=["system-ui", "sans-serif"]).set(
+    block_label_text_color="*neutral_700", block_title_text_color="*neutral_800", block_info_text_color="*neutral_600"
+)
+
+CSS = """
+.html-container { padding: 0 !important }
+.verdict { border-left: 8px solid; border-radius: 6px; padding: 12px 16px }
+.verdict { background: var(--background-fill-secondary) }
+.verdict h2 { margin: 0 0 6px; font-size: 1.35rem; font-weight: 600 }
+.verdict p { margin: 4px 0; line-height: 1.45 }
+.verdict.accepted { border-color: #0072b2 }
+.verdict.rejected { border-color: #d55e00 }
+.scale { font-size: .875rem; line-height: 1.3 }
+.scale img { width: 100%; height: 16px; border-radius: 3px }
+.scale .ends { display: flex; justify-content: space-between; gap: 1em }
+.scale .mark { width: fit-content; position: relative; transform: translateX(-50%); white-space: nowrap }
+"""
+
+HEAD = """
+<script>
+const noPreview = "data:image/svg+xml," + encodeURIComponent(
+  `<svg xmlns="http://www.w3.org/2000/svg" width="300" height="80" font-family="sans-serif" font-size="14" fill="gray">
+  <text x="150" y="45" text-anchor="middle">no preview of this file</text></svg>`)
+document.addEventListener("error", (event) => {
+  if (event.target.tagName === "IMG" && event.target.src !== noPreview) event.target.src = noPreview
+}, true)
+</script>
+"""
+"""Browsers show no TIFF, and no damaged file: say so instead of a broken picture."""

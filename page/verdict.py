@@ -1,0 +1,72 @@
+"""The answer in the words of a quality engineer, as HTML: verdict, what the rate promises, colour scale."""
+
+import base64
+import io
+import math
+
+from PIL import Image
+
+from rendering.heat_map import legend
+
+HINT = "<p>Choose a picture, or click an example.</p>"
+
+
+def verdict(numbers, calibration):
+    """Whether the part is accepted, and why.
+
+    Args:
+        numbers (`dict`): is_anomalous, anomaly_score, p_value, defect_share (of the picture, 0 to 1),
+            false_alarm_rate, image_threshold.
+        calibration: config of the `ScoreCalibration`.
+
+    Returns:
+        `str`: HTML.
+    """
+    count = calibration.num_ranked
+    unusual = round(numbers["p_value"] * (count + 1)) - 1
+    if not numbers["is_anomalous"]:
+        css, title, place = "accepted", "Accepted: this looks like a good part", "Nothing is outlined."
+    else:
+        css, title = "rejected", "Rejected: this does not look like a good part"
+        place = f"The outlined area, {numbers['defect_share']:.1%} of the picture, is where it differs."
+        if numbers["defect_share"] == 0:
+            place = "No single place stands out enough to be outlined; the colours show where it differs most."
+    return (
+        f'<div class="verdict {css}"><h2>{title}</h2><p>{place}</p>'
+        f"<p><b>Score {numbers['anomaly_score']:.2f}.</b> At this setting, parts above "
+        f"{numbers['image_threshold']:.2f} are rejected.</p>"
+        f"<p><b>p-value {numbers['p_value']:.2g}.</b> Of {count} good parts measured for comparison, "
+        f"{unusual or 'none'} scored as high.</p>"
+        f"<p>{promise(numbers['false_alarm_rate'], calibration)}</p></div>"
+    )
+
+
+def promise(false_alarm_rate, calibration):
+    """What a rate, above 0 and up to 1, means in good parts; an estimate where the calibration was cross-fitted."""
+    base = 100 if false_alarm_rate >= 0.01 else 1000
+    parts = math.ceil(false_alarm_rate * base * 10 - 1e-6) / 10
+    rejected = f"{parts:g} {'is' if parts == 1 else 'are'} rejected"
+    if calibration.cross_fitted:
+        return (
+            f"<b>Estimate:</b> of {base} good parts, about {rejected}. The model was compared with only "
+            f"{calibration.num_ranked} good parts, too few for a guarantee."
+        )
+    return (
+        f"<b>Promise:</b> of {base} good parts, at most {rejected} on average, while part, camera and light stay as "
+        "they were when the model was calibrated."
+    )
+
+
+def colour_scale(saturation, threshold):
+    """The scale of `heat_map.overlay` from 0 to `saturation` with the pixel threshold marked, as HTML."""
+    png = io.BytesIO()
+    Image.fromarray(legend(saturation, threshold, height=16, width=640)).save(png, format="PNG")
+    place = 100 * min(max(threshold / saturation, 0.15), 0.85)
+    return (
+        f'<div class="scale"><div class="mark" style="left: {place:.1f}%">outlined above {threshold:.1f}</div>'
+        f'<img alt="colour scale from 0 to {saturation:.1f}" '
+        f'src="data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}">'
+        f'<div class="ends"><span>0: average good part</span><span>{saturation:.1f} or more</span></div>'
+        "How unusual each place is, in standard deviations of good parts. The colours mean the same in every picture."
+        "</div>"
+    )

@@ -1,0 +1,92 @@
+"""The two commands that report: evaluation of a labelled category, scores of an unlabelled folder tree."""
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import ROOT, TILES
+from PIL import Image
+
+from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
+from training.data import find_labelled_images, read_image
+
+
+def run(script, *arguments):
+    return subprocess.run(
+        [sys.executable, str(ROOT / "training" / script), *map(str, arguments)], capture_output=True, text=True
+    )
+
+
+@pytest.fixture(scope="module")
+def evaluation(tiny_checkpoint, tmp_path_factory):
+    output = tmp_path_factory.mktemp("evaluation")
+    done = run("evaluate.py", "--model", tiny_checkpoint, "--data_dir", TILES, "--output_dir", output)
+    assert done.returncode == 0, done.stderr
+    return done.stdout, json.loads((output / "report.json").read_text()), output
+
+
+def test_evaluation_reports_the_category_and_each_defect_type(evaluation, tiny_pipeline):
+    stdout, report, _ = evaluation
+    assert set(report["groups"]) == {"all", "blowhole", "crack"}
+    assert report["pictures"] == {"good": 3, "blowhole": 2, "crack": 1}
+    labelled = find_labelled_images(TILES)
+    scores = [tiny_pipeline(read_image(item.path)).anomaly_score[0] for item in labelled]
+    pairs = [
+        (bad > good)
+        for bad, b in zip(scores, labelled, strict=True)
+        if b.defect != "good"
+        for good, g in zip(scores, labelled, strict=True)
+        if g.defect == "good"
+    ]
+    assert report["groups"]["all"]["image_auroc"] == pytest.approx(np.mean(pairs))
+    assert f"{report['groups']['all']['native_pro']:.3f}" in stdout
+
+
+def test_evaluation_sheet_has_a_row_for_each_picture(evaluation):
+    with Image.open(evaluation[2] / "sheet.png") as sheet:
+        width, height = sheet.size
+    assert width > 5 * 192
+    assert height > 6 * 192
+
+
+def test_evaluation_refuses_a_picture_without_a_mask(tiny_checkpoint, tmp_path):
+    shutil.copytree(TILES, tmp_path / "tiles")
+    next((tmp_path / "tiles" / "ground_truth" / "crack").iterdir()).unlink()
+    done = run("evaluate.py", "--model", tiny_checkpoint, "--data_dir", tmp_path / "tiles", "--output_dir", tmp_path)
+    assert done.returncode != 0
+    assert "has no mask" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_folder_scores_equal_the_pipelines_and_a_broken_file_is_a_row(tiny_checkpoint, tmp_path):
+    pictures = tmp_path / "pictures"
+    shutil.copytree(TILES / "test", pictures)
+    good = sorted((pictures / "good").iterdir())
+    (pictures / "broken.png").write_bytes(b"no picture")
+    output = tmp_path / "scores"
+    done = run("score_folder.py", "--model", tiny_checkpoint, "--input_dir", pictures, "--output_dir", output)
+    assert done.returncode == 0, done.stderr
+    rows = {row["file"]: row for row in csv.DictReader(open(output / "scores.csv"))}
+    assert len(rows) == 7
+    assert rows["broken.png"]["verdict"] == "unreadable"
+    assert "not a picture" in rows["broken.png"]["error"]
+    expected = AnomalyScoringPipeline.from_pretrained(tiny_checkpoint)(read_image(good[0]))
+    row = rows[f"good/{good[0].name}"]
+    assert float(row["anomaly_score"]) == pytest.approx(float(expected.anomaly_score[0]), abs=1e-3)
+    assert row["verdict"] == ("defect" if expected.is_anomalous[0] else "good")
+    with Image.open(output / "overlays" / "good" / f"{good[0].name}.png") as overlay:
+        assert overlay.size == Image.open(good[0]).size
+
+
+def test_folder_without_pictures_gives_one_sentence_and_writes_no_table(tiny_checkpoint, tmp_path):
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "readme.txt").write_text("no pictures here")
+    output = tmp_path / "scores"
+    done = run("score_folder.py", "--model", tiny_checkpoint, "--input_dir", tmp_path / "notes", "--output_dir", output)
+    assert done.returncode != 0
+    assert "holds no pictures" in done.stderr
+    assert not (output / "scores.csv").exists()

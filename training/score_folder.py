@@ -1,0 +1,125 @@
+"""Score a folder tree of unlabelled pictures: a CSV with one row each, and heat maps over the pictures.
+
+    python training/score_folder.py --model CKPT --input_dir FOLDER --output_dir OUT
+
+OUT holds scores.csv and overlays/, which mirrors the folder tree. A picture that cannot be read is a row with its
+reason, not an end.
+"""
+
+import argparse
+import csv
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from PIL import Image
+from tqdm.auto import tqdm
+
+from pipelines.image_preprocessing import as_uint8, to_rgb
+from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
+from rendering.heat_map import outline, overlay
+from training.checkpointing import prepare_output_dir
+from training.data import find_images, read_image
+from training.threads import keep_large_buffers, use_all_cores
+
+COLUMNS = ("file", "verdict", "anomaly_score", "p_value", "defect_pixels", "defect_share", "error")
+
+
+def score_folder(pipe, input_dir, output_dir, batch_size=8, false_alarm_rate=None, overlays=True):
+    """Score every picture below `input_dir`.
+
+    Args:
+        pipe (`AnomalyScoringPipeline`): a calibrated pipeline.
+        input_dir, output_dir (`Path`): where pictures are read and results written.
+        batch_size (`int`): pictures per UNet call.
+        false_alarm_rate (`float`, *optional*): promised to good parts.
+        overlays (`bool`): whether to draw heat maps.
+
+    Returns:
+        `list[dict]`: the rows of scores.csv.
+
+    Raises:
+        ValueError: if `input_dir` holds no pictures.
+    """
+    files = find_images(input_dir)
+    saturation = 2 * pipe.calibration.pixel_threshold(None, pipe.config.alpha, pipe.config.timesteps)
+    rows = []
+    table = output_dir / "scores.csv"
+    partial = table.with_suffix(".csv.partial")
+    with open(partial, "w", newline="") as stream, tqdm(total=len(files), desc="scoring", unit="image") as progress:
+        writer = csv.DictWriter(stream, COLUMNS)
+        writer.writeheader()
+        for start in range(0, len(files), batch_size):
+            batch = files[start : start + batch_size]
+            target = output_dir if overlays else None
+            for row in _score_batch(pipe, input_dir, batch, false_alarm_rate, target, saturation):
+                writer.writerow(row)
+                rows.append(row)
+            stream.flush()
+            progress.update(len(batch))
+    partial.replace(table)
+    return rows
+
+
+def _score_batch(pipe, input_dir, files, false_alarm_rate, output_dir, saturation):
+    """Rows of one batch, in the order of its files."""
+    rows, pictures = {}, {}
+    for path in files:
+        try:
+            pictures[path] = to_rgb(read_image(path), path.name)
+        except ValueError as error:
+            rows[path] = dict.fromkeys(COLUMNS, "") | {"verdict": "unreadable", "error": str(error)}
+    if pictures:
+        output = pipe(list(pictures.values()), false_alarm_rate=false_alarm_rate, batch_size=len(pictures))
+        for i, (path, picture) in enumerate(pictures.items()):
+            mask = output.pred_mask[i]
+            rows[path] = {
+                "verdict": "defect" if output.is_anomalous[i] else "good",
+                "anomaly_score": f"{output.anomaly_score[i]:.4f}",
+                "p_value": f"{output.p_value[i]:.4f}",
+                "defect_pixels": int(mask.sum()),
+                "defect_share": f"{mask.mean():.6f}",
+                "error": "",
+            }
+            if output_dir is not None:
+                drawn = outline(overlay(as_uint8(picture), output.anomaly_map[i], saturation), mask)
+                target = output_dir / "overlays" / path.relative_to(input_dir)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(drawn).save(target.with_name(target.name + ".png"))
+    return [{"file": str(path.relative_to(input_dir))} | rows[path] for path in files]
+
+
+def main(argv=None):
+    """Run the command; a user's mistake ends it with one sentence and exit status 1."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--model", required=True, help="checkpoint folder")
+    parser.add_argument("--input_dir", required=True, help="folder tree of pictures")
+    parser.add_argument("--output_dir", required=True, help="for scores.csv and overlays/")
+    parser.add_argument("--batch_size", type=int, default=8, help="pictures per UNet call")
+    parser.add_argument("--false_alarm_rate", type=float, help="promised to good parts; default 1 %%")
+    parser.add_argument("--no_overlays", action="store_true", help="write the table only")
+    args = parser.parse_args(argv)
+    keep_large_buffers()
+    use_all_cores()
+    try:
+        pipe = AnomalyScoringPipeline.from_pretrained(args.model)
+        if torch.cuda.is_available():
+            pipe.to("cuda")
+        rows = score_folder(
+            pipe,
+            Path(args.input_dir),
+            prepare_output_dir(args.output_dir),
+            args.batch_size,
+            args.false_alarm_rate,
+            overlays=not args.no_overlays,
+        )
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    counts = {verdict: sum(row["verdict"] == verdict for row in rows) for verdict in ("good", "defect", "unreadable")}
+    print(", ".join(f"{count} {verdict}" for verdict, count in counts.items()) + f"; see {args.output_dir}")
+
+
+if __name__ == "__main__":
+    main()
