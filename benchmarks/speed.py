@@ -39,9 +39,8 @@ def median_seconds(call, repeats):
 @torch.inference_mode()
 def measure(pipe, batch_size, repeats):
     """Rows of (what, precision, seconds per picture)."""
-    pictures = list(
-        np.random.default_rng(0).integers(0, 256, (batch_size, pipe.resolution, pipe.resolution, 3), "uint8")
-    )
+    shape = (batch_size, pipe.resolution, pipe.resolution, 3)
+    pictures = list(np.random.default_rng(0).integers(0, 256, shape, "uint8"))
     timesteps = pipe.config.timesteps
     device, grid = pipe.unet.device, pipe.unet.config.sample_size
     model_input = torch.randn(batch_size * len(timesteps), pipe.unet.config.in_channels, grid, grid, device=device)

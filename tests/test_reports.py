@@ -70,7 +70,8 @@ def test_folder_scores_equal_the_pipelines_and_a_broken_file_is_a_row(tiny_check
     output = tmp_path / "scores"
     done = run("score_folder.py", "--model", tiny_checkpoint, "--input_dir", pictures, "--output_dir", output)
     assert done.returncode == 0, done.stderr
-    rows = {row["file"]: row for row in csv.DictReader(open(output / "scores.csv"))}
+    with open(output / "scores.csv", newline="") as stream:
+        rows = {row["file"]: row for row in csv.DictReader(stream)}
     assert len(rows) == 7
     assert rows["broken.png"]["verdict"] == "unreadable"
     assert "not a picture" in rows["broken.png"]["error"]
@@ -79,7 +80,7 @@ def test_folder_scores_equal_the_pipelines_and_a_broken_file_is_a_row(tiny_check
     assert float(row["anomaly_score"]) == pytest.approx(float(expected.anomaly_score[0]), abs=1e-3)
     assert row["verdict"] == ("defect" if expected.is_anomalous[0] else "good")
     with Image.open(output / "overlays" / "good" / f"{good[0].name}.png") as overlay:
-        assert overlay.size == Image.open(good[0]).size
+        assert overlay.size == read_image(good[0]).size
 
 
 def test_folder_without_pictures_gives_one_sentence_and_writes_no_table(tiny_checkpoint, tmp_path):

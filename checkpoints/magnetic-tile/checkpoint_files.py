@@ -1,0 +1,220 @@
+"""A checkpoint on disk: saving it whole, code and all, and reading it without running any of its code."""
+
+import inspect
+import json
+import re
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+from huggingface_hub import snapshot_download
+from safetensors.torch import load_file, save_file
+
+FORMAT_VERSION = 1
+"""Written to `model_index.json`; a checkpoint of a later format is refused by name."""
+
+MODEL_INDEX = "model_index.json"
+CARD = "README.md"
+CARD_MARK = "<!-- Written by save_pretrained. Remove this line to keep the card as you edit it. -->"
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+def save_checkpoint(pipe, save_components, save_directory, half_precision, options):
+    """Write a pipeline folder: components, names that a foreign process can resolve, code files, model card.
+
+    Everything is written to a folder beside its place first and moved when it is whole, `model_index.json` last.
+
+    Args:
+        pipe (`DiffusionPipeline`): the pipeline.
+        save_components: `DiffusionPipeline.save_pretrained` bound to it.
+        save_directory (`str` or `Path`): where to.
+        half_precision (`bool`): whether the weights of UNet and backbone are stored in float16.
+        options (`dict`): further arguments for `save_components`.
+
+    Raises:
+        ValueError: if the folder cannot be written, or an option asks for pickled weights.
+    """
+    if not options.pop("safe_serialization", True):
+        raise ValueError("weights are saved as safetensors only; leave safe_serialization at True.")
+    save_directory = Path(save_directory)
+    try:
+        save_directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=save_directory, prefix=".saving-") as partial:
+            partial = Path(partial)
+            save_components(str(partial), **options)
+            if half_precision:
+                for component in ("unet", "feature_extractor"):
+                    _store_half_precision(partial / component / WEIGHTS)
+            _write_code(pipe, partial)
+            if _owns_card(save_directory / CARD):
+                (partial / CARD).write_text(_model_card(pipe))
+            for entry in sorted(partial.iterdir(), key=lambda path: path.name == MODEL_INDEX):
+                _replace(entry, save_directory / entry.name)
+    except OSError as error:
+        raise ValueError(f"{save_directory} cannot be written: {error.strerror or error}.") from error
+
+
+def load_components(name_or_path, pipeline_class, classes, options):
+    """Read a checkpoint with our own classes, whatever its `model_index.json` says.
+
+    Args:
+        name_or_path (`str` or `Path`): a folder, or a Hub id.
+        pipeline_class: the pipeline; scalars in `model_index.json` that its `__init__` takes are returned as well.
+        classes (`dict[str, type]`): component name to class.
+        options (`dict`): `torch_dtype`, options for the Hub, and components or scalars that replace the checkpoint's.
+
+    Returns:
+        `dict`: arguments for `pipeline_class`.
+
+    Raises:
+        ValueError: if the folder is no checkpoint of this project, or of a later format.
+    """
+    options = dict(options)
+    hub = {k: options.pop(k) for k in ("revision", "token", "cache_dir", "local_files_only") if k in options}
+    loading = {k: options.pop(k) for k in ("torch_dtype", "variant") if options.get(k) is not None}
+    options.pop("trust_remote_code", None)
+    folder = _locate(name_or_path, hub)
+    index = _read_index(folder)
+    accepted = inspect.signature(pipeline_class.__init__).parameters
+    unknown = [name for name in options if name not in accepted]
+    if unknown:
+        raise ValueError(f"{pipeline_class.__name__} has no argument {unknown[0]!r}.")
+    arguments = {k: v for k, v in index.items() if k in accepted and k not in classes}
+    for name, component_class in classes.items():
+        if name in options:
+            continue
+        if not (folder / name).is_dir():
+            if name in pipeline_class._optional_components:
+                continue
+            raise ValueError(f"{name_or_path} lacks its folder {name}; it is no complete checkpoint.")
+        extra = loading if issubclass(component_class, torch.nn.Module) else {}
+        if extra is loading:
+            extra = {"use_safetensors": True, **loading}
+        arguments[name] = component_class.from_pretrained(str(folder / name), **extra)
+    return arguments | options
+
+
+def _locate(name_or_path, hub_options):
+    folder = Path(name_or_path)
+    if folder.is_dir():
+        return folder
+    if str(name_or_path).count("/") != 1 or str(name_or_path).startswith((".", "/")):
+        raise ValueError(f"{name_or_path} is neither a folder nor a Hub id (organisation/name).")
+    return Path(snapshot_download(str(name_or_path), allow_patterns=["*.json", "*.safetensors"], **hub_options))
+
+
+def _read_index(folder):
+    path = folder / MODEL_INDEX
+    if not path.is_file():
+        raise ValueError(f"{folder} holds no {MODEL_INDEX}; it is no checkpoint of this project.")
+    try:
+        index = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is damaged: {error}.") from error
+    if not isinstance(index, dict):
+        raise ValueError(f"{path} is damaged: it holds no JSON object.")
+    version = index.get("_format_version", FORMAT_VERSION)
+    if version > FORMAT_VERSION:
+        raise ValueError(
+            f"{folder} has checkpoint format {version}; this version reads up to {FORMAT_VERSION}: update the project."
+        )
+    return index
+
+
+def _write_code(pipe, folder):
+    """Copy the code of the pipeline and its components, and name them in `model_index.json` as the loader expects.
+
+    The pipeline's file and its siblings go to the root, each component's own file into the component's folder too.
+    """
+    entry = Path(inspect.getfile(type(pipe)))
+    for name in _sibling_modules(entry):
+        shutil.copyfile(entry.parent / f"{name}.py", folder / f"{name}.py")
+    index_path = folder / MODEL_INDEX
+    index = json.loads(index_path.read_text())
+    index["_class_name"] = [entry.stem, type(pipe).__name__]
+    index["_format_version"] = FORMAT_VERSION
+    for name, component in pipe.components.items():
+        if component is None or type(component).__module__.split(".")[0] == "diffusers":
+            continue
+        source = Path(inspect.getfile(type(component)))
+        shutil.copyfile(source, folder / name / source.name)
+        index[name] = [source.stem, type(component).__name__]
+    index_path.write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _sibling_modules(entry):
+    """Names of a module file and of every sibling it imports, directly or through others."""
+    found, queue = [], [entry.stem]
+    while queue:
+        name = queue.pop()
+        if name in found:
+            continue
+        found.append(name)
+        source = (entry.parent / f"{name}.py").read_text()
+        queue += re.findall(r"^from \.(\w+) import", source, flags=re.MULTILINE)
+    return found
+
+
+def _store_half_precision(path):
+    """Rewrite a safetensors file with its convolution, linear and normalisation weights in float16."""
+    tensors = {
+        name: tensor.half() if tensor.dtype == torch.float32 and not name.startswith("feature_") else tensor
+        for name, tensor in load_file(path).items()
+    }
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def _replace(source, target):
+    if target.is_dir():
+        shutil.rmtree(target)
+    source.replace(target)
+
+
+def _owns_card(path):
+    """Whether the card may be replaced: there is none yet, or it is still the one that was written here."""
+    return not path.exists() or CARD_MARK in path.read_text(errors="replace")
+
+
+def _model_card(pipe):
+    calibration = pipe.calibration
+    if calibration is None:
+        promise = "This checkpoint is not calibrated yet: it measures maps but gives no verdict."
+    else:
+        config = calibration.config
+        promise = (
+            f"Verdicts are calibrated on {config.num_ranked} good pictures that the model was not trained on; the "
+            f"smallest false alarm rate they can promise is {100 / (config.num_ranked + 1):.2g} %."
+        )
+        if config.cross_fitted:
+            promise += " They also fitted the normalisation (cross-fitting), so that the rate is an estimate."
+    return f"""---
+library_name: diffusers
+pipeline_tag: image-segmentation
+tags:
+- anomaly-detection
+- anomaly-localization
+- diffusers
+---
+
+{CARD_MARK}
+
+# Defect detection with a diffusion model of good parts
+
+Trained on pictures of good parts alone, this pipeline says whether a picture shows a defect, and where.
+
+```python
+from diffusers import DiffusionPipeline
+from PIL import Image
+pipe = DiffusionPipeline.from_pretrained("PATH_OR_HUB_ID", trust_remote_code=True)
+result = pipe(Image.open("part.png"))
+```
+
+`result.anomaly_map[0]` is the heat map at the picture's own size, `result.is_anomalous[0]` the verdict,
+`result.p_value[0]` the share of good pictures that score at least as high.
+
+{promise}
+
+Pictures are squashed to {pipe.resolution}×{pipe.resolution} pixels. Settings: timesteps
+{list(pipe.config.timesteps)}, alpha {pipe.config.alpha}.
+"""

@@ -1,0 +1,45 @@
+"""One call of the UNet: a noisy picture in, predicted noise, variance and features out.
+
+The stock `UNet2DModel` works on a pixel-unshuffled picture: with `patch_size` p, its input has 3 p^2 channels on a
+grid p times coarser, and its output 2 * 3 p^2 channels (noise, variance) followed by the features of x_0.
+"""
+
+import torch
+import torch.nn.functional as F
+
+
+def predict(unet, noisy_sample, timesteps, patch_size, feature_grid):
+    """Run the UNet on x_t.
+
+    Args:
+        unet (`UNet2DModel`): 3 p^2 channels in, 6 p^2 + number of features out.
+        noisy_sample (`torch.Tensor`): x_t, float, (batch, 3, height, width), height and width multiples of p.
+        timesteps (`torch.Tensor`): int64, (batch,).
+        patch_size (`int`): p.
+        feature_grid (`int`): height and width of the predicted features.
+
+    Returns:
+        `tuple[torch.Tensor, torch.Tensor, torch.Tensor]`: predicted noise and `learned_range` variance, float32, the
+        shape of `noisy_sample`, and predicted standardised features of x_0, float32,
+        (batch, features, feature_grid, feature_grid).
+    """
+    channels = noisy_sample.shape[1] * patch_size**2
+    model_input = F.pixel_unshuffle(noisy_sample.to(unet.dtype), patch_size)
+    model_output = unet(model_input, timesteps, return_dict=False)[0].float()
+    predicted_noise, predicted_variance, predicted_features = model_output.split(
+        [channels, channels, model_output.shape[1] - 2 * channels], dim=1
+    )
+    if predicted_features.shape[-1] != feature_grid:
+        predicted_features = F.adaptive_avg_pool2d(predicted_features, feature_grid)
+    return (
+        F.pixel_shuffle(predicted_noise, patch_size),
+        F.pixel_shuffle(predicted_variance, patch_size),
+        predicted_features,
+    )
+
+
+def has_bfloat16(device):
+    """Whether `device` (a `torch.device`) has bfloat16 arithmetic in hardware, which about doubles the UNet's speed."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()

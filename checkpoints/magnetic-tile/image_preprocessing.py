@@ -1,0 +1,154 @@
+"""Pictures as they come (PIL, arrays, tensors; grey, 16-bit, alpha, CMYK, rotated by EXIF) to samples in [-1, 1].
+
+Pictures are squashed to the model's square, as the paper does, and maps are brought back to each picture's own size.
+"""
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+MAX_PIXELS = 64_000_000
+"""Largest picture accepted, in pixels: beyond it the maps at the picture's own size would fill a laptop's memory."""
+
+
+def preprocess(images, resolution):
+    """Bring one picture or a list of them to the model's square.
+
+    Args:
+        images: a PIL image, an array, a tensor, or a list of them, each of its own size and mode. Arrays are
+            (height, width) or (height, width, channel), uint8, uint16 or float in [0, 1]; tensors
+            (channel, height, width), uint8 or float in [0, 1]; four axes mean a batch.
+        resolution (`int`): height and width of the model's square, in pixels.
+
+    Returns:
+        `tuple[torch.Tensor, list[tuple[int, int]]]`: samples, float32 in [-1, 1], (batch, 3, resolution, resolution),
+        and each picture's own (height, width).
+
+    Raises:
+        TypeError: for something that is not a picture.
+        ValueError: for a picture that cannot be read as one: no pixels, too many, NaN, values out of range.
+    """
+    pictures = [_to_float_array(image, f"image {index}") for index, image in enumerate(_as_list(images))]
+    sizes = [picture.shape[:2] for picture in pictures]
+    squares = np.stack([_squash(picture, resolution) for picture in pictures])
+    return torch.from_numpy(squares).permute(0, 3, 1, 2).contiguous().mul_(2).sub_(1), sizes
+
+
+def normalize_contrast(sample, data_mean, data_std):
+    """Shift and scale x_0 so that good pictures have mean 0 and deviation 0.5 (the data deviation of Karras et al.).
+
+    Noise of a given timestep is then measured in units of the product's own contrast; `data_mean` 0 and `data_std`
+    0.5 leave the paper's [-1, 1].
+    """
+    return (sample - data_mean) * contrast_scale(data_std)
+
+
+def contrast_scale(data_std):
+    """The factor by which `normalize_contrast` stretches grey levels."""
+    return 0.5 / data_std
+
+
+def to_rgb(image, name="image"):
+    """Read a PIL image as RGB, upright by its EXIF orientation, alpha laid over white.
+
+    Returns:
+        `np.ndarray`: (height, width, 3), uint8, or float32 in [0, 1] for pictures of more than 8 bits.
+    """
+    _check_size(image.height, image.width, name)
+    try:
+        image = ImageOps.exif_transpose(image)
+        if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+            return _deep_grey_to_rgb(image, name)
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        return np.asarray(image.convert("RGB"))
+    except OSError as error:
+        raise ValueError(f"{name} cannot be decoded: {error}.") from error
+
+
+def as_uint8(picture):
+    """A picture of `to_rgb` as uint8: float32 in [0, 1] is rounded to 256 levels."""
+    return picture if picture.dtype == np.uint8 else (picture * 255).round().astype(np.uint8)
+
+
+def _as_list(images):
+    if isinstance(images, (list, tuple)):
+        if not images:
+            raise ValueError("the list of images is empty; pass at least one picture.")
+        return list(images)
+    if isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim == 4:
+        if len(images) == 0:
+            raise ValueError("the batch of images is empty; pass at least one picture.")
+        return list(images)
+    return [images]
+
+
+def _to_float_array(image, name):
+    """(height, width, 3) as uint8, or as float32 in [0, 1] where 8 bits would lose something."""
+    if isinstance(image, Image.Image):
+        return to_rgb(image, name)
+    if isinstance(image, torch.Tensor):
+        if image.ndim not in (2, 3):
+            raise ValueError(f"{name} is a tensor of shape {tuple(image.shape)}; (channel, height, width) is accepted.")
+        image = image.detach().cpu()
+        image = (image.float() if image.dtype in (torch.bfloat16, torch.float16) else image).numpy()
+        image = np.moveaxis(image, 0, -1) if image.ndim == 3 else image
+    if not isinstance(image, np.ndarray):
+        raise TypeError(f"{name} is a {type(image).__name__}; a PIL image, an array or a tensor is accepted.")
+    if image.ndim == 2:
+        image = image[..., None]
+    if image.ndim != 3 or image.shape[-1] not in (1, 3):
+        raise ValueError(f"{name} has shape {image.shape}; one (grey) or three (RGB) channels are accepted.")
+    _check_size(*image.shape[:2], name)
+    return np.broadcast_to(_scale_values(image, name), (*image.shape[:2], 3))
+
+
+def _scale_values(values, name):
+    """uint8 as it is, everything else as float32 in [0, 1]."""
+    if values.dtype == np.uint8:
+        return values
+    if values.dtype == np.bool_:
+        return values.astype(np.float32)
+    if values.dtype == np.uint16:
+        return values.astype(np.float32) / 65535
+    if not np.issubdtype(values.dtype, np.floating):
+        raise ValueError(f"{name} holds {values.dtype} values; uint8, uint16 or float in [0, 1] are accepted.")
+    if not np.isfinite(values).all():
+        raise ValueError(f"{name} holds NaN or infinite values; every value must lie in [0, 1].")
+    if values.min() < 0 or values.max() > 1:
+        low, high = float(values.min()), float(values.max())
+        raise ValueError(f"{name} has values from {low:.3g} to {high:.3g}; floats must lie in [0, 1].")
+    return values.astype(np.float32)
+
+
+def _deep_grey_to_rgb(image, name):
+    """16-bit and 32-bit grey and float pictures to (height, width, 3) float32 in [0, 1]."""
+    values = np.asarray(image)
+    if image.mode == "I":
+        if values.min() < 0 or values.max() > 65535:
+            raise ValueError(f"{name} has 32-bit values beyond 16 bits; convert it to 16-bit grey first.")
+        values = values.astype(np.uint16)
+    if values.dtype.byteorder not in ("=", "|"):
+        values = values.astype(values.dtype.newbyteorder("="))
+    return np.repeat(_scale_values(values[..., None], name), 3, axis=-1)
+
+
+def _check_size(height, width, name):
+    if height < 1 or width < 1:
+        raise ValueError(f"{name} has no pixels ({width}×{height}).")
+    if height * width > MAX_PIXELS:
+        raise ValueError(
+            f"{name} has {width}×{height} pixels; at most {MAX_PIXELS // 1_000_000} million are accepted: "
+            "crop it or scale it down first."
+        )
+
+
+def _squash(picture, resolution):
+    """Resize to (resolution, resolution, 3), float32 in [0, 1], with an antialiasing bilinear filter."""
+    size = (resolution, resolution)
+    if picture.dtype == np.uint8:
+        resized = Image.fromarray(np.ascontiguousarray(picture)).resize(size, Image.Resampling.BILINEAR)
+        return np.asarray(resized, dtype=np.float32) / 255
+    channels = [Image.fromarray(np.ascontiguousarray(channel)) for channel in np.moveaxis(picture, -1, 0)]
+    return np.stack([np.asarray(c.resize(size, Image.Resampling.BILINEAR)) for c in channels], axis=-1)

@@ -1,0 +1,335 @@
+"""AnomalyScoringPipeline: is there a defect, and where? (paper, section 3.2, Eq. 9 to 11).
+
+Noise of several scales is added to a picture; where the diffusion model, trained on good parts alone, is wrong about
+the picture (Eq. 9) and about its features (Eq. 10), there is a defect.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import DDPMScheduler, DiffusionPipeline, ModelMixin, UNet2DModel
+from diffusers.utils import BaseOutput
+from PIL import Image
+
+from .anomaly_maps import blend, image_score, resize_map, smooth
+from .checkpoint_files import load_components, save_checkpoint
+from .denoising_network import has_bfloat16, predict
+from .feature_extraction import TimmFeatureExtractor
+from .gaussian_diffusion import add_noise, variational_bound
+from .image_preprocessing import contrast_scale, normalize_contrast, preprocess
+from .score_calibration import ScoreCalibration
+
+BFLOAT16_TOLERANCE = 0.05
+"""bfloat16 is used by itself if no calibration picture's score moved by more than this many deviations."""
+
+
+@dataclass
+class AnomalyScoringOutput(BaseOutput):
+    """Answer of `AnomalyScoringPipeline`: lists and arrays with one entry for each picture.
+
+    Args:
+        anomaly_map (`list`): Eq. 11 at the picture's own size, (height, width) float32, in deviations of good
+            pictures: 0 is an average good one. An array or a tensor; with `output_type="pil"` a float picture.
+        anomaly_score (`np.ndarray`): float32, (n,): mean of the largest 1 % of the map on the model's square.
+        p_value (`np.ndarray`): float64, (n,): share of good pictures that score at least as high.
+        is_anomalous (`np.ndarray`): bool, (n,): whether `p_value` is at most `false_alarm_rate`.
+        pred_mask (`list`): the defect's pixels at the picture's own size, (height, width) bool; with
+            `output_type="pil"` a picture of 0 and 255. Empty for a picture accepted as good.
+        kl_map, feature_map (`list`): the two parts, like `anomaly_map`, which is
+            alpha * kl_map + (1 - alpha) * feature_map.
+        false_alarm_rate (`float`): the rate that is promised: of good parts, at most this share is rejected.
+        image_threshold, pixel_threshold (`float`): the thresholds that this rate implies.
+    """
+
+    anomaly_map: list
+    anomaly_score: np.ndarray
+    p_value: np.ndarray
+    is_anomalous: np.ndarray
+    pred_mask: list
+    kl_map: list
+    feature_map: list
+    false_alarm_rate: float
+    image_threshold: float
+    pixel_threshold: float
+
+
+class AnomalyScoringPipeline(DiffusionPipeline):
+    """Score pictures of parts with a diffusion model of good parts.
+
+    Args:
+        unet (`UNet2DModel`): predicts noise, variance and features of x_0 from the pixel-unshuffled x_t.
+        scheduler (`DDPMScheduler`): noise schedule with `variance_type="learned_range"`.
+        feature_extractor (`TimmFeatureExtractor`): the frozen backbone of Eq. 10.
+        calibration (`ScoreCalibration`, *optional*): what good pictures score; without it only `measure` works.
+        patch_size (`int`): pixel-unshuffle factor of the UNet.
+        data_mean, data_std (`float`): brightness and contrast of good pictures in [-1, 1]; see `normalize_contrast`.
+        timesteps (`list[int]`): default T of Eq. 11.
+        alpha (`float`): default weight of the pixel part in Eq. 11.
+        smoothing_sigma (`float`): Gaussian smoothing of the maps, in pixels of the model's square.
+        mixed_precision (`str`): "auto" runs the UNet in bfloat16 where the hardware has it and calibration found the
+            scores to agree, "no" never does, "bf16" always.
+    """
+
+    model_cpu_offload_seq = "feature_extractor->unet"
+    _optional_components: ClassVar = ["calibration"]
+
+    def __init__(
+        self,
+        unet: UNet2DModel,
+        scheduler: DDPMScheduler,
+        feature_extractor: ModelMixin,
+        calibration: ModelMixin | None = None,
+        patch_size: int = 4,
+        data_mean: float = 0.0,
+        data_std: float = 0.5,
+        timesteps: list[int] = (5, 50, 100),
+        alpha: float = 0.5,
+        smoothing_sigma: float = 4.0,
+        mixed_precision: str = "auto",
+    ):
+        super().__init__()
+        if scheduler.config.variance_type != "learned_range":
+            raise ValueError(f"the scheduler predicts {scheduler.config.variance_type} variance, not learned_range.")
+        if mixed_precision not in ("auto", "no", "bf16"):
+            raise ValueError(f"mixed_precision is {mixed_precision!r}; auto, no and bf16 are accepted.")
+        self.register_modules(
+            unet=unet, scheduler=scheduler, feature_extractor=feature_extractor, calibration=calibration
+        )
+        self.register_to_config(
+            patch_size=patch_size,
+            data_mean=data_mean,
+            data_std=data_std,
+            timesteps=list(timesteps),
+            alpha=alpha,
+            smoothing_sigma=smoothing_sigma,
+            mixed_precision=mixed_precision,
+        )
+
+    @property
+    def resolution(self):
+        """Height and width of the model's square, in pixels."""
+        return self.unet.config.sample_size * self.config.patch_size
+
+    @torch.inference_mode()
+    def __call__(
+        self,
+        image,
+        timesteps=None,
+        alpha=None,
+        false_alarm_rate=None,
+        batch_size=8,
+        generator=None,
+        output_type="np",
+        return_dict=True,
+    ):
+        """Score one picture or a list of them.
+
+        Args:
+            image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of them): each at its own size and mode.
+                Arrays are (height, width[, channel]), tensors (channel, height, width); uint8, uint16 or float in
+                [0, 1]. Pictures are squashed to the model's square; maps come back at the picture's own size.
+            timesteps (`list[int]`, *optional*): T of Eq. 11, a subset of the calibrated ones.
+            alpha (`float`, *optional*): weight of the pixel part, in [0, 1].
+            false_alarm_rate (`float`, *optional*): share of good parts that may be rejected, in (0, 1]. The default
+                is 1 %; a rate that the number of calibration pictures cannot promise becomes the smallest they can.
+            batch_size (`int`): pictures per UNet call, each at all timesteps.
+            generator (`torch.Generator`, *optional*): draws other noise than the checkpoint's own. Scores then move a
+                little away from those that were calibrated.
+            output_type (`str`): "np", "pt" or "pil".
+            return_dict (`bool`): whether to return an `AnomalyScoringOutput` or a plain tuple of its fields.
+
+        Returns:
+            `AnomalyScoringOutput` or `tuple`.
+
+        Raises:
+            TypeError: for something that is not a picture.
+            ValueError: for a picture that cannot be read as one, or an argument out of range.
+
+        Example:
+            ```py
+            >>> from diffusers import DiffusionPipeline
+            >>> from PIL import Image
+
+            >>> pipe = DiffusionPipeline.from_pretrained("checkpoints/magnetic-tile", trust_remote_code=True)
+            >>> result = pipe(Image.open("part.jpg"))
+            >>> print(result.is_anomalous[0], result.p_value[0])
+            ```
+        """
+        # 1. Check inputs
+        timesteps = list(self.config.timesteps if timesteps is None else timesteps)
+        alpha = self.config.alpha if alpha is None else float(alpha)
+        self._check_inputs(timesteps, alpha, false_alarm_rate, batch_size, output_type)
+        samples, sizes = preprocess(image, self.resolution)
+        noise = self._noise_fields(timesteps, generator)
+
+        # 2. Maps on the model's square, in batches
+        parts = []
+        batches = samples.split(batch_size)
+        for batch in self.progress_bar(batches) if len(batches) > 1 else batches:
+            kl, feature_error = self.measure(batch, timesteps, noise)
+            kl, feature_error = self.calibration.standardize(kl, feature_error, timesteps)
+            parts.append(torch.stack([kl.mean(dim=1), feature_error.mean(dim=1)], dim=1).cpu())
+        parts = torch.cat(parts)
+        scores = image_score(blend(parts[:, 0], parts[:, 1], alpha))
+
+        # 3. Maps at each picture's own size
+        kl_maps, feature_maps, anomaly_maps = [], [], []
+        for part, size in zip(parts, sizes, strict=True):
+            kl_map, feature_map = resize_map(part, size)
+            kl_maps.append(kl_map)
+            feature_maps.append(feature_map)
+            anomaly_maps.append(blend(kl_map, feature_map, alpha))
+
+        # 4. Verdicts
+        verdicts = self.decide(anomaly_maps, scores, alpha, timesteps, false_alarm_rate)
+
+        # 5. Postprocess
+        output = AnomalyScoringOutput(
+            anomaly_map=[_postprocess(m, output_type) for m in anomaly_maps],
+            anomaly_score=scores.numpy(),
+            pred_mask=[_postprocess(m, output_type) for m in verdicts.pop("pred_mask")],
+            kl_map=[_postprocess(m, output_type) for m in kl_maps],
+            feature_map=[_postprocess(m, output_type) for m in feature_maps],
+            **verdicts,
+        )
+        return output if return_dict else output.to_tuple()
+
+    def decide(self, anomaly_maps, scores, alpha=None, timesteps=None, false_alarm_rate=None):
+        """Turn maps and scores into verdicts; no network runs, so that a rate can be changed at once.
+
+        Args:
+            anomaly_maps (`list[torch.Tensor]`): (height, width) each.
+            scores (`torch.Tensor`): (n,).
+            alpha, timesteps: what maps and scores were computed with.
+            false_alarm_rate (`float`, *optional*): as in `__call__`.
+
+        Returns:
+            `dict`: p_value, is_anomalous, pred_mask (tensors), false_alarm_rate, image_threshold and pixel_threshold
+            as in `AnomalyScoringOutput`.
+        """
+        alpha = self.config.alpha if alpha is None else alpha
+        timesteps = self.config.timesteps if timesteps is None else timesteps
+        rate = self.calibration.effective_rate(false_alarm_rate)
+        pixel_threshold = self.calibration.pixel_threshold(rate, alpha, timesteps)
+        p_value = self.calibration.p_value(scores, alpha, timesteps).cpu().numpy()
+        is_anomalous = p_value <= rate + 1e-12
+        masks = [
+            (anomaly_map > pixel_threshold) & bool(anomalous)
+            for anomaly_map, anomalous in zip(anomaly_maps, is_anomalous, strict=True)
+        ]
+        return {
+            "p_value": p_value,
+            "is_anomalous": is_anomalous,
+            "pred_mask": masks,
+            "false_alarm_rate": rate,
+            "image_threshold": self.calibration.image_threshold(rate, alpha, timesteps),
+            "pixel_threshold": pixel_threshold,
+        }
+
+    @torch.inference_mode()
+    def measure(self, samples, timesteps, noise, mixed_precision=None):
+        """Smoothed KL (Eq. 9) and feature error (Eq. 10) maps, before any normalisation.
+
+        Args:
+            samples (`torch.Tensor`): float in [-1, 1], (batch, 3, resolution, resolution).
+            timesteps (`list[int]`): T.
+            noise (`torch.Tensor`): one field per timestep, (len(timesteps), 3, resolution, resolution).
+            mixed_precision (`str`, *optional*): overrides the pipeline's own setting.
+
+        Returns:
+            `tuple[torch.Tensor, torch.Tensor]`: KL in nats per channel and mean squared error of the standardised
+            features, float32, (batch, len(timesteps), resolution, resolution) each.
+        """
+        device, count = self.unet.device, len(timesteps)
+        sample = samples.to(device)
+        features = self.feature_extractor(sample)
+        sample = normalize_contrast(sample, self.config.data_mean, self.config.data_std)
+        sample = sample.repeat_interleave(count, dim=0)
+        t = torch.tensor(timesteps, device=device).repeat(len(samples))
+        alphas_cumprod = self.scheduler.alphas_cumprod.to(device)
+        noisy_sample = add_noise(sample, noise.to(device).repeat(len(samples), 1, 1, 1), alphas_cumprod, t)
+        with torch.autocast(device.type, torch.bfloat16, enabled=self._uses_bfloat16(mixed_precision)):
+            predicted_noise, predicted_variance, predicted_features = predict(
+                self.unet, noisy_sample, t, self.config.patch_size, features.shape[-1]
+            )
+        bin_width = 2 / 255 * contrast_scale(self.config.data_std)
+        kl = variational_bound(
+            sample, noisy_sample, predicted_noise, predicted_variance, alphas_cumprod, t, bin_width
+        ).mean(dim=1)
+        predicted_features = predicted_features.unflatten(0, (len(samples), count))
+        feature_error = (features[:, None] - predicted_features).square().mean(dim=2)
+        feature_error = F.interpolate(feature_error, size=kl.shape[-2:], mode="bilinear", align_corners=False)
+        sigma = self.config.smoothing_sigma
+        return smooth(kl.unflatten(0, (len(samples), count)), sigma), smooth(feature_error, sigma)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+        """Load a checkpoint, a folder or a Hub id, with this project's own classes: no code from it is run.
+
+        Args:
+            pretrained_model_name_or_path (`str` or `Path`): a folder that `save_pretrained` wrote, or a Hub id.
+            **kwargs: `torch_dtype`; components or scalars to use instead of the checkpoint's; `revision`, `token`,
+                `cache_dir` and `local_files_only` for the Hub.
+        """
+        classes = {
+            "unet": UNet2DModel,
+            "scheduler": DDPMScheduler,
+            "feature_extractor": TimmFeatureExtractor,
+            "calibration": ScoreCalibration,
+        }
+        return cls(**load_components(pretrained_model_name_or_path, cls, classes, kwargs))
+
+    def save_pretrained(self, save_directory, half_precision=False, **kwargs):
+        """Save weights (safetensors), configs, calibration, a short model card and the code that runs them.
+
+        The folder loads in this project and, through `DiffusionPipeline.from_pretrained(folder,
+        trust_remote_code=True)`, anywhere else. Nothing half-written is left if saving fails.
+
+        Args:
+            save_directory (`str` or `Path`): created if it does not exist.
+            half_precision (`bool`): whether UNet and backbone take half the space; they are read back as float32.
+        """
+        save_checkpoint(self, super().save_pretrained, save_directory, half_precision, kwargs)
+
+    def _uses_bfloat16(self, mixed_precision=None):
+        mixed_precision = mixed_precision or self.config.mixed_precision
+        if mixed_precision != "auto":
+            return mixed_precision == "bf16"
+        deviation = None if self.calibration is None else self.calibration.config.bfloat16_deviation
+        return deviation is not None and deviation <= BFLOAT16_TOLERANCE and has_bfloat16(self.unet.device)
+
+    def _noise_fields(self, timesteps, generator):
+        if generator is None:
+            return self.calibration.noise_fields(timesteps)
+        shape = (len(timesteps), 3, self.resolution, self.resolution)
+        return torch.randn(shape, generator=generator, device=generator.device)
+
+    def _check_inputs(self, timesteps, alpha, false_alarm_rate, batch_size, output_type):
+        if self.calibration is None:
+            raise ValueError("this checkpoint has no calibration; run training/calibration.py on good pictures first.")
+        calibrated = list(self.calibration.config.timesteps)
+        if not timesteps or len(set(timesteps)) < len(timesteps) or not set(timesteps) <= set(calibrated):
+            raise ValueError(
+                f"timesteps are {timesteps}; choose among the calibrated ones, {calibrated}, each once "
+                "(training/calibration.py --timesteps calibrates others)."
+            )
+        if not 0 <= alpha <= 1:
+            raise ValueError(f"alpha is {alpha}; it must lie in [0, 1].")
+        if false_alarm_rate is not None and not 0 < false_alarm_rate <= 1:
+            raise ValueError(f"false_alarm_rate is {false_alarm_rate}; it must lie above 0 and at most at 1.")
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}; it must be at least 1.")
+        if output_type not in ("np", "pt", "pil"):
+            raise ValueError(f"output_type is {output_type!r}; np, pt and pil are accepted.")
+
+
+def _postprocess(values, output_type):
+    if output_type == "pt":
+        return values
+    array = values.numpy()
+    if output_type == "np":
+        return array
+    return Image.fromarray(array.astype(np.uint8) * 255 if array.dtype == bool else array)

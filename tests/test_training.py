@@ -1,0 +1,461 @@
+"""Training: the loss against its equations, and real `accelerate launch` runs that finish, resume, refuse and learn."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import UNet2DModel
+from PIL import Image
+from safetensors.torch import load_file
+from sentences import assert_sentence
+from sklearn.metrics import roc_auc_score
+from torch.distributions import Normal, kl_divergence
+
+from pipelines.denoising_network import predict
+from pipelines.gaussian_diffusion import add_noise, model_gaussian, true_posterior
+from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
+from training.calibration import fit_calibration
+from training.data import GoodImages, find_good_images, hold_out
+from training.losses import DenoisingLoss
+from training.model import build_scheduler, build_unet
+from training.train import main
+
+ROOT = Path(__file__).resolve().parents[1]
+TILES = ROOT / "tests" / "fixtures" / "magnetic_tile"
+TIMESTEPS = [5, 50, 100]
+NETWORK = ["--resolution", "64", "--feature_grid", "16", "--dataloader_num_workers", "0", "--mixed_precision", "no"]
+TINY = [*NETWORK, "--block_out_channels", "32", "32", "--train_batch_size", "4", "--lr_warmup_steps", "2"]
+TWELVE_STEPS = [*TINY, "--max_train_steps", "12", "--checkpointing_steps", "2"]
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+# the loss
+
+
+NUM_FEATURES = 8
+BIN_WIDTH = 0.01
+
+
+@pytest.fixture(scope="module")
+def unet():
+    torch.manual_seed(0)
+    return build_unet(32, 4, NUM_FEATURES, [32, 32], 1)
+
+
+@pytest.fixture(scope="module")
+def batch():
+    """x_0, features, noise and timesteps of four pictures, the first of them at t = 0."""
+    generator = torch.Generator().manual_seed(0)
+    sample = 0.5 * torch.randn(4, 3, 32, 32, generator=generator)
+    features = torch.randn(4, NUM_FEATURES, 8, 8, generator=generator)
+    noise = torch.randn(4, 3, 32, 32, generator=generator)
+    return sample, features, noise, torch.tensor([0, 5, 100, 900])
+
+
+def loss_with(**options):
+    return DenoisingLoss(build_scheduler().alphas_cumprod, 4, BIN_WIDTH, 8, **options)
+
+
+def output_gradients(loss, unet, batch):
+    """Gradient of the total loss at the last layer's bias, split into channels of noise, variance and features."""
+    unet.zero_grad()
+    loss(unet, *batch).total.backward()
+    return unet.conv_out.bias.grad.clone().split([48, 48, NUM_FEATURES])
+
+
+def test_loss_terms_are_those_of_equations_4_7_and_10(unet, batch):
+    sample, features, noise, timesteps = batch
+    terms = loss_with(vlb_weight=0.002, feature_weight=0.7)(unet, *batch)
+    alphas_cumprod = build_scheduler().alphas_cumprod
+    noisy_sample = add_noise(sample, noise, alphas_cumprod, timesteps)
+    with torch.no_grad():
+        predicted_noise, predicted_variance, predicted_features = predict(unet, noisy_sample, timesteps, 4, 8)
+    true_mean, true_log_variance = true_posterior(sample, noisy_sample, alphas_cumprod, timesteps)
+    mean, log_variance = model_gaussian(noisy_sample, predicted_noise, predicted_variance, alphas_cumprod, timesteps)
+    model = Normal(mean.double(), (0.5 * log_variance).exp().double())
+    bound = kl_divergence(Normal(true_mean.double(), (0.5 * true_log_variance).exp().double()), model)
+    first = -(model.cdf(sample + BIN_WIDTH / 2) - model.cdf(sample - BIN_WIDTH / 2))[0].log()
+    finite = torch.isfinite(first)  # further out float64 differences of the distribution function vanish
+    assert finite.float().mean() > 0.5
+
+    assert terms.noise.item() == pytest.approx(((noise - predicted_noise) ** 2).mean().item(), rel=1e-4)
+    assert terms.features.item() == pytest.approx(((features - predicted_features) ** 2).mean().item(), rel=1e-4)
+    without_first = [part[1:] for part in batch]
+    assert loss_with()(unet, *without_first).bound.item() == pytest.approx(bound[1:].mean().item(), rel=1e-3)
+    assert terms.bound.item() > 0.25 * first[finite].mean().item() * finite.float().mean().item()
+    expected = terms.noise + 0.002 * 1000 * terms.bound + 0.7 * terms.features
+    assert terms.total.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_the_variance_learns_from_the_bound_alone_and_the_mean_not_from_it_at_all(unet, batch):
+    noise_without, variance_without, _ = output_gradients(loss_with(vlb_weight=0.0), unet, batch)
+    noise_with, variance_with, features = output_gradients(loss_with(vlb_weight=0.5, feature_weight=0.0), unet, batch)
+    torch.testing.assert_close(noise_with, noise_without, atol=1e-7, rtol=1e-5)
+    assert noise_with.abs().max() > 1e-3
+    assert variance_without.abs().max() == 0
+    assert variance_with.abs().min() > 0
+    assert features.abs().max() == 0
+    assert output_gradients(loss_with(), unet, batch)[2].abs().min() > 0
+
+
+def test_every_gradient_is_finite_even_where_the_network_is_far_off(unet, batch):
+    sample, features, noise, timesteps = batch
+    loss = loss_with(vlb_weight=1.0)
+    unet.zero_grad()
+    terms = loss(unet, 50 * sample, features, noise, timesteps)
+    terms.total.backward()
+    assert torch.isfinite(terms.total)
+    assert all(torch.isfinite(parameter.grad).all() for parameter in unet.parameters() if parameter.grad is not None)
+
+
+def test_the_asked_for_share_of_timesteps_is_drawn_below_the_limit():
+    def drawn(share):
+        loss = loss_with(low_noise_share=share, low_noise_limit=200)
+        return loss.draw_timesteps(20000, torch.Generator().manual_seed(0))
+
+    for share, expected in ((0.0, 0.2), (0.5, 0.6), (1.0, 1.0)):
+        timesteps = drawn(share)
+        assert timesteps.dtype == torch.int64
+        assert timesteps.min() == 0
+        assert (timesteps < 200).float().mean().item() == pytest.approx(expected, abs=0.02)
+    assert drawn(0.0).max() == 999
+    assert drawn(0.0).float().mean().item() == pytest.approx(499.5, abs=10)
+    assert torch.equal(drawn(0.5), drawn(0.5))
+
+
+# runs
+
+
+def launch_command(*arguments, quiet=False):
+    quiet = ["--quiet"] if quiet else []
+    return [sys.executable, "-m", "accelerate.commands.launch", *quiet, "training/train.py", *map(str, arguments)]
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    """No network, no GPU, no configuration of the user's own."""
+    return os.environ | {
+        "HF_HUB_OFFLINE": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "HF_HOME": str(tmp_path_factory.mktemp("hf_home")),
+    }
+
+
+def launch(environment, *arguments, quiet=False):
+    return subprocess.run(
+        launch_command(*arguments, quiet=quiet),
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(environment, tmp_path_factory):
+    """The output folder of a run of twelve steps that nothing interrupted."""
+    output_dir = tmp_path_factory.mktemp("finished") / "out"
+    done = launch(environment, "--train_data_dir", TILES, "--output_dir", output_dir, *TWELVE_STEPS)
+    assert done.returncode == 0, done.stderr
+    return output_dir
+
+
+@pytest.fixture(scope="module")
+def resumed(environment, tmp_path_factory):
+    """The output folder of a run that was killed at its first checkpoint and taken up again, and what it said."""
+    output_dir = tmp_path_factory.mktemp("resumed") / "out"
+    arguments = ["--train_data_dir", TILES, "--output_dir", output_dir, *TWELVE_STEPS]
+    process = subprocess.Popen(
+        launch_command(*arguments),
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        deadline = time.monotonic() + 300
+        while not (output_dir / "checkpoint-2").exists():
+            assert process.poll() is None, "the run ended before its first checkpoint"
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert not (output_dir / "model_index.json").exists(), "the run was finished before it could be killed"
+    last = max(int(path.name.split("-")[1]) for path in output_dir.glob("checkpoint-*"))
+    # what a save that was cut off leaves, and folders that only look like checkpoints
+    torn = output_dir / f".checkpoint-{last + 2}.partial"
+    shutil.rmtree(torn, ignore_errors=True)
+    torn.mkdir()
+    (torn / "model.safetensors").write_bytes(b"torn")
+    (output_dir / "checkpoint-best").mkdir()
+    done = launch(environment, *arguments, "--resume_from_checkpoint", "latest")
+    assert done.returncode == 0, done.stderr
+    assert f"resumed from {output_dir / f'checkpoint-{last}'}" in done.stderr
+    return output_dir
+
+
+def test_a_run_ends_as_a_complete_pipeline_that_loads_and_scores(finished):
+    pipe = AnomalyScoringPipeline.from_pretrained(finished)
+    assert pipe.resolution == 64
+    assert pipe.unet.config.out_channels == 2 * 48 + 192
+    assert not pipe.unet.training
+    tiles = [Image.open(path) for path in find_good_images(TILES)[:3]]
+    output = pipe(tiles)
+    assert [anomaly_map.shape for anomaly_map in output.anomaly_map] == [(tile.height, tile.width) for tile in tiles]
+    assert np.isfinite(output.anomaly_score).all()
+    names = {path.name for path in finished.iterdir()}
+    assert {"README.md", "model_index.json", "pipeline_anomaly_scoring.py", "unet", "calibration"} <= names
+    assert not [name for name in names if name.startswith(".")]
+
+
+def test_a_run_keeps_the_checkpoints_it_was_told_to_keep(finished):
+    assert sorted(path.name for path in finished.glob("checkpoint-*")) == ["checkpoint-10", "checkpoint-12"]
+
+
+def test_held_out_pictures_calibrate_and_are_named_in_the_record(finished):
+    files = find_good_images(TILES)
+    held_out = hold_out(files, 0.25, 0)[1]
+    record = json.loads((finished / "training.json").read_text())
+    assert record["held_out"] == [path.name for path in held_out]
+    assert record["settings"]["max_train_steps"] == 12
+    pipe = AnomalyScoringPipeline.from_pretrained(finished)
+    assert pipe.calibration.config.num_ranked == len(held_out) == 6
+    expected = fit_calibration(pipe, held_out, TIMESTEPS)
+    torch.testing.assert_close(pipe.calibration.image_scores, expected.image_scores, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(pipe.calibration.kl_mean, expected.kl_mean, atol=1e-5, rtol=1e-3)
+
+
+def test_contrast_and_feature_statistics_are_those_of_the_training_pictures(finished):
+    images = GoodImages(hold_out(find_good_images(TILES), 0.25, 0)[0], 64)
+    samples = torch.stack([images[index] for index in range(len(images))])
+    pipe = AnomalyScoringPipeline.from_pretrained(finished)
+    assert pipe.config.data_mean == pytest.approx(samples.mean().item(), abs=1e-5)
+    within_pictures = (samples - samples.mean(dim=(2, 3), keepdim=True)).square().mean().sqrt().item()
+    assert pipe.config.data_std == pytest.approx(within_pictures, rel=1e-3)
+    features = pipe.feature_extractor(samples)
+    torch.testing.assert_close(features.mean(dim=(0, 2, 3)), torch.zeros(192), atol=0.02, rtol=0)
+    torch.testing.assert_close(features.std(dim=(0, 2, 3)), torch.ones(192), atol=0.02, rtol=0)
+
+
+def test_a_killed_run_that_is_resumed_ends_with_the_very_weights_of_an_uninterrupted_one(finished, resumed):
+    for component in ("unet", "feature_extractor", "calibration"):
+        expected, weights = (load_file(folder / component / WEIGHTS) for folder in (finished, resumed))
+        assert expected.keys() == weights.keys()
+        for name, tensor in expected.items():
+            assert torch.equal(weights[name], tensor), f"{component} {name}"
+
+
+def test_nothing_half_saved_is_left_by_a_run_that_was_killed_and_resumed(resumed):
+    assert not list(resumed.glob(".*"))
+    whole = [path.name for path in resumed.glob("checkpoint-*") if path.name != "checkpoint-best"]
+    assert sorted(whole) == ["checkpoint-10", "checkpoint-12"]
+
+
+# refusals
+
+
+@pytest.fixture
+def same_threads():
+    """The command uses all cores; give the other tests their setting back."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def bad_input(name, tmp_path):
+    """Arguments of a run that cannot start, and words that its refusal has to hold."""
+    folder, output_dir = tmp_path / "pictures", tmp_path / "out"
+    folder.mkdir()
+    if name == "no folder":
+        folder.rmdir()
+    elif name == "text files":
+        for index in range(20):
+            (folder / f"{index}.txt").write_text("text")
+    elif name == "three pictures":
+        for path in find_good_images(TILES)[:3]:
+            shutil.copy(path, folder)
+    elif name != "empty folder":
+        folder = TILES
+    if name == "output below a file":
+        (tmp_path / "regular").write_text("file")
+        output_dir = tmp_path / "regular" / "out"
+    options, words = {
+        "three pictures": ([], [" 3 ", "8"]),
+        "output below a file": ([], [str(output_dir)]),
+        "alpha 2": (["--alpha", "2"], ["alpha", "2"]),
+        "timestep twice": (["--timesteps", "5", "5"], ["timesteps", "5"]),
+        "timestep 1000": (["--timesteps", "1000"], ["timesteps", "1000"]),
+        "no steps": (["--max_train_steps", "0"], ["max_train_steps", "0"]),
+        "odd resolution": (["--resolution", "100"], ["resolution", "100"]),
+        "unknown backbone": (["--feature_extractor", "efficientnet_lite99"], ["efficientnet_lite99"]),
+        "unknown checkpoint": (["--resume_from_checkpoint", "checkpoint-7"], ["checkpoint-7"]),
+    }.get(name, ([], [str(folder)]))
+    return ["--train_data_dir", str(folder), "--output_dir", str(output_dir), *TINY, *options], words
+
+
+@pytest.mark.usefixtures("same_threads")
+@pytest.mark.parametrize(
+    "name",
+    [
+        "no folder",
+        "empty folder",
+        "text files",
+        "three pictures",
+        "output below a file",
+        "alpha 2",
+        "timestep twice",
+        "timestep 1000",
+        "no steps",
+        "odd resolution",
+        "unknown backbone",
+        "unknown checkpoint",
+    ],
+)
+def test_a_run_that_cannot_start_ends_with_a_sentence_and_has_written_nothing(name, tmp_path, capsys):
+    arguments, words = bad_input(name, tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code not in (None, 0)
+    if isinstance(ended.value.code, str):  # Python prints it and exits with status 1
+        assert_sentence(ended.value.code, *words)
+    else:
+        *usage, message = capsys.readouterr().err.splitlines()
+        assert usage[0].startswith("usage:")
+        assert all(word in message for word in ("error:", *words))
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_launched_run_that_cannot_start_prints_its_sentence_and_no_traceback(environment, tmp_path):
+    arguments, words = bad_input("three pictures", tmp_path)
+    done = launch(environment, *arguments, quiet=True)  # without --quiet accelerate adds a traceback of its own
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr
+    assert_sentence(next(line for line in done.stderr.splitlines() if line.startswith("error:")), *words)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("same_threads")
+def test_resuming_beyond_the_last_step_is_refused_with_both_numbers(finished, tmp_path):
+    output_dir = tmp_path / "out"
+    shutil.copytree(finished / "checkpoint-12", output_dir / "checkpoint-12")
+    arguments = ["--train_data_dir", str(TILES), "--output_dir", str(output_dir), *TINY, "--max_train_steps", "8"]
+    with pytest.raises(SystemExit) as ended:
+        main([*arguments, "--resume_from_checkpoint", "latest"])
+    assert_sentence(str(ended.value.code), "checkpoint-12", "8")
+    assert [path.name for path in output_dir.iterdir()] == ["checkpoint-12"]
+
+
+# learning
+
+
+@pytest.fixture(scope="module")
+def trained(environment, tmp_path_factory):
+    """A small pipeline trained for seconds on 18 real tiles with ImageNet features."""
+    output_dir = tmp_path_factory.mktemp("trained") / "out"
+    settings = ["--block_out_channels", "32", "64", "--train_batch_size", "8", "--max_train_steps", "200"]
+    settings += ["--learning_rate", "2e-3", "--lr_warmup_steps", "10"]
+    done = launch(environment, "--train_data_dir", TILES, "--output_dir", output_dir, *NETWORK, *settings)
+    assert done.returncode == 0, done.stderr
+    pipe = AnomalyScoringPipeline.from_pretrained(output_dir)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="module")
+def held_out_files():
+    """The six good tiles that calibrated the run."""
+    return hold_out(find_good_images(TILES), 0.25, 0)[1]
+
+
+@pytest.fixture(scope="module")
+def untrained(trained, held_out_files):
+    """The same pipeline with a UNet that has learned nothing, calibrated on the same pictures."""
+    torch.manual_seed(0)
+    pipe = AnomalyScoringPipeline(
+        UNet2DModel.from_config(trained.unet.config).eval(),
+        trained.scheduler,
+        trained.feature_extractor,
+        data_mean=trained.config.data_mean,
+        data_std=trained.config.data_std,
+    )
+    pipe.register_modules(calibration=fit_calibration(pipe, held_out_files, TIMESTEPS))
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="module")
+def unseen_tiles(held_out_files):
+    """Nine good tiles that the network has not seen."""
+    return [Image.open(path).convert("L") for path in [*held_out_files, *sorted((TILES / "test" / "good").iterdir())]]
+
+
+def plant_blob(tile, rng, brightness):
+    """Darken an ellipse of a quarter of the tile's height and width; return the picture and the ellipse as a mask."""
+    pixels = np.asarray(tile, np.float32).copy()
+    height, width = pixels.shape
+    row, column = rng.uniform(0.25, 0.75, 2) * (height, width)
+    rows, columns = np.mgrid[:height, :width]
+    mask = ((rows - row) / (0.12 * height)) ** 2 + ((columns - column) / (0.12 * width)) ** 2 < 1
+    pixels[mask] *= brightness
+    return Image.fromarray(pixels.astype(np.uint8)), mask
+
+
+def auroc(pipe, clean, planted):
+    scores = np.concatenate([pipe(clean).anomaly_score, pipe(planted).anomaly_score])
+    return roc_auc_score([0] * len(clean) + [1] * len(planted), scores)
+
+
+@pytest.fixture(scope="module")
+def planted(unseen_tiles):
+    """Each unseen tile three times with a dark blob: pictures and masks."""
+    rng = np.random.default_rng(0)
+    pictures = [plant_blob(tile, rng, 0.6) for tile in unseen_tiles for _ in range(3)]
+    return [picture for picture, _ in pictures], [mask for _, mask in pictures]
+
+
+def test_training_lowers_the_errors_on_good_pictures_it_has_not_seen(trained, untrained, held_out_files):
+    images = GoodImages(held_out_files, 64)
+    samples = torch.stack([images[index] for index in range(len(images))])
+    noise = trained.calibration.noise_fields(TIMESTEPS)
+    kl, feature_error = (maps.mean(dim=(0, 2, 3)) for maps in trained.measure(samples, TIMESTEPS, noise, "no"))
+    blank_kl, blank_error = (maps.mean(dim=(0, 2, 3)) for maps in untrained.measure(samples, TIMESTEPS, noise, "no"))
+    assert (feature_error < 0.75 * blank_error).all()
+    assert (feature_error < 0.85).all()  # 1 is what predicting the mean of every feature costs
+    assert (kl < 0.95 * blank_kl).all()
+
+
+def test_a_planted_defect_raises_the_score_above_that_of_clean_tiles(trained, unseen_tiles, planted):
+    pictures, _ = planted
+    assert auroc(trained, unseen_tiles, pictures) >= 0.9
+    clean, defective = trained(unseen_tiles).anomaly_score, trained(pictures).anomaly_score
+    assert np.mean(defective.reshape(-1, 3) > clean[:, None]) >= 0.9
+
+
+def test_the_map_is_higher_inside_a_planted_defect_than_outside(trained, planted):
+    pictures, masks = planted
+    maps = trained(pictures).anomaly_map
+    contrast = [
+        anomaly_map[mask].mean() - anomaly_map[~mask].mean() for anomaly_map, mask in zip(maps, masks, strict=True)
+    ]
+    assert np.mean(np.array(contrast) > 0) >= 0.9
+    assert np.median(contrast) > 2
+    peaks = [mask[np.unravel_index(m.argmax(), m.shape)] for m, mask in zip(maps, masks, strict=True)]
+    assert np.mean(peaks) >= 0.7
+
+
+def test_training_finds_faint_defects_that_the_backbone_alone_does_not(trained, untrained, unseen_tiles):
+    rng = np.random.default_rng(1)
+    faint = [plant_blob(tile, rng, 0.75)[0] for tile in unseen_tiles for _ in range(3)]
+    assert auroc(trained, unseen_tiles, faint) > auroc(untrained, unseen_tiles, faint) + 0.05
