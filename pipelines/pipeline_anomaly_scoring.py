@@ -4,17 +4,14 @@ Noise of several scales is added to a picture; where the diffusion model, traine
 the picture (Eq. 9) and about its features (Eq. 10), there is a defect.
 """
 
-from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import DDPMScheduler, DiffusionPipeline, ModelMixin, UNet2DModel
-from diffusers.utils import BaseOutput
-from PIL import Image
 
 from .anomaly_maps import blend, image_score, resize_map, smooth
+from .anomaly_scoring_output import AnomalyScoringOutput, postprocess
 from .checkpoint_files import load_components, save_checkpoint
 from .denoising_network import has_bfloat16, predict
 from .feature_extraction import TimmFeatureExtractor
@@ -24,36 +21,6 @@ from .score_calibration import ScoreCalibration
 
 BFLOAT16_TOLERANCE = 0.05
 """bfloat16 is used by itself if no calibration picture's score moved by more than this many deviations."""
-
-
-@dataclass
-class AnomalyScoringOutput(BaseOutput):
-    """Answer of `AnomalyScoringPipeline`: lists and arrays with one entry for each picture.
-
-    Args:
-        anomaly_map (`list`): Eq. 11 at the picture's own size, (height, width) float32, in deviations of good
-            pictures: 0 is an average good one. An array or a tensor; with `output_type="pil"` a float picture.
-        anomaly_score (`np.ndarray`): float32, (n,): mean of the largest 1 % of the map on the model's square.
-        p_value (`np.ndarray`): float64, (n,): share of good pictures that score at least as high.
-        is_anomalous (`np.ndarray`): bool, (n,): whether `p_value` is at most `false_alarm_rate`.
-        pred_mask (`list`): the defect's pixels at the picture's own size, (height, width) bool; with
-            `output_type="pil"` a picture of 0 and 255. Empty for a picture accepted as good.
-        kl_map, feature_map (`list`): the two parts, like `anomaly_map`, which is
-            alpha * kl_map + (1 - alpha) * feature_map.
-        false_alarm_rate (`float`): the rate that is promised: of good parts, at most this share is rejected.
-        image_threshold, pixel_threshold (`float`): the thresholds that this rate implies.
-    """
-
-    anomaly_map: list
-    anomaly_score: np.ndarray
-    p_value: np.ndarray
-    is_anomalous: np.ndarray
-    pred_mask: list
-    kl_map: list
-    feature_map: list
-    false_alarm_rate: float
-    image_threshold: float
-    pixel_threshold: float
 
 
 class AnomalyScoringPipeline(DiffusionPipeline):
@@ -188,11 +155,11 @@ class AnomalyScoringPipeline(DiffusionPipeline):
 
         # 5. Postprocess
         output = AnomalyScoringOutput(
-            anomaly_map=[_postprocess(m, output_type) for m in anomaly_maps],
+            anomaly_map=[postprocess(m, output_type) for m in anomaly_maps],
             anomaly_score=scores.numpy(),
-            pred_mask=[_postprocess(m, output_type) for m in verdicts.pop("pred_mask")],
-            kl_map=[_postprocess(m, output_type) for m in kl_maps],
-            feature_map=[_postprocess(m, output_type) for m in feature_maps],
+            pred_mask=[postprocess(m, output_type) for m in verdicts.pop("pred_mask")],
+            kl_map=[postprocess(m, output_type) for m in kl_maps],
+            feature_map=[postprocess(m, output_type) for m in feature_maps],
             **verdicts,
         )
         return output if return_dict else output.to_tuple()
@@ -255,12 +222,13 @@ class AnomalyScoringPipeline(DiffusionPipeline):
             predicted_noise, predicted_variance, predicted_features = predict(
                 self.unet, noisy_sample, t, self.config.patch_size, features.shape[-1]
             )
+        predicted_features = predicted_features.unflatten(0, (len(samples), count))
+        feature_error = (features[:, None] - predicted_features).square_().mean(dim=2)
+        del features, predicted_features  # the largest tensors of the call
         bin_width = 2 / 255 * contrast_scale(self.config.data_std)
         kl = variational_bound(
             sample, noisy_sample, predicted_noise, predicted_variance, alphas_cumprod, t, bin_width
         ).mean(dim=1)
-        predicted_features = predicted_features.unflatten(0, (len(samples), count))
-        feature_error = (features[:, None] - predicted_features).square().mean(dim=2)
         feature_error = F.interpolate(feature_error, size=kl.shape[-2:], mode="bilinear", align_corners=False)
         sigma = self.config.smoothing_sigma
         return smooth(kl.unflatten(0, (len(samples), count)), sigma), smooth(feature_error, sigma)
@@ -324,12 +292,3 @@ class AnomalyScoringPipeline(DiffusionPipeline):
             raise ValueError(f"batch_size is {batch_size}; it must be at least 1.")
         if output_type not in ("np", "pt", "pil"):
             raise ValueError(f"output_type is {output_type!r}; np, pt and pil are accepted.")
-
-
-def _postprocess(values, output_type):
-    if output_type == "pt":
-        return values
-    array = values.numpy()
-    if output_type == "np":
-        return array
-    return Image.fromarray(array.astype(np.uint8) * 255 if array.dtype == bool else array)

@@ -31,7 +31,7 @@ MAX_OPACITY = 0.75
 OUTLINE_COLOR = (0, 255, 255)
 """Cyan, which plasma does not hold."""
 
-SATURATION_FACTOR = 2
+SATURATION_FACTOR = 1.5
 """The colours saturate at this multiple of the pixel threshold at the default false alarm rate."""
 
 LEGEND_GREY = 128

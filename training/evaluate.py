@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 from pipelines.anomaly_maps import resize_map
 from pipelines.image_preprocessing import as_uint8, preprocess, to_rgb
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
+from rendering.heat_map import SATURATION_FACTOR
 from rendering.sheet import picture_sheet
 from training.data import find_labelled_images, read_image
 from training.metrics import image_metrics, pixel_metrics
@@ -136,7 +137,9 @@ def _write_sheet(path, pipe, labelled, computed, rows_per_type):
             caption = f"{name}  score {computed['scores'][i]:.2f}  p {computed['p_values'][i]:.3f}"
             maps = [computed[key][i] for key in ("kl_maps", "feature_maps", "maps")]
             rows.append((caption, np.asarray(image.resize((pipe.resolution,) * 2)), computed["masks"][i], maps))
-    picture_sheet(rows, ("input", "truth", "KL", "features", "blend"), saturation=2 * threshold).save(path)
+    picture_sheet(rows, ("input", "truth", "KL", "features", "blend"), saturation=SATURATION_FACTOR * threshold).save(
+        path
+    )
 
 
 def main(argv=None):

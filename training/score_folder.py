@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from pipelines.image_preprocessing import as_uint8, to_rgb
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
-from rendering.heat_map import outline, overlay
+from rendering.heat_map import SATURATION_FACTOR, outline, overlay
 from training.checkpointing import prepare_output_dir
 from training.data import find_images, read_image
 from training.threads import keep_large_buffers, use_all_cores
@@ -44,7 +44,7 @@ def score_folder(pipe, input_dir, output_dir, batch_size=8, false_alarm_rate=Non
         ValueError: if `input_dir` holds no pictures.
     """
     files = find_images(input_dir)
-    saturation = 2 * pipe.calibration.pixel_threshold(None, pipe.config.alpha, pipe.config.timesteps)
+    saturation = SATURATION_FACTOR * pipe.calibration.pixel_threshold(None, pipe.config.alpha, pipe.config.timesteps)
     rows = []
     table = output_dir / "scores.csv"
     partial = table.with_suffix(".csv.partial")

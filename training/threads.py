@@ -25,4 +25,4 @@ def keep_large_buffers():
     except (OSError, AttributeError):
         return
     for option in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD, _M_TOP_PAD):
-        mallopt(option, 1 << 30 if option != _M_TOP_PAD else 256 << 20)
+        mallopt(option, 1 << 30 if option != _M_TOP_PAD else 32 << 20)

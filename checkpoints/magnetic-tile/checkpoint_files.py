@@ -46,6 +46,7 @@ def save_checkpoint(pipe, save_components, save_directory, half_precision, optio
             if half_precision:
                 for component in ("unet", "feature_extractor"):
                     _store_half_precision(partial / component / WEIGHTS)
+            _forget_origin(partial)
             _write_code(pipe, partial)
             if _owns_card(save_directory / CARD):
                 (partial / CARD).write_text(_model_card(pipe))
@@ -120,6 +121,14 @@ def _read_index(folder):
             f"{folder} has checkpoint format {version}; this version reads up to {FORMAT_VERSION}: update the project."
         )
     return index
+
+
+def _forget_origin(folder):
+    """Take out of the configs where each component was loaded from: a path of the machine that saved it."""
+    for path in (folder / MODEL_INDEX, *folder.glob("*/config.json")):
+        config = json.loads(path.read_text())
+        config.pop("_name_or_path", None)
+        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def _write_code(pipe, folder):

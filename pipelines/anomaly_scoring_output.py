@@ -1,0 +1,47 @@
+"""The answer of `AnomalyScoringPipeline`: its fields, their shapes and ranges, and the types they come in."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from diffusers.utils import BaseOutput
+from PIL import Image
+
+
+@dataclass
+class AnomalyScoringOutput(BaseOutput):
+    """Answer of `AnomalyScoringPipeline`: lists and arrays with one entry for each picture.
+
+    Args:
+        anomaly_map (`list`): Eq. 11 at the picture's own size, (height, width) float32, in deviations of good
+            pictures: 0 is an average good one. An array or a tensor; with `output_type="pil"` a float picture.
+        anomaly_score (`np.ndarray`): float32, (n,): mean of the largest 1 % of the map on the model's square.
+        p_value (`np.ndarray`): float64, (n,): share of good pictures that score at least as high.
+        is_anomalous (`np.ndarray`): bool, (n,): whether `p_value` is at most `false_alarm_rate`.
+        pred_mask (`list`): the defect's pixels at the picture's own size, (height, width) bool; with
+            `output_type="pil"` a picture of 0 and 255. Empty for a picture accepted as good.
+        kl_map, feature_map (`list`): the two parts, like `anomaly_map`, which is
+            alpha * kl_map + (1 - alpha) * feature_map.
+        false_alarm_rate (`float`): the rate that is promised: of good parts, at most this share is rejected.
+        image_threshold, pixel_threshold (`float`): the thresholds that this rate implies.
+    """
+
+    anomaly_map: list
+    anomaly_score: np.ndarray
+    p_value: np.ndarray
+    is_anomalous: np.ndarray
+    pred_mask: list
+    kl_map: list
+    feature_map: list
+    false_alarm_rate: float
+    image_threshold: float
+    pixel_threshold: float
+
+
+def postprocess(values, output_type):
+    """A map or mask, a tensor on the CPU, as tensor ("pt"), array ("np") or picture ("pil")."""
+    if output_type == "pt":
+        return values
+    array = values.numpy()
+    if output_type == "np":
+        return array
+    return Image.fromarray(array.astype(np.uint8) * 255 if array.dtype == bool else array)
