@@ -15,7 +15,7 @@ from sentences import assert_sentence
 
 import app
 from page.verdict import HINT, promise, verdict
-from rendering.heat_map import MAX_OPACITY, OUTLINE_COLOR, PLASMA, legend, outline, overlay, shrink
+from rendering.heat_map import MAX_OPACITY, OUTLINE_COLOR, PLASMA, SATURATION_FACTOR, legend, outline, overlay, shrink
 from training.data import read_image
 
 TILE = TILES / "test" / "blowhole" / "exp1_num_4944.jpg"
@@ -100,7 +100,7 @@ def test_page_says_and_draws_what_the_pipeline_finds(client, tiny_pipeline, scra
     np.testing.assert_array_equal(picture, upright)
     threshold = tiny_pipeline.calibration.pixel_threshold(None, 0.5, [5, 50, 100])
     assert output.pred_mask[0].any()
-    drawn = outline(overlay(upright, output.anomaly_map[0], 2 * threshold), output.pred_mask[0])
+    drawn = outline(overlay(upright, output.anomaly_map[0], SATURATION_FACTOR * threshold), output.pred_mask[0])
     assert np.abs(heat.astype(int) - drawn).mean() < 0.1
     np.testing.assert_array_equal((heat == OUTLINE_COLOR).all(axis=-1), (drawn == OUTLINE_COLOR).all(axis=-1))
 

@@ -175,6 +175,15 @@ def test_accepted_pictures_have_empty_masks_and_rejected_ones_mark_what_exceeds_
             assert any(mask.any() for mask in result.pred_mask)
 
 
+def test_an_accepted_pictures_mask_is_empty_even_where_its_map_exceeds_the_pixel_threshold(pipe, output):
+    peak = torch.zeros(3, 4)
+    peak[1, 2] = output.pixel_threshold + 1
+    scores = torch.tensor([output.image_threshold - 1, output.image_threshold + 1])
+    verdicts = pipe.decide([peak, peak], scores)
+    assert verdicts["is_anomalous"].tolist() == [False, True]
+    assert [mask.nonzero().tolist() for mask in verdicts["pred_mask"]] == [[], [[1, 2]]]
+
+
 def test_deciding_again_at_another_rate_equals_a_new_call_at_that_rate(pipe, tiles, strange_pictures):
     pictures = tiles + [image for image, _ in strange_pictures]
     first = pipe(pictures, alpha=0.3, timesteps=[5, 50], output_type="pt")
@@ -183,6 +192,8 @@ def test_deciding_again_at_another_rate_equals_a_new_call_at_that_rate(pipe, til
         verdicts = pipe.decide(first.anomaly_map, torch.from_numpy(first.anomaly_score), 0.3, [5, 50], rate)
         for name in ("false_alarm_rate", "image_threshold", "pixel_threshold"):
             assert verdicts[name] == getattr(again, name)
+        assert again.image_threshold == pipe.calibration.image_threshold(again.false_alarm_rate, 0.3, [5, 50])
+        assert again.pixel_threshold == pipe.calibration.pixel_threshold(again.false_alarm_rate, 0.3, [5, 50])
         for name in ("p_value", "is_anomalous"):
             np.testing.assert_array_equal(verdicts[name], getattr(again, name))
         for mask, expected in zip(verdicts["pred_mask"], again.pred_mask, strict=True):

@@ -223,6 +223,17 @@ def test_a_run_keeps_the_checkpoints_it_was_told_to_keep(finished):
     assert sorted(path.name for path in finished.glob("checkpoint-*")) == ["checkpoint-10", "checkpoint-12"]
 
 
+def test_the_pipeline_holds_the_moving_average_of_the_weights_and_not_the_last_ones(finished):
+    checkpoint = finished / "checkpoint-12"
+    last = load_file(checkpoint / "model.safetensors")
+    average = torch.load(checkpoint / "custom_checkpoint_0.pkl", weights_only=True)["shadow_params"]
+    shipped = dict(AnomalyScoringPipeline.from_pretrained(finished).unet.named_parameters())
+    assert len(shipped) == len(average)
+    for (name, parameter), averaged in zip(shipped.items(), average, strict=True):
+        assert torch.equal(parameter, averaged.half().float()), name
+    assert any(not torch.equal(parameter, last[name].half().float()) for name, parameter in shipped.items())
+
+
 def test_held_out_pictures_calibrate_and_are_named_in_the_record(finished):
     files = find_good_images(TILES)
     held_out = hold_out(files, 0.25, 0)[1]

@@ -116,7 +116,7 @@ def _check(parser, args):
         parser.error(f"--calibration_fraction is {args.calibration_fraction}; it must lie between 0 and 1")
     if not 0 <= args.alpha <= 1:
         parser.error(f"--alpha is {args.alpha}; it must lie in [0, 1]")
-    if any(not 0 <= timestep < 1000 for timestep in args.timesteps):
-        parser.error(f"--timesteps are {args.timesteps}; each must lie in 0 to 999")
+    if len(set(args.timesteps)) < len(args.timesteps) or any(not 0 <= t < 1000 for t in args.timesteps):
+        parser.error(f"--timesteps are {args.timesteps}; each must lie in 0 to 999 and be given once")
     if not 0 <= args.rotation_degrees <= 45:
         parser.error(f"--rotation_degrees is {args.rotation_degrees}; it must lie in 0 to 45")

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from pipelines.anomaly_maps import blend, image_score, smooth
+from pipelines.checkpoint_files import is_half_precision
 from pipelines.denoising_network import has_bfloat16
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from pipelines.score_calibration import NUM_ALPHAS, ScoreCalibration, timestep_subsets
@@ -203,6 +204,7 @@ def main(argv=None):
 def recalibrate(args):
     """Load, calibrate and save as the command line says."""
     pipe = AnomalyScoringPipeline.from_pretrained(args.model)
+    half_precision = is_half_precision(args.model)  # the ranks must belong to the weights that will be loaded
     if torch.cuda.is_available():
         pipe.to("cuda")
     timesteps = args.timesteps or list(pipe.config.timesteps)
@@ -211,7 +213,7 @@ def recalibrate(args):
     files = find_good_images(args.data_dir)
     pipe.register_modules(calibration=fit_calibration(pipe, files, timesteps, args.seed, args.batch_size))
     pipe.register_to_config(timesteps=timesteps)
-    pipe.to("cpu").save_pretrained(args.output_dir or args.model, half_precision=True)
+    pipe.to("cpu").save_pretrained(args.output_dir or args.model, half_precision=half_precision)
     logger.info(describe(pipe.calibration))
 
 

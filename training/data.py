@@ -3,7 +3,6 @@
 import hashlib
 import logging
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -127,14 +126,16 @@ class ShuffledRotatedImages(Dataset):
         self.rotation_degrees = rotation_degrees
         self.seed = seed
         self.start = start
-        self._order = lru_cache(maxsize=2)(self._shuffle)
+        self._epoch, self._order = None, None
 
     def __len__(self):
         return self.length
 
     def __getitem__(self, index):
         epoch, place = divmod(self.start + index, len(self.images))
-        sample = self.images[int(self._order(epoch)[place])]
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, self._shuffle(epoch)
+        sample = self.images[int(self._order[place])]
         uniform = np.random.default_rng((self.seed, epoch, place)).uniform(-1, 1)
         return _rotate(sample, float(uniform) * self.rotation_degrees)
 

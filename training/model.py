@@ -76,7 +76,9 @@ def load_pretrained_extractor(name_or_path, grid_size):
         ValueError: if the name is unknown, or its weights can be had neither from a package nor from the Hub.
     """
     if Path(name_or_path).is_dir():
-        return TimmFeatureExtractor.from_pretrained(name_or_path)
+        extractor = TimmFeatureExtractor.from_pretrained(name_or_path)
+        extractor.register_to_config(grid_size=grid_size)
+        return extractor
     extractor = TimmFeatureExtractor(name_or_path, grid_size=grid_size, **_normalisation(name_or_path))
     weights = _packaged_weights(name_or_path)
     if weights is None:

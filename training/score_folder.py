@@ -88,7 +88,7 @@ def _score_batch(pipe, input_dir, files, false_alarm_rate, output_dir, saturatio
                 target = output_dir / "overlays" / path.relative_to(input_dir)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(drawn).save(target.with_name(target.name + ".png"))
-    return [{"file": str(path.relative_to(input_dir))} | rows[path] for path in files]
+    return [rows[path] | {"file": str(path.relative_to(input_dir))} for path in files]
 
 
 def main(argv=None):

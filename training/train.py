@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 from pipelines.denoising_network import has_bfloat16
 from pipelines.image_preprocessing import contrast_scale, normalize_contrast
 from training.arguments import parse_args
-from training.checkpointing import find_checkpoint, prepare_output_dir, save_checkpoint
+from training.checkpointing import check_output_dir, find_checkpoint, prepare_output_dir, save_checkpoint
 from training.data import GoodImages, ShuffledRotatedImages, find_good_images, hold_out
 from training.finish import finish_pipeline
 from training.losses import DenoisingLoss
@@ -48,7 +48,7 @@ def train(args):
     keep_large_buffers()
     if not torch.cuda.is_available():
         use_all_cores()
-    output_dir = prepare_output_dir(args.output_dir)
+    output_dir = check_output_dir(args.output_dir)
     checkpoint = find_checkpoint(output_dir, args.resume_from_checkpoint)
     files = find_good_images(args.train_data_dir)
     training_files, calibration_files = hold_out(files, args.calibration_fraction, args.seed)
@@ -64,6 +64,7 @@ def train(args):
         args.resolution, args.patch_size, extractor.num_features, args.block_out_channels, args.layers_per_block
     )
     extractor.to(accelerator.device)
+    prepare_output_dir(output_dir)  # nothing is written before everything that can be refused has been checked
 
     # 2. Optimizer, schedule, moving average, data
     optimizer = torch.optim.AdamW(unet.parameters(), lr=args.learning_rate, weight_decay=args.adam_weight_decay)
