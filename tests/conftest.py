@@ -1,5 +1,6 @@
 """A real tiny pipeline, built and calibrated once per session on real pictures of magnetic tiles."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -46,3 +47,16 @@ def tiny_checkpoint(tiny_pipeline, tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
     tiny_pipeline.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def one_core():
+    """For commands that take all cores: let there be one, and give the other tests their setting back.
+
+    Networks this small gain nothing from a second thread, and wait long for it where the machine is busy.
+    """
+    cores, threads = os.sched_getaffinity(0), torch.get_num_threads()
+    os.sched_setaffinity(0, {max(cores)})
+    yield
+    os.sched_setaffinity(0, cores)
+    torch.set_num_threads(threads)

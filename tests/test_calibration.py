@@ -319,15 +319,7 @@ def test_a_fit_is_reproducible_and_its_noise_follows_seed_and_timestep_alone(dis
 # the command
 
 
-@pytest.fixture
-def same_threads():
-    """The command uses all cores; give the other tests their setting back."""
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.mark.usefixtures("same_threads")
+@pytest.mark.usefixtures("one_core")
 def test_recalibration_writes_a_checkpoint_whose_ranks_belong_to_the_weights_it_holds(
     tiny_checkpoint, many_files, tmp_path
 ):
@@ -345,7 +337,7 @@ def test_recalibration_writes_a_checkpoint_whose_ranks_belong_to_the_weights_it_
     assert list(unchanged.config.timesteps) == TIMESTEPS
 
 
-@pytest.mark.usefixtures("same_threads")
+@pytest.mark.usefixtures("one_core")
 @pytest.mark.parametrize(
     ("options", "word"),
     [

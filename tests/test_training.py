@@ -149,11 +149,17 @@ def environment(tmp_path_factory):
     }
 
 
+def stay_on_one_core():
+    """Networks this small gain nothing from a second thread, and wait long for it where the machine is busy."""
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+
+
 def launch(environment, *arguments, quiet=False):
     return subprocess.run(
         launch_command(*arguments, quiet=quiet),
         cwd=ROOT,
         env=environment,
+        preexec_fn=stay_on_one_core,
         capture_output=True,
         text=True,
         timeout=600,
@@ -178,6 +184,7 @@ def resumed(environment, tmp_path_factory):
         launch_command(*arguments),
         cwd=ROOT,
         env=environment,
+        preexec_fn=stay_on_one_core,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
@@ -277,14 +284,6 @@ def test_nothing_half_saved_is_left_by_a_run_that_was_killed_and_resumed(resumed
 # refusals
 
 
-@pytest.fixture
-def same_threads():
-    """The command uses all cores; give the other tests their setting back."""
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-
-
 def bad_input(name, tmp_path):
     """Arguments of a run that cannot start, and words that its refusal has to hold."""
     folder, output_dir = tmp_path / "pictures", tmp_path / "out"
@@ -325,7 +324,7 @@ def bad_input(name, tmp_path):
     ], words
 
 
-@pytest.mark.usefixtures("same_threads")
+@pytest.mark.usefixtures("one_core")
 @pytest.mark.parametrize(
     "name",
     [

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import snapshot_download
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 FORMAT_VERSION = 1
@@ -56,6 +57,12 @@ def save_checkpoint(pipe, save_components, save_directory, half_precision, optio
         raise ValueError(f"{save_directory} cannot be written: {error.strerror or error}.") from error
 
 
+def is_half_precision(folder):
+    """Whether a checkpoint folder stores its UNet in float16."""
+    with safe_open(Path(folder) / "unet" / WEIGHTS, "pt") as weights:
+        return weights.get_tensor(next(iter(weights.keys()))).dtype == torch.float16
+
+
 def load_components(name_or_path, pipeline_class, classes, options):
     """Read a checkpoint with our own classes, whatever its `model_index.json` says.
 
@@ -73,7 +80,7 @@ def load_components(name_or_path, pipeline_class, classes, options):
     """
     options = dict(options)
     hub = {k: options.pop(k) for k in ("revision", "token", "cache_dir", "local_files_only") if k in options}
-    loading = {k: options.pop(k) for k in ("torch_dtype", "variant") if options.get(k) is not None}
+    loading = {k: options.pop(k) for k in ("torch_dtype", "dtype", "variant") if options.get(k) is not None}
     options.pop("trust_remote_code", None)
     folder = _locate(name_or_path, hub)
     index = _read_index(folder)
@@ -92,7 +99,12 @@ def load_components(name_or_path, pipeline_class, classes, options):
         extra = loading if issubclass(component_class, torch.nn.Module) else {}
         if extra is loading:
             extra = {"use_safetensors": True, **loading}
-        arguments[name] = component_class.from_pretrained(str(folder / name), **extra)
+        try:
+            arguments[name] = component_class.from_pretrained(str(folder / name), **extra)
+        except (OSError, RuntimeError, SafetensorError, json.JSONDecodeError) as error:
+            raise ValueError(
+                f"{name_or_path} has a damaged or incomplete {name} ({type(error).__name__}); fetch or save it again."
+            ) from error
     return arguments | options
 
 
@@ -116,7 +128,7 @@ def _read_index(folder):
     if not isinstance(index, dict):
         raise ValueError(f"{path} is damaged: it holds no JSON object.")
     version = index.get("_format_version", FORMAT_VERSION)
-    if version > FORMAT_VERSION:
+    if not isinstance(version, int) or version > FORMAT_VERSION:
         raise ValueError(
             f"{folder} has checkpoint format {version}; this version reads up to {FORMAT_VERSION}: update the project."
         )
@@ -166,9 +178,9 @@ def _sibling_modules(entry):
 
 
 def _store_half_precision(path):
-    """Rewrite a safetensors file with its convolution, linear and normalisation weights in float16."""
+    """Rewrite a safetensors file with its networks' weights in float16; statistics of pixels and features stay."""
     tensors = {
-        name: tensor.half() if tensor.dtype == torch.float32 and not name.startswith("feature_") else tensor
+        name: tensor if name.startswith(("feature_", "pixel_")) or tensor.dtype != torch.float32 else tensor.half()
         for name, tensor in load_file(path).items()
     }
     save_file(tensors, path, metadata={"format": "pt"})

@@ -82,19 +82,15 @@ def gaussian_kl(mean1, log_variance1, mean2, log_variance2):
 def discretized_gaussian_nll(sample, mean, log_variance, bin_width):
     """-log p(x_0 | x_1) per element, in nats, Eq. 6, for pixels that come in bins of `bin_width` (2/255 in [-1, 1]).
 
-    The Gaussian is integrated over the bin around `sample`. Where a bin's mass underflows, the density at its
-    centre is used instead, so that the value stays finite and differentiable however far `sample` is from `mean`.
+    The Gaussian is integrated over the bin around `sample`. Computed from logarithms of the distribution function, so
+    that it stays finite and differentiable however far `sample` is from `mean`.
     """
     inverse_deviation = (-0.5 * log_variance).exp()
-    upper = (sample - mean + bin_width / 2) * inverse_deviation
-    lower = (sample - mean - bin_width / 2) * inverse_deviation
-    # The upper tail is mirrored into the lower one, where the difference of distribution functions is accurate.
-    mirrored = (upper + lower) > 0
-    upper, lower = torch.where(mirrored, -lower, upper), torch.where(mirrored, -upper, lower)
-    mass = torch.special.ndtr(upper) - torch.special.ndtr(lower)
-    log_density = -0.5 * ((sample - mean) * inverse_deviation).square() - 0.5 * (log_variance + _LOG_TWO_PI)
-    log_width = torch.log(torch.as_tensor(bin_width, dtype=sample.dtype, device=sample.device))
-    return -torch.where(mass > 1e-12, mass.clamp(min=1e-12).log(), log_density + log_width)
+    # By symmetry the bin is taken below the mean, where the distribution function's logarithm loses no digits.
+    distance = -(sample - mean).abs()
+    log_upper = torch.special.log_ndtr((distance + bin_width / 2) * inverse_deviation)
+    log_lower = torch.special.log_ndtr((distance - bin_width / 2) * inverse_deviation)
+    return -log_upper - (-torch.expm1(log_lower - log_upper)).log()
 
 
 def variational_bound(
@@ -123,9 +119,6 @@ def variational_bound(
         return bound
     nll = discretized_gaussian_nll(sample.float(), mean2, log_variance2, bin_width)
     return torch.where(is_last_step.to(sample.device).view(-1, 1, 1, 1), nll, bound)
-
-
-_LOG_TWO_PI = 1.8378770664093453
 
 
 def _at_timesteps(values, timesteps, ndim):

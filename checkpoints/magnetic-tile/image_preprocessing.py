@@ -63,7 +63,7 @@ def to_rgb(image, name="image"):
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
         return np.asarray(image.convert("RGB"))
-    except OSError as error:
+    except (OSError, SyntaxError) as error:
         raise ValueError(f"{name} cannot be decoded: {error}.") from error
 
 
@@ -106,6 +106,7 @@ def _to_float_array(image, name):
 
 def _scale_values(values, name):
     """uint8 as it is, everything else as float32 in [0, 1]."""
+    values = values.astype(values.dtype.newbyteorder("="), copy=False)
     if values.dtype == np.uint8:
         return values
     if values.dtype == np.bool_:
@@ -129,8 +130,6 @@ def _deep_grey_to_rgb(image, name):
         if values.min() < 0 or values.max() > 65535:
             raise ValueError(f"{name} has 32-bit values beyond 16 bits; convert it to 16-bit grey first.")
         values = values.astype(np.uint16)
-    if values.dtype.byteorder not in ("=", "|"):
-        values = values.astype(values.dtype.newbyteorder("="))
     return np.repeat(_scale_values(values[..., None], name), 3, axis=-1)
 
 
