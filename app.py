@@ -27,7 +27,7 @@ from pipelines.image_preprocessing import as_uint8, to_rgb
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from rendering.heat_map import SATURATION_FACTOR, outline, overlay, shrink
 from training.data import read_image
-from training.threads import keep_large_buffers
+from training.process import keep_large_buffers
 
 ROOT = Path(__file__).resolve().parent
 EMBEDDED_MODEL = ROOT / "checkpoints" / "magnetic-tile"

@@ -7,7 +7,6 @@ is printed at the end. Precisions that the hardware lacks are left out.
 """
 
 import argparse
-import resource
 import statistics
 import sys
 import time
@@ -20,7 +19,7 @@ import torch
 
 from pipelines.denoising_network import has_bfloat16
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
-from training.threads import keep_large_buffers, use_all_cores
+from training.process import keep_large_buffers, peak_memory_gb, use_all_cores
 
 
 def median_seconds(call, repeats):
@@ -91,7 +90,7 @@ def main():
             f"{what:22}{precision:>10}{1000 * seconds:14.1f}{seconds / same['UNet forward']:9.2f}"
             f"{seconds / same['backbone forward']:12.2f}"
         )
-    print(f"peak memory of the process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GB")
+    print(f"peak memory of the process: {peak_memory_gb():.2f} GB")
 
 
 if __name__ == "__main__":

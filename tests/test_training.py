@@ -357,6 +357,22 @@ def test_a_run_that_cannot_start_ends_with_a_sentence_and_has_written_nothing(na
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_a_checkpoint_beyond_the_steps_asked_for_is_refused(tmp_path):
+    (tmp_path / "out" / "checkpoint-7").mkdir(parents=True)
+    arguments = ["--train_data_dir", str(TILES), "--output_dir", str(tmp_path / "out"), *TINY, "--max_train_steps", "6"]
+    with pytest.raises(SystemExit) as ended:
+        main([*arguments, "--resume_from_checkpoint", "latest"])
+    assert_sentence(ended.value.code, "checkpoint-7", "6")
+    assert not (tmp_path / "out" / "model_index.json").exists()
+
+
+@pytest.mark.parametrize("option", [["--lr_scheduler", "nonsense"], ["--timesteps", "5", "5"]])
+def test_an_unknown_choice_is_refused_before_anything_is_read(option, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["--train_data_dir", str(tmp_path / "none"), "--output_dir", str(tmp_path / "out"), *option])
+    assert option[0] in capsys.readouterr().err
+
+
 def test_a_launched_run_that_cannot_start_prints_its_sentence_and_no_traceback(environment, tmp_path):
     arguments, words = bad_input("three pictures", tmp_path)
     done = launch(environment, *arguments, quiet=True)  # without --quiet accelerate adds a traceback of its own

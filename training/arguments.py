@@ -2,6 +2,8 @@
 
 import argparse
 
+from diffusers.optimization import SchedulerType
+
 PRESETS = {
     "fast": {
         "patch_size": 4,
@@ -82,7 +84,8 @@ def _build_parser():
     optimisation.add_argument("--max_train_steps", type=int, help="optimizer steps")
     optimisation.add_argument("--gradient_accumulation_steps", type=int, default=1, help="batches per optimizer step")
     optimisation.add_argument("--learning_rate", type=float, help="peak learning rate")
-    optimisation.add_argument("--lr_scheduler", default="cosine", help="any schedule of diffusers' get_scheduler")
+    schedules = [schedule.value for schedule in SchedulerType if schedule.value != "piecewise_constant"]
+    optimisation.add_argument("--lr_scheduler", default="cosine", choices=schedules, help="how the rate is annealed")
     optimisation.add_argument("--lr_warmup_steps", type=int, default=100, help="steps of linear warm-up")
     optimisation.add_argument("--adam_weight_decay", type=float, default=1e-2, help="AdamW's weight decay")
     optimisation.add_argument("--max_grad_norm", type=float, default=1.0, help="gradient norm is clipped to this")

@@ -22,7 +22,7 @@ from pipelines.denoising_network import has_bfloat16
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from pipelines.score_calibration import NUM_ALPHAS, ScoreCalibration, timestep_subsets
 from training.data import GoodImages, find_good_images, hold_out
-from training.threads import keep_large_buffers, use_all_cores
+from training.process import keep_large_buffers, use_all_cores
 
 MIN_DISJOINT = 40
 """With fewer pictures they are cross-fitted: too few would be left to fit a deviation per position."""

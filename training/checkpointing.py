@@ -62,6 +62,11 @@ def find_checkpoint(output_dir, resume_from_checkpoint):
     )
 
 
+def step_of(checkpoint):
+    """The optimizer step that a checkpoint folder was saved after; 0 for None."""
+    return int(checkpoint.name.removeprefix(PREFIX)) if checkpoint else 0
+
+
 def save_checkpoint(accelerator, output_dir, step, total_limit):
     """Write everything a resumed run needs and drop the oldest checkpoints beyond `total_limit`."""
     target = output_dir / f"{PREFIX}{step}"
@@ -80,4 +85,4 @@ def save_checkpoint(accelerator, output_dir, step, total_limit):
 
 def _list_checkpoints(output_dir):
     folders = [path for path in output_dir.glob(f"{PREFIX}*") if path.name.removeprefix(PREFIX).isdigit()]
-    return sorted(folders, key=lambda path: int(path.name.removeprefix(PREFIX)))
+    return sorted(folders, key=step_of)

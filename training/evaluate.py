@@ -26,7 +26,7 @@ from rendering.heat_map import SATURATION_FACTOR
 from rendering.sheet import picture_sheet
 from training.data import find_labelled_images, read_image
 from training.metrics import image_metrics, pixel_metrics
-from training.threads import keep_large_buffers, use_all_cores
+from training.process import keep_large_buffers, use_all_cores
 
 ALL = "all"
 

@@ -78,6 +78,7 @@ def load_pretrained_extractor(name_or_path, grid_size):
     if Path(name_or_path).is_dir():
         extractor = TimmFeatureExtractor.from_pretrained(name_or_path)
         extractor.register_to_config(grid_size=grid_size)
+        round_to_half(extractor.backbone)
         return extractor
     extractor = TimmFeatureExtractor(name_or_path, grid_size=grid_size, **_normalisation(name_or_path))
     weights = _packaged_weights(name_or_path)
@@ -88,7 +89,15 @@ def load_pretrained_extractor(name_or_path, grid_size):
     if missing:
         raise ValueError(f"the weights of {name_or_path} lack {missing[0]} and {len(missing) - 1} more tensors.")
     extractor.backbone.load_state_dict({key: weights[key] for key in wanted})
+    round_to_half(extractor.backbone)
     return extractor
+
+
+def round_to_half(module):
+    """Round a network's weights to float16, in which checkpoints store them, and keep computing in float32."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        if tensor.dtype == torch.float32:
+            tensor.data.copy_(tensor.data.half())
 
 
 @torch.inference_mode()

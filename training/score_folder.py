@@ -22,7 +22,7 @@ from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from rendering.heat_map import SATURATION_FACTOR, outline, overlay
 from training.checkpointing import prepare_output_dir
 from training.data import find_images, read_image
-from training.threads import keep_large_buffers, use_all_cores
+from training.process import keep_large_buffers, use_all_cores
 
 COLUMNS = ("file", "verdict", "anomaly_score", "p_value", "defect_pixels", "defect_share", "error")
 

@@ -23,18 +23,18 @@ from tqdm.auto import tqdm
 from pipelines.denoising_network import has_bfloat16
 from pipelines.image_preprocessing import contrast_scale, normalize_contrast
 from training.arguments import parse_args
-from training.checkpointing import check_output_dir, find_checkpoint, prepare_output_dir, save_checkpoint
+from training.checkpointing import check_output_dir, find_checkpoint, prepare_output_dir, save_checkpoint, step_of
 from training.data import GoodImages, ShuffledRotatedImages, find_good_images, hold_out
 from training.finish import finish_pipeline
 from training.losses import DenoisingLoss
 from training.model import build_scheduler, build_unet, fit_feature_statistics, load_pretrained_extractor
-from training.threads import keep_large_buffers, use_all_cores
+from training.process import keep_large_buffers, use_all_cores
 
 logger = logging.getLogger(__name__)
 
 
 def main(argv=None):
-    """Run the command; a user's mistake ends it with one sentence and exit status 2."""
+    """Run the command; a user's mistake ends it with one sentence and exit status 1."""
     args = parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
@@ -50,6 +50,10 @@ def train(args):
         use_all_cores()
     output_dir = check_output_dir(args.output_dir)
     checkpoint = find_checkpoint(output_dir, args.resume_from_checkpoint)
+    if step_of(checkpoint) > args.max_train_steps:
+        raise ValueError(
+            f"{checkpoint.name} is beyond --max_train_steps {args.max_train_steps}; ask for at least as many steps."
+        )
     files = find_good_images(args.train_data_dir)
     training_files, calibration_files = hold_out(files, args.calibration_fraction, args.seed)
     accelerator = _build_accelerator(args, output_dir)
@@ -77,7 +81,7 @@ def train(args):
     ema = EMAModel(unet.parameters(), decay=args.ema_max_decay, use_ema_warmup=True, power=0.75)
     ema.to(accelerator.device)
     accelerator.register_for_checkpointing(ema)
-    start_step = int(checkpoint.name.split("-")[-1]) if checkpoint else 0
+    start_step = step_of(checkpoint)
     dataloader = _build_dataloader(args, images, start_step, accelerator)
     unet, optimizer, lr_scheduler, dataloader = accelerator.prepare(unet, optimizer, lr_scheduler, dataloader)
     if checkpoint:

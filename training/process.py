@@ -1,7 +1,8 @@
-"""CPU settings that a process needs before it computes: all its cores, and an allocator that keeps large buffers."""
+"""A process and its machine: all its cores, an allocator that keeps large buffers, the memory it took at its peak."""
 
 import ctypes
 import os
+import sys
 
 import torch
 
@@ -11,7 +12,7 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 def use_all_cores():
     """Undo the single OpenMP thread that `accelerate launch` sets on a CPU: share the cores among local processes."""
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // processes))
+    torch.set_num_threads(max(1, _num_cores() // processes))
 
 
 def keep_large_buffers():
@@ -26,3 +27,18 @@ def keep_large_buffers():
         return
     for option in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD, _M_TOP_PAD):
         mallopt(option, 1 << 30 if option != _M_TOP_PAD else 32 << 20)
+
+
+def peak_memory_gb():
+    """Peak memory of this process and of its largest worker together, in GB; None where the system does not tell."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    unit = 2**30 if sys.platform == "darwin" else 2**20
+    return sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / unit
+
+
+def _num_cores():
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
