@@ -2,12 +2,14 @@
 
     python benchmarks/speed.py --model CKPT
 
-Times are medians over repeated batches of pictures that are as large as the model's square; the process's peak memory
-is printed at the end. Precisions that the hardware lacks are left out.
+Times are medians over repeated batches of pictures that are as large as the model's square. Peak memory is that of a
+process of its own that loads the checkpoint and scores, for each precision. Precisions that the hardware lacks are
+left out.
 """
 
 import argparse
 import statistics
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -20,6 +22,8 @@ import torch
 from pipelines.denoising_network import has_bfloat16
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from training.process import keep_large_buffers, peak_memory_gb, use_all_cores
+
+PRECISIONS = {"no": "float32", "bf16": "bfloat16"}
 
 
 def median_seconds(call, repeats):
@@ -35,11 +39,22 @@ def median_seconds(call, repeats):
     return statistics.median(times)
 
 
+def random_pictures(pipe, batch_size):
+    """A batch of pictures of the model's size, uint8 RGB."""
+    shape = (batch_size, pipe.resolution, pipe.resolution, 3)
+    return list(np.random.default_rng(0).integers(0, 256, shape, "uint8"))
+
+
+def peak_memory_of(model, precision, batch_size):
+    """Peak memory in GB of a fresh process that loads a checkpoint and scores three batches."""
+    command = [sys.executable, __file__, "--model", model, "--batch_size", str(batch_size), "--memory_of", precision]
+    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
 @torch.inference_mode()
 def measure(pipe, batch_size, repeats):
     """Rows of (what, precision, seconds per picture)."""
-    shape = (batch_size, pipe.resolution, pipe.resolution, 3)
-    pictures = list(np.random.default_rng(0).integers(0, 256, shape, "uint8"))
+    pictures = random_pictures(pipe, batch_size)
     timesteps = pipe.config.timesteps
     device, grid = pipe.unet.device, pipe.unet.config.sample_size
     model_input = torch.randn(batch_size * len(timesteps), pipe.unet.config.in_channels, grid, grid, device=device)
@@ -58,7 +73,7 @@ def measure(pipe, batch_size, repeats):
             "backbone forward": lambda: pipe.feature_extractor(samples),
             "pipeline, whole call": lambda: pipe(pictures, batch_size=batch_size),
         }
-        name = {"no": "float32", "bf16": "bfloat16"}[precision]
+        name = PRECISIONS[precision]
         rows += [(what, name, median_seconds(call, repeats) / batch_size) for what, call in calls.items()]
     return rows
 
@@ -69,11 +84,18 @@ def main():
     parser.add_argument("--model", default="checkpoints/magnetic-tile", help="checkpoint folder")
     parser.add_argument("--batch_size", type=int, default=8, help="pictures per batch")
     parser.add_argument("--repeats", type=int, default=5, help="timed batches")
+    parser.add_argument("--memory_of", choices=PRECISIONS, help="print only the peak memory in GB of this precision")
     args = parser.parse_args()
     keep_large_buffers()
     use_all_cores()
     pipe = AnomalyScoringPipeline.from_pretrained(args.model)
     pipe.set_progress_bar_config(disable=True)
+    if args.memory_of:
+        pipe.register_to_config(mixed_precision=args.memory_of)
+        for _ in range(3):
+            pipe(random_pictures(pipe, args.batch_size), batch_size=args.batch_size)
+        print(f"{peak_memory_gb():.2f}")
+        return
     if torch.cuda.is_available():
         pipe.to("cuda")
     automatic = "bfloat16" if pipe._uses_bfloat16() else "float32"
@@ -90,7 +112,10 @@ def main():
             f"{what:22}{precision:>10}{1000 * seconds:14.1f}{seconds / same['UNet forward']:9.2f}"
             f"{seconds / same['backbone forward']:12.2f}"
         )
-    print(f"peak memory of the process: {peak_memory_gb():.2f} GB")
+    for precision, name in PRECISIONS.items():
+        if any(name == measured for _, measured, _ in rows):
+            memory = peak_memory_of(args.model, precision, args.batch_size)
+            print(f"peak memory of a process that scores in {name}: {memory:.2f} GB")
 
 
 if __name__ == "__main__":

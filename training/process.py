@@ -2,7 +2,8 @@
 
 import ctypes
 import os
-import sys
+import re
+from pathlib import Path
 
 import torch
 
@@ -30,13 +31,16 @@ def keep_large_buffers():
 
 
 def peak_memory_gb():
-    """Peak memory of this process and of its largest worker together, in GB; None where the system does not tell."""
+    """Peak resident memory of this process in GB; None where the system does not tell."""
+    status = Path("/proc/self/status")
+    if status.exists():  # Linux: getrusage would also count what the process that started this one held
+        kilobytes = int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text()).group(1))
+        return round(kilobytes / 2**20, 2)
     try:
         import resource
     except ImportError:  # Windows
         return None
-    unit = 2**30 if sys.platform == "darwin" else 2**20
-    return sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / unit
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**30, 2)  # macOS counts bytes
 
 
 def _num_cores():
