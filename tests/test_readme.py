@@ -1,4 +1,4 @@
-"""The README's example runs as printed, in a process that has never seen this repository."""
+"""The README's example runs as printed in a process that has never seen this repository; what it loads is current."""
 
 import os
 import re
@@ -23,3 +23,12 @@ def test_the_readmes_example_finds_the_defect(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("True")
+
+
+def test_the_embedded_checkpoint_carries_todays_code_and_stays_small():
+    checkpoint = ROOT / "checkpoints" / "magnetic-tile"
+    carried = sorted(checkpoint.rglob("*.py"))
+    assert {path.name for path in carried} >= {"pipeline_anomaly_scoring.py", "feature_extraction.py"}
+    for path in carried:  # AnomalyScoringPipeline.from_pretrained(folder).save_pretrained(folder) brings it up to date
+        assert path.read_text() == (ROOT / "pipelines" / path.name).read_text(), path
+    assert sum(path.stat().st_size for path in checkpoint.rglob("*") if path.is_file()) < 30e6

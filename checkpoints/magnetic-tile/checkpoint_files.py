@@ -38,6 +38,8 @@ def save_checkpoint(pipe, save_components, save_directory, half_precision, optio
     """
     if not options.pop("safe_serialization", True):
         raise ValueError("weights are saved as safetensors only; leave safe_serialization at True.")
+    if options.pop("push_to_hub", False):
+        raise ValueError("save_pretrained does not push; save the folder, then upload it whole (huggingface_hub).")
     save_directory = Path(save_directory)
     try:
         save_directory.mkdir(parents=True, exist_ok=True)
