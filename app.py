@@ -25,7 +25,7 @@ from page.style import CSS, HEAD, THEME
 from page.verdict import HINT, colour_scale, verdict
 from pipelines.image_preprocessing import as_uint8, to_rgb
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
-from rendering.heat_map import SATURATION_FACTOR, outline, overlay, shrink
+from rendering.heat_map import outline, overlay, saturation_of, shrink
 from training.data import read_image
 from training.process import keep_large_buffers
 
@@ -97,7 +97,7 @@ def inspect(pipe, upload, percent):
     picture = to_rgb(read_image(upload["path"]), Path(upload["path"]).name)
     output = pipe(picture, false_alarm_rate=percent / 100, output_type="pt")
     picture, anomaly_map = shrink(as_uint8(picture), output.anomaly_map[0].numpy(), MAX_SIDE)
-    heat = overlay(picture, anomaly_map, saturation(pipe))
+    heat = overlay(picture, anomaly_map, saturation_of(pipe))
     inspection = Inspection(picture, heat, torch.from_numpy(anomaly_map.copy()), torch.from_numpy(output.anomaly_score))
     return inspection, *judge(pipe, inspection, percent)
 
@@ -119,18 +119,13 @@ def judge(pipe, inspection, percent):
         "defect_share": float(mask.mean()),
     } | {name: answer[name] for name in ("false_alarm_rate", "image_threshold", "pixel_threshold")}
     pictures = (inspection.picture, outline(inspection.heat, mask))
-    colours = colour_scale(saturation(pipe), numbers["pixel_threshold"])
+    colours = colour_scale(saturation_of(pipe), numbers["pixel_threshold"])
     return verdict(numbers, pipe.calibration.config), pictures, colours, numbers
 
 
 def blank():
     """The four outputs before a picture was inspected."""
     return HINT, None, "", None
-
-
-def saturation(pipe):
-    """Where the colours end: fixed for a checkpoint, whatever the rate."""
-    return SATURATION_FACTOR * pipe.calibration.pixel_threshold(None, pipe.config.alpha, pipe.config.timesteps)
 
 
 def refuse_urls(demo):

@@ -28,7 +28,7 @@ def preprocess(images, resolution):
         TypeError: for something that is not a picture.
         ValueError: for a picture that cannot be read as one: no pixels, too many, NaN, values out of range.
     """
-    pictures = [_to_float_array(image, f"image {index}") for index, image in enumerate(_as_list(images))]
+    pictures = [_to_array(image, f"image {index}") for index, image in enumerate(_as_list(images))]
     sizes = [picture.shape[:2] for picture in pictures]
     squares = np.stack([_squash(picture, resolution) for picture in pictures])
     return torch.from_numpy(squares).permute(0, 3, 1, 2).contiguous().mul_(2).sub_(1), sizes
@@ -84,7 +84,7 @@ def _as_list(images):
     return [images]
 
 
-def _to_float_array(image, name):
+def _to_array(image, name):
     """(height, width, 3) as uint8, or as float32 in [0, 1] where 8 bits would lose something."""
     if isinstance(image, Image.Image):
         return to_rgb(image, name)

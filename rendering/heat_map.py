@@ -39,6 +39,17 @@ LEGEND_MARK = 2
 """Half the width of the threshold's mark, in pixels."""
 
 
+def saturation_of(pipe):
+    """Where a checkpoint's colours end, in deviations of good pictures: fixed, whatever false alarm rate is chosen.
+
+    Raises:
+        ValueError: if the pipeline has no calibration.
+    """
+    if pipe.calibration is None:
+        raise ValueError("this checkpoint has no calibration; run training/calibration.py on good pictures first.")
+    return SATURATION_FACTOR * pipe.calibration.pixel_threshold(None, pipe.config.alpha, pipe.config.timesteps)
+
+
 def colormap(strength):
     """Colours of a strength in [0, 1] (clipped to it), any shape, as float32 in [0, 255], (*shape, 3)."""
     places = np.linspace(0, 1, len(PLASMA))

@@ -91,3 +91,12 @@ def test_folder_without_pictures_gives_one_sentence_and_writes_no_table(tiny_che
     assert done.returncode != 0
     assert "holds no pictures" in done.stderr
     assert not (output / "scores.csv").exists()
+
+
+@pytest.mark.parametrize("wrong", [["--batch_size", "0"], ["--false_alarm_rate", "5"]])
+def test_a_wrong_option_gives_one_sentence_and_leaves_no_table(tiny_checkpoint, tmp_path, wrong):
+    done = run("score_folder.py", "--model", tiny_checkpoint, "--input_dir", TILES, "--output_dir", tmp_path, *wrong)
+    assert done.returncode != 0
+    assert wrong[0].removeprefix("--") in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())

@@ -254,6 +254,15 @@ def test_held_out_pictures_calibrate_and_are_named_in_the_record(finished):
     torch.testing.assert_close(pipe.calibration.kl_mean, expected.kl_mean, atol=1e-5, rtol=1e-3)
 
 
+def test_a_run_in_bfloat16_is_calibrated_in_float32(tmp_path):
+    arguments = ["--train_data_dir", str(TILES), "--output_dir", str(tmp_path), *TINY, "--max_train_steps", "2"]
+    main([*arguments, "--mixed_precision", "bf16"])
+    pipe = AnomalyScoringPipeline.from_pretrained(tmp_path, mixed_precision="no")
+    expected = fit_calibration(pipe, hold_out(find_good_images(TILES), 0.25, 0)[1], TIMESTEPS)
+    torch.testing.assert_close(pipe.calibration.kl_mean, expected.kl_mean, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(pipe.calibration.image_scores, expected.image_scores, atol=1e-4, rtol=1e-4)
+
+
 def test_contrast_and_feature_statistics_are_those_of_the_training_pictures(finished):
     images = GoodImages(hold_out(find_good_images(TILES), 0.25, 0)[0], 64)
     samples = torch.stack([images[index] for index in range(len(images))])

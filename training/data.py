@@ -73,6 +73,18 @@ def find_good_images(folder):
     return files
 
 
+def in_batches(items, batch_size):
+    """Yield consecutive slices of a list, the last one perhaps shorter.
+
+    Raises:
+        ValueError: if `batch_size` is below 1.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; it must be at least 1.")
+    for start in range(0, len(items), batch_size):
+        yield items[start : start + batch_size]
+
+
 def hold_out(files, fraction, seed):
     """Split files into training and calibration pictures, by a hash of seed and file name.
 

@@ -22,9 +22,9 @@ from tqdm.auto import tqdm
 from pipelines.anomaly_maps import resize_map
 from pipelines.image_preprocessing import as_uint8, preprocess, to_rgb
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
-from rendering.heat_map import SATURATION_FACTOR
+from rendering.heat_map import saturation_of
 from rendering.sheet import picture_sheet
-from training.data import find_labelled_images, read_image
+from training.data import find_labelled_images, in_batches, read_image
 from training.metrics import image_metrics, pixel_metrics
 from training.process import keep_large_buffers, use_all_cores
 
@@ -96,8 +96,7 @@ def _score(pipe, labelled, batch_size, false_alarm_rate, alpha):
     collected = {key: [] for key in ("scores", "p_values", "is_anomalous", "maps", "kl_maps", "feature_maps")}
     masks, sizes, rate = [], [], None
     with tqdm(total=len(labelled), desc="scoring", unit="image") as progress:
-        for start in range(0, len(labelled), batch_size):
-            batch = labelled[start : start + batch_size]
+        for batch in in_batches(labelled, batch_size):
             pictures = [to_rgb(read_image(item.path), item.path.name) for item in batch]
             squares, batch_sizes = preprocess(pictures, pipe.resolution)
             output = pipe((squares + 1) / 2, alpha=alpha, false_alarm_rate=false_alarm_rate, batch_size=batch_size)
@@ -126,7 +125,6 @@ def _nearest(mask, resolution):
 
 def _write_sheet(path, pipe, labelled, computed, rows_per_type):
     """Draw input, truth, KL, features and blend of some pictures of every type, worst to best by score."""
-    threshold = pipe.calibration.pixel_threshold(None, pipe.config.alpha, pipe.config.timesteps)
     defects = np.array([item.defect for item in labelled])
     rows = []
     for name in sorted(set(defects), key=lambda defect: (defect != "good", defect)):
@@ -137,9 +135,7 @@ def _write_sheet(path, pipe, labelled, computed, rows_per_type):
             caption = f"{name}  score {computed['scores'][i]:.2f}  p {computed['p_values'][i]:.3f}"
             maps = [computed[key][i] for key in ("kl_maps", "feature_maps", "maps")]
             rows.append((caption, np.asarray(image.resize((pipe.resolution,) * 2)), computed["masks"][i], maps))
-    picture_sheet(rows, ("input", "truth", "KL", "features", "blend"), saturation=SATURATION_FACTOR * threshold).save(
-        path
-    )
+    picture_sheet(rows, ("input", "truth", "KL", "features", "blend"), saturation=saturation_of(pipe)).save(path)
 
 
 def main(argv=None):

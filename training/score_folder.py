@@ -19,9 +19,9 @@ from tqdm.auto import tqdm
 
 from pipelines.image_preprocessing import as_uint8, to_rgb
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
-from rendering.heat_map import SATURATION_FACTOR, outline, overlay
+from rendering.heat_map import outline, overlay, saturation_of
 from training.checkpointing import prepare_output_dir
-from training.data import find_images, read_image
+from training.data import find_images, in_batches, read_image
 from training.process import keep_large_buffers, use_all_cores
 
 COLUMNS = ("file", "verdict", "anomaly_score", "p_value", "defect_pixels", "defect_share", "error")
@@ -44,21 +44,24 @@ def score_folder(pipe, input_dir, output_dir, batch_size=8, false_alarm_rate=Non
         ValueError: if `input_dir` holds no pictures.
     """
     files = find_images(input_dir)
-    saturation = SATURATION_FACTOR * pipe.calibration.pixel_threshold(None, pipe.config.alpha, pipe.config.timesteps)
+    saturation = saturation_of(pipe)
     rows = []
     table = output_dir / "scores.csv"
     partial = table.with_suffix(".csv.partial")
-    with open(partial, "w", newline="") as stream, tqdm(total=len(files), desc="scoring", unit="image") as progress:
-        writer = csv.DictWriter(stream, COLUMNS)
-        writer.writeheader()
-        for start in range(0, len(files), batch_size):
-            batch = files[start : start + batch_size]
-            target = output_dir if overlays else None
-            for row in _score_batch(pipe, input_dir, batch, false_alarm_rate, target, saturation):
-                writer.writerow(row)
-                rows.append(row)
-            stream.flush()
-            progress.update(len(batch))
+    try:
+        with open(partial, "w", newline="") as stream, tqdm(total=len(files), desc="scoring", unit="image") as progress:
+            writer = csv.DictWriter(stream, COLUMNS)
+            writer.writeheader()
+            for batch in in_batches(files, batch_size):
+                target = output_dir if overlays else None
+                for row in _score_batch(pipe, input_dir, batch, false_alarm_rate, target, saturation):
+                    writer.writerow(row)
+                    rows.append(row)
+                stream.flush()
+                progress.update(len(batch))
+    except ValueError:
+        partial.unlink(missing_ok=True)
+        raise
     partial.replace(table)
     return rows
 

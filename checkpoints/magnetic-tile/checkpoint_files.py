@@ -98,9 +98,7 @@ def load_components(name_or_path, pipeline_class, classes, options):
             if name in pipeline_class._optional_components:
                 continue
             raise ValueError(f"{name_or_path} lacks its folder {name}; it is no complete checkpoint.")
-        extra = loading if issubclass(component_class, torch.nn.Module) else {}
-        if extra is loading:
-            extra = {"use_safetensors": True, **loading}
+        extra = {"use_safetensors": True, **loading} if issubclass(component_class, torch.nn.Module) else {}
         try:
             arguments[name] = component_class.from_pretrained(str(folder / name), **extra)
         except (OSError, RuntimeError, SafetensorError, json.JSONDecodeError) as error:
