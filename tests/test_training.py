@@ -254,9 +254,10 @@ def test_held_out_pictures_calibrate_and_are_named_in_the_record(finished):
     torch.testing.assert_close(pipe.calibration.kl_mean, expected.kl_mean, atol=1e-5, rtol=1e-3)
 
 
-def test_a_run_in_bfloat16_is_calibrated_in_float32(tmp_path):
-    arguments = ["--train_data_dir", str(TILES), "--output_dir", str(tmp_path), *TINY, "--max_train_steps", "2"]
-    main([*arguments, "--mixed_precision", "bf16"])
+def test_a_run_in_bfloat16_is_calibrated_in_float32(environment, tmp_path):
+    arguments = ["--train_data_dir", TILES, "--output_dir", tmp_path, *TINY, "--max_train_steps", "2"]
+    done = launch(environment, *arguments, "--mixed_precision", "bf16")
+    assert done.returncode == 0, done.stderr
     pipe = AnomalyScoringPipeline.from_pretrained(tmp_path, mixed_precision="no")
     expected = fit_calibration(pipe, hold_out(find_good_images(TILES), 0.25, 0)[1], TIMESTEPS)
     torch.testing.assert_close(pipe.calibration.kl_mean, expected.kl_mean, atol=1e-6, rtol=1e-5)
