@@ -13,7 +13,8 @@ sys.path.insert(0, str(ROOT))
 from pipelines.feature_extraction import TimmFeatureExtractor
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from training.calibration import fit_calibration
-from training.data import find_good_images
+from training.data import GoodImages, find_good_images
+from training.feature_reference import fit_feature_reference
 from training.model import build_scheduler, build_unet
 
 TILES = ROOT / "tests" / "fixtures" / "magnetic_tile"
@@ -27,6 +28,13 @@ def build_tiny_pipeline():
     return AnomalyScoringPipeline(unet.eval(), build_scheduler(), extractor, data_mean=-0.1, data_std=0.3)
 
 
+class MirroredImages(GoodImages):
+    """Good tiles upside down: other pictures than those that calibrate, but good ones too."""
+
+    def __getitem__(self, index):
+        return super().__getitem__(index).flip(1)
+
+
 @pytest.fixture(scope="session")
 def tile_files():
     """24 real pictures of good tiles."""
@@ -37,6 +45,8 @@ def tile_files():
 def tiny_pipeline(tile_files):
     """A calibrated pipeline; tests that change it must take a copy."""
     pipe = build_tiny_pipeline()
+    gaussian, memory = fit_feature_reference(pipe.feature_extractor, MirroredImages(tile_files, 64))
+    pipe.register_modules(gaussian=gaussian, memory=memory)
     pipe.register_modules(calibration=fit_calibration(pipe, tile_files, [5, 50, 100]))
     return pipe
 

@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 from sentences import assert_sentence
 
-from pipelines.anomaly_maps import blend, image_score
+from pipelines.anomaly_maps import blend
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
-from pipelines.score_calibration import NUM_ALPHAS, ScoreCalibration, timestep_subsets
+from pipelines.score_calibration import NUM_ALPHAS, Measurement, ScoreCalibration, timestep_subsets
 from training.calibration import MIN_DISJOINT, describe, draw_noise_fields, fit_calibration, main
 from training.data import GoodImages, find_good_images
 
@@ -22,8 +22,9 @@ RATES = ["0.001", "0.01", "0.02", "0.03", "0.05", "0.07", "0.1", "0.29", "0.57",
 def calibration_of(scores, timesteps=(5,)):
     """A calibration filled by hand: the same good scores at every alpha and for every subset of timesteps."""
     calibration = ScoreCalibration(timesteps=list(timesteps), resolution=8, grid_size=2, num_ranked=len(scores))
-    for table in (calibration.image_scores, calibration.map_maxima):
-        table.copy_(torch.as_tensor(scores, dtype=torch.float32))
+    scores = torch.as_tensor(scores, dtype=torch.float32)
+    calibration.part_scores.copy_(scores[:, None])
+    calibration.map_maxima.copy_(scores)
     return calibration
 
 
@@ -57,13 +58,20 @@ def scores_of(pipe, files, **options):
     return torch.from_numpy(pipe([Image.open(path) for path in files], **options).anomaly_score)
 
 
+def ranked_scores(calibration):
+    """Scores of the ranked good pictures at alpha 0.5 and every timestep, highest first."""
+    count = calibration.config.num_ranked
+    rates = [k / (count + 1) for k in range(1, count + 1)]
+    return torch.tensor([calibration.image_threshold(rate, 0.5, TIMESTEPS) for rate in rates])
+
+
 def measured(pipe, files):
-    """KL and feature error maps of pictures under the calibration's own noise."""
+    """Measurement of pictures under the calibration's own noise."""
     images = GoodImages(files, pipe.resolution)
     samples = torch.stack([images[index] for index in range(len(files))])
     noise = pipe.calibration.noise_fields(TIMESTEPS)
     parts = [pipe.measure(batch, TIMESTEPS, noise, "no") for batch in samples.split(8)]
-    return tuple(torch.cat(part) for part in zip(*parts, strict=True))
+    return Measurement(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
 
 # p-values and thresholds, by hand
@@ -85,12 +93,12 @@ def test_thresholds_are_the_good_scores_that_the_rate_leaves_below():
 
 
 @pytest.mark.parametrize("count", [1, 3, 9, 19, 24, 99, 100, 199, 999])
-@pytest.mark.parametrize("alpha", [0.5, 0.333])
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
 def test_score_above_threshold_and_p_value_within_rate_are_the_same_at_every_rate(count, alpha):
     scores = uniform(count)
     calibration = calibration_of(scores)
     between = uniform(300, seed=1) * 1.2 - 0.1
-    ranked = calibration.image_scores[0, 0]
+    ranked = calibration.part_scores[0, :, 0]
     asked = torch.cat([between, ranked, ranked.nextafter(torch.tensor(2.0)), ranked.nextafter(torch.tensor(-1.0))])
     at_least = (scores[None] >= asked[:, None]).sum(dim=1)
     p_values = calibration.p_value(asked, alpha, [5])
@@ -109,10 +117,10 @@ def test_verdicts_of_the_pipeline_follow_from_threshold_and_p_value_alike(tiny_p
         tiny_pipeline.unet,
         tiny_pipeline.scheduler,
         tiny_pipeline.feature_extractor,
-        calibration_of(uniform(99)),
+        calibration=calibration_of(uniform(99)),
         timesteps=[5],
     )
-    scores = torch.cat([pipe.calibration.image_scores[0, 0], 1.2 * uniform(50, seed=1)])
+    scores = torch.cat([pipe.calibration.part_scores[0, :, 0], 1.2 * uniform(50, seed=1)])
     maps = [torch.tensor([[-10.0, 10.0]])] * len(scores)
     for rate in (0.01, 0.05, 0.07, 0.29, 0.57, 1.0):
         verdicts = pipe.decide(maps, scores, false_alarm_rate=rate)
@@ -131,7 +139,7 @@ def test_smallest_promised_rate_is_one_in_n_plus_one_and_the_default_one_percent
     assert many.effective_rate(0.002) == 0.002
     assert many.effective_rate(0.0001) == 1 / 1000
     # the threshold of a rate that cannot be promised is that of the smallest that can
-    assert few.image_threshold(1e-9, 0.5, [5]) == few.image_scores[0, 0].max().item()
+    assert few.image_threshold(1e-9, 0.5, [5]) == few.part_scores.max().item()
 
 
 def test_rate_one_rejects_everything():
@@ -150,7 +158,7 @@ def test_of_exchangeable_good_pictures_no_more_than_the_rate_is_rejected(distrib
     calibration = calibration_of(scores[0, 1:])
     p_values = torch.empty(trials, dtype=torch.float64)
     for trial in range(trials):
-        calibration.image_scores.copy_(scores[trial, 1:])
+        calibration.part_scores.copy_(scores[trial, 1:, None])
         p_values[trial] = calibration.p_value(scores[trial, :1], 0.5, [5])
     for rate in (0.05, 0.1, 0.12, 0.5):
         rejected = (p_values <= rate + 1e-12).double().mean().item()
@@ -160,26 +168,42 @@ def test_of_exchangeable_good_pictures_no_more_than_the_rate_is_rejected(distrib
             assert rejected >= rate - 3 * sigma
 
 
-def test_between_two_alphas_of_the_table_good_scores_are_never_understated():
+def test_between_two_alphas_of_the_table_good_map_values_are_never_understated():
     count = 30
     kl, feature_error = (torch.randn(count, 16, 16, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
     calibration = calibration_of(torch.zeros(count))
     for row, alpha in enumerate(np.linspace(0, 1, NUM_ALPHAS)):
-        maps = blend(kl, feature_error, alpha)
-        calibration.image_scores[0, row] = image_score(maps)
-        calibration.map_maxima[0, row] = maps.amax(dim=(1, 2))
+        calibration.map_maxima[0, row] = blend(kl, feature_error, alpha).amax(dim=(1, 2))
     strictly = 0
     for alpha in [*np.linspace(0, 1, NUM_ALPHAS), *uniform(40).tolist(), 1e-9, 1 - 1e-9]:
-        maps = blend(kl, feature_error, alpha)
-        true_scores = image_score(maps).sort(descending=True).values
-        true_maxima = maps.amax(dim=(1, 2)).sort(descending=True).values
+        true_maxima = blend(kl, feature_error, alpha).amax(dim=(1, 2)).sort(descending=True).values
         for k in range(1, count + 1):
-            image_threshold = calibration.image_threshold(k / (count + 1), alpha, [5])
             pixel_threshold = calibration.pixel_threshold(k / (count + 1), alpha, [5])
-            assert true_scores[k - 1] - 1e-5 <= image_threshold <= true_scores[k - 1] + 0.1
             assert true_maxima[k - 1] - 1e-5 <= pixel_threshold <= true_maxima[k - 1] + 0.1
-            strictly += image_threshold > true_scores[k - 1] + 1e-5
+            strictly += pixel_threshold > true_maxima[k - 1] + 1e-5
     assert strictly > 0
+
+
+def test_good_scores_are_blended_from_their_parts_with_the_weights_of_equation_11_at_any_alpha():
+    calibration = ScoreCalibration(
+        timesteps=[5], resolution=8, grid_size=2, num_ranked=1, num_references=2, reference_weight=0.6
+    )
+    calibration.part_scores.copy_(torch.tensor([7.0, 3.0, 10.0, 1.0]))
+    calibration.part_score_mean.copy_(torch.tensor([1.0, 1.0, 0.0, 1.0]))
+    calibration.part_score_std.copy_(torch.tensor([2.0, 1.0, 5.0, 1.0]))
+    # standardised: KL 3, feature error 2, references 2 and 0, which share 0.6 of the feature part
+    for alpha in (0.0, 0.05, 0.333, 1.0):
+        expected = alpha * 3 + (1 - alpha) * (0.4 * 2 + 0.3 * 2 + 0.3 * 0)
+        assert calibration.image_threshold(0.5, alpha, [5]) == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_picture_scores_by_its_worst_places_part_by_part():
+    calibration = ScoreCalibration(timesteps=[5], resolution=8, grid_size=10, num_references=1, reference_weight=0.5)
+    parts = torch.zeros(1, 3, 10, 10)  # one cell of a hundred is the worst hundredth
+    parts[0, 0, 2, 3], parts[0, 1, 5, 5], parts[0, 2, 9, 9] = 8.0, 4.0, 2.0
+    for alpha in (0.0, 0.25, 1.0):
+        expected = alpha * 8 + (1 - alpha) * (0.5 * 4 + 0.5 * 2)
+        assert calibration.image_score(parts, alpha, [5]).item() == pytest.approx(expected)
 
 
 def test_scores_of_a_subset_of_timesteps_come_from_its_own_row_in_any_order():
@@ -187,7 +211,7 @@ def test_scores_of_a_subset_of_timesteps_come_from_its_own_row_in_any_order():
     expected = [(5,), (50,), (100,), (5, 50), (5, 100), (50, 100), (5, 50, 100)]
     assert timestep_subsets(TIMESTEPS) == timestep_subsets([100, 5, 50]) == expected
     for row in range(len(expected)):
-        calibration.image_scores[row] = row
+        calibration.part_scores[row] = row
         calibration.map_maxima[row] = 10 * row
     for row, subset in enumerate(expected):
         for order in (list(subset), list(reversed(subset))):
@@ -197,17 +221,19 @@ def test_scores_of_a_subset_of_timesteps_come_from_its_own_row_in_any_order():
 
 
 def test_standardised_maps_are_in_deviations_of_the_cell_and_timestep_they_belong_to():
-    calibration = ScoreCalibration(timesteps=TIMESTEPS, resolution=8, grid_size=2)
+    calibration = ScoreCalibration(timesteps=TIMESTEPS, resolution=8, grid_size=2, num_references=2)
     calibration.kl_mean.copy_(torch.arange(12.0).view(3, 2, 2))
     calibration.kl_std.fill_(2)
     calibration.feature_error_std.copy_(torch.tensor([1.0, 4.0, 5.0]).view(3, 1, 1).expand(3, 2, 2))
-    kl, feature_error = torch.zeros(1, 2, 8, 8), torch.full((1, 2, 8, 8), 20.0)
-    standard_kl, standard_features = calibration.standardize(kl, feature_error, [100, 50])
-    assert standard_kl[0, 0, 0, 0].item() == -8 / 2
-    assert standard_kl[0, 1, 0, 0].item() == -4 / 2
-    assert standard_kl[0, 1, 0, -1].item() == -5 / 2
-    assert standard_kl[0, 1, -1, 0].item() == -6 / 2
-    assert standard_features[0, :, 3, 3].tolist() == [20 / 5, 20 / 4]
+    calibration.reference_mean.copy_(torch.tensor([1.0, 2.0]))
+    calibration.reference_std.copy_(torch.tensor([2.0, 4.0]))
+    measured = Measurement(torch.zeros(1, 2, 2, 2), torch.full((1, 2, 2, 2), 20.0), torch.full((1, 2, 2, 2), 6.0))
+    kl, feature_error, *references = calibration.standardize(measured, [100, 50])[0]
+    # means of timestep 100 are 8, 9, 10, 11, those of timestep 50 4, 5, 6, 7
+    assert kl.flatten().tolist() == [-(8 + 4) / 4, -(9 + 5) / 4, -(10 + 6) / 4, -(11 + 7) / 4]
+    assert (feature_error == (20 / 5 + 20 / 4) / 2).all()
+    assert (references[0] == 2.5).all()
+    assert (references[1] == 1.0).all()
 
 
 # dtype
@@ -219,7 +245,7 @@ def test_calibration_stays_in_float32_bit_by_bit_whatever_the_pipeline_is_cast_t
     cast = AnomalyScoringPipeline.from_pretrained(tiny_checkpoint).to(dtype)
     loaded = AnomalyScoringPipeline.from_pretrained(tiny_checkpoint, torch_dtype=dtype)
     for pipe in (cast, loaded, cast.to(torch.float64)):
-        assert len(pipe.calibration.state_dict()) == 7
+        assert len(pipe.calibration.state_dict()) == 11
         for name, tensor in pipe.calibration.state_dict().items():
             assert tensor.dtype == torch.float32, name
             assert torch.equal(tensor, original[name]), name
@@ -254,38 +280,50 @@ def test_many_pictures_are_split_in_two_and_the_description_guarantees_the_rate(
 def test_ranked_pictures_and_those_that_fit_the_normalisation_are_disjoint(disjoint_pipeline, many_files):
     calibration = disjoint_pipeline.calibration
     scores = scores_of(disjoint_pipeline, many_files, alpha=0.5)
-    ranked = calibration.image_scores[-1, (NUM_ALPHAS - 1) // 2]
+    ranked = ranked_scores(calibration)
     distances = (scores[:, None] - ranked[None]).abs()
     # every ranked score is that of one picture; the others fitted the normalisation
     owners = distances.argmin(dim=0).tolist()
     assert distances.min(dim=0).values.max() < 1e-3
     assert len(set(owners)) == len(ranked) == 24
     fitted = [path for index, path in enumerate(many_files) if index not in owners]
-    for maps, mean in zip(
-        measured(disjoint_pipeline, fitted), (calibration.kl_mean, calibration.feature_error_mean), strict=True
-    ):
-        torch.testing.assert_close(mean.mean(dim=(1, 2)), maps.mean(dim=(0, 2, 3)), rtol=0.02, atol=0)
-    for part in calibration.standardize(*measured(disjoint_pipeline, fitted), TIMESTEPS):
-        assert part.mean(dim=(0, 2, 3)).abs().max() < 0.1
-        assert ((part.std(dim=(0, 2, 3)) > 0.7) & (part.std(dim=(0, 2, 3)) < 1.3)).all()
+    maps = measured(disjoint_pipeline, fitted)
+    for name in ("kl", "feature_error"):
+        means = getattr(calibration, f"{name}_mean").mean(dim=(1, 2))
+        torch.testing.assert_close(means, getattr(maps, name).mean(dim=(0, 2, 3)), rtol=0.02, atol=0)
+    torch.testing.assert_close(calibration.reference_mean, maps.reference.mean(dim=(0, 2, 3)))
+    assert_standard(calibration.standardize(maps, TIMESTEPS))
+    assert_standard(calibration.image_score(calibration.standardize(maps, TIMESTEPS), 1.0, TIMESTEPS))
+
+
+def assert_standard(values):
+    """Mean about 0 and deviation about 1 (less where noise averages out over timesteps), of each part if there are."""
+    parts = values.transpose(0, 1).flatten(1) if values.ndim > 1 else values[None]
+    assert parts.mean(dim=1).abs().max() < 0.1
+    assert ((parts.std(dim=1) > 0.4) & (parts.std(dim=1) < 1.4)).all()
 
 
 def test_cross_fitted_normalisation_gives_the_fitted_pictures_maps_mean_0_and_deviation_1(tiny_pipeline, tile_files):
-    maps = measured(tiny_pipeline, tile_files)
-    for raw, part in zip(maps, tiny_pipeline.calibration.standardize(*maps, TIMESTEPS), strict=True):
-        assert part.mean(dim=(0, 2, 3)).abs().max() < 0.1
-        assert ((part.std(dim=(0, 2, 3)) > 0.7) & (part.std(dim=(0, 2, 3)) < 1.3)).all()
-        # positions are levelled, not the whole map alone
-        unevenness = raw.mean(dim=0).std(dim=(1, 2)) / raw.std(dim=(0, 2, 3))
-        assert (part.mean(dim=0).std(dim=(1, 2)) < 0.9 * unevenness).all()
+    maps, calibration = measured(tiny_pipeline, tile_files), tiny_pipeline.calibration
+    parts = calibration.standardize(maps, TIMESTEPS)
+    assert_standard(parts)
+    assert_standard(calibration.image_score(parts, 1.0, TIMESTEPS))
+    # positions are levelled, not the whole map alone
+    for raw, part in ((maps.kl[:, 0], calibration.standardize(_at_first(maps), [5])[:, 0]),):
+        unevenness = raw.mean(dim=0).std() / raw.std()
+        assert part.mean(dim=0).std() < unevenness
+
+
+def _at_first(maps):
+    return Measurement(maps.kl[:, :1], maps.feature_error[:, :1], maps.reference)
 
 
 def test_cross_fitting_ranks_no_picture_under_a_normalisation_that_has_seen_it(tiny_pipeline, tile_files):
     # a picture's own normalisation flatters it: out of fold, good scores are higher on average
     in_sample = scores_of(tiny_pipeline, tile_files, alpha=0.5)
-    ranked = tiny_pipeline.calibration.image_scores[-1, (NUM_ALPHAS - 1) // 2]
+    ranked = ranked_scores(tiny_pipeline.calibration)
     assert ranked.mean() > in_sample.mean()
-    assert (ranked - in_sample).abs().max() < 3 * in_sample.std()
+    assert (ranked - in_sample.sort(descending=True).values).abs().max() < 3 * in_sample.std()
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.45, 0.5, 1.0])
@@ -331,7 +369,7 @@ def test_recalibration_writes_a_checkpoint_whose_ranks_belong_to_the_weights_it_
     assert (list(config.timesteps), config.num_ranked, config.cross_fitted) == ([2, 40], 24, False)
     assert list(pipe.config.timesteps) == [2, 40]
     expected = fit_calibration(pipe, many_files, [2, 40], seed=3)
-    torch.testing.assert_close(pipe.calibration.image_scores, expected.image_scores, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(pipe.calibration.part_scores, expected.part_scores, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(pipe.calibration.kl_mean, expected.kl_mean, atol=1e-5, rtol=1e-4)
     unchanged = AnomalyScoringPipeline.from_pretrained(tiny_checkpoint)
     assert list(unchanged.config.timesteps) == TIMESTEPS

@@ -6,9 +6,11 @@ import torch
 from PIL import Image
 from sentences import refused
 
+from pipelines.anomaly_maps import render, resize_map
 from pipelines.denoising_network import has_bfloat16
 from pipelines.image_preprocessing import preprocess
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
+from training.calibration import fit_calibration
 
 SAME = 0.01
 """Largest difference, in deviations of good scores, that counts as the same score."""
@@ -124,12 +126,16 @@ def test_alpha_0_and_1_leave_one_part_alone(pipe, tiles):
     assert np.abs(features_only.anomaly_score - pixels_only.anomaly_score).max() > 0.1
 
 
-def test_the_score_is_the_mean_of_the_largest_hundredth_of_the_map(pipe, tile_files):
-    with Image.open(tile_files[0]) as tile:
-        square = tile.resize((64, 64))  # the model's own size: the map is not resized
-    result = pipe(square)
-    largest = np.sort(result.anomaly_map[0].ravel())[-round(0.01 * 64 * 64) :]
-    assert result.anomaly_score[0] == pytest.approx(largest.mean(), abs=1e-5)
+def test_the_score_blends_the_worst_hundredth_of_each_part_in_deviations_of_good_pictures(pipe, tile_files):
+    samples, _ = preprocess(Image.open(tile_files[0]), 64)
+    timesteps, calibration = [5, 50, 100], pipe.calibration
+    parts = calibration.standardize(pipe.measure(samples, timesteps, calibration.noise_fields(timesteps)), timesteps)
+    worst = [np.sort(part.ravel())[-round(0.01 * part.size) :].mean() for part in parts[0].numpy()]
+    standardized = (np.array(worst) - calibration.part_score_mean[-1].numpy()) / calibration.part_score_std[-1].numpy()
+    for alpha in (0.0, 0.3, 1.0):
+        weights = [alpha, (1 - alpha) * 0.2, (1 - alpha) * 0.4, (1 - alpha) * 0.4]  # KL, error, Gaussian, memory
+        score = pipe(Image.open(tile_files[0]), alpha=alpha).anomaly_score[0]
+        assert score == pytest.approx(float(standardized @ weights), abs=1e-4)
 
 
 def test_parts_are_standardised_measurements_averaged_over_the_timesteps_asked_for(pipe, tile_files):
@@ -138,8 +144,9 @@ def test_parts_are_standardised_measurements_averaged_over_the_timesteps_asked_f
     samples, _ = preprocess(square, 64)
     single = {}
     for timestep in (5, 50, 100):
-        maps = pipe.measure(samples, [timestep], pipe.calibration.noise_fields([timestep]))
-        single[timestep] = [part[0, 0].numpy() for part in pipe.calibration.standardize(*maps, [timestep])]
+        measured = pipe.measure(samples, [timestep], pipe.calibration.noise_fields([timestep]))
+        parts = pipe.calibration.two_parts(pipe.calibration.standardize(measured, [timestep]))
+        single[timestep] = render(parts, 64, pipe.config.smoothing_sigma)[0].numpy()
     for timesteps in ([5], [50, 5], [5, 50, 100], (100,), np.array([100, 50])):
         result = pipe(square, timesteps=timesteps)
         for part, name in enumerate(("kl_map", "feature_map")):
@@ -147,6 +154,20 @@ def test_parts_are_standardised_measurements_averaged_over_the_timesteps_asked_f
             np.testing.assert_allclose(getattr(result, name)[0], expected, atol=1e-4)
     spread = np.std([single[timestep][0] for timestep in single], axis=0).max()
     assert spread > 0.1
+
+
+def test_without_references_the_feature_part_is_equation_10_alone(pipe, tile_files, tiles):
+    plain = AnomalyScoringPipeline(pipe.unet, pipe.scheduler, pipe.feature_extractor, data_mean=-0.1, data_std=0.3)
+    plain.set_progress_bar_config(disable=True)
+    plain.register_modules(calibration=fit_calibration(plain, tile_files, [5, 50, 100]))
+    assert plain.calibration.part_scores.shape[-1] == 2
+    samples, _ = preprocess(tiles[0], 64)
+    measured = plain.measure(samples, [50], plain.calibration.noise_fields([50]))
+    assert measured.reference.shape == (1, 0, 16, 16)
+    parts = plain.calibration.standardize(measured, [50])
+    expected = render(parts[:, 1:], 64, plain.config.smoothing_sigma)[0, 0]
+    result = plain(tiles[0], timesteps=[50], output_type="pt")
+    torch.testing.assert_close(result.feature_map[0], resize_map(expected, result.feature_map[0].shape))
 
 
 def test_order_of_timesteps_does_not_matter(pipe, tiles):
@@ -307,8 +328,9 @@ def test_without_a_calibration_it_measures_but_gives_no_verdict(pipe, tiles):
     with refused(ValueError, "calibration"):
         uncalibrated(tiles[0])
     samples, _ = preprocess(tiles[:2], 64)
-    kl, feature_error = uncalibrated.measure(samples, [5, 50], torch.zeros(2, 3, 64, 64))
-    assert kl.shape == feature_error.shape == (2, 2, 64, 64)
+    kl, feature_error, reference = uncalibrated.measure(samples, [5, 50], torch.zeros(2, 3, 64, 64))
+    assert kl.shape == feature_error.shape == (2, 2, 16, 16)
+    assert reference.shape == (2, 0, 16, 16)
     assert kl.min() >= -1e-5
     assert feature_error.min() >= 0
 

@@ -364,14 +364,30 @@ def test_a_damaged_index_is_refused(tiny_checkpoint, tmp_path, content):
         AnomalyScoringPipeline.from_pretrained(folder)
 
 
-@pytest.mark.parametrize("version", [2, 99, "later"])
-def test_a_checkpoint_of_another_format_is_refused(tiny_checkpoint, tmp_path, version):
+@pytest.mark.parametrize("version", [3, 99, "later"])
+def test_a_checkpoint_of_a_later_format_is_refused(tiny_checkpoint, tmp_path, version):
     folder = copy_of(tiny_checkpoint, tmp_path)
     index = json.loads((folder / "model_index.json").read_text())
-    assert index["_format_version"] == 1
+    assert index["_format_version"] == 2
     (folder / "model_index.json").write_text(json.dumps(index | {"_format_version": version}))
     with refused(ValueError, str(version)):
         AnomalyScoringPipeline.from_pretrained(folder)
+
+
+def test_a_checkpoint_of_the_first_format_loads_without_its_calibration_and_asks_for_a_new_one(
+    tiny_checkpoint, tmp_path
+):
+    folder = copy_of(tiny_checkpoint, tmp_path)
+    index = json.loads((folder / "model_index.json").read_text())
+    for name in ("gaussian", "memory"):
+        shutil.rmtree(folder / name)
+        del index[name]
+    (folder / "model_index.json").write_text(json.dumps(index | {"_format_version": 1}))
+    (folder / "calibration" / WEIGHTS).write_bytes(b"of another layout")
+    pipe = AnomalyScoringPipeline.from_pretrained(folder)
+    assert pipe.references == []
+    with refused(ValueError, "training/calibration.py"):
+        pipe(Image.new("L", (8, 8)))
 
 
 @pytest.mark.parametrize("component", ["unet", "scheduler", "feature_extractor"])

@@ -250,7 +250,7 @@ def test_held_out_pictures_calibrate_and_are_named_in_the_record(finished):
     pipe = AnomalyScoringPipeline.from_pretrained(finished)
     assert pipe.calibration.config.num_ranked == len(held_out) == 6
     expected = fit_calibration(pipe, held_out, TIMESTEPS)
-    torch.testing.assert_close(pipe.calibration.image_scores, expected.image_scores, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(pipe.calibration.part_scores, expected.part_scores, atol=1e-3, rtol=1e-3)
     torch.testing.assert_close(pipe.calibration.kl_mean, expected.kl_mean, atol=1e-5, rtol=1e-3)
 
 
@@ -261,7 +261,7 @@ def test_a_run_in_bfloat16_is_calibrated_in_float32(environment, tmp_path):
     pipe = AnomalyScoringPipeline.from_pretrained(tmp_path, mixed_precision="no")
     expected = fit_calibration(pipe, hold_out(find_good_images(TILES), 0.25, 0)[1], TIMESTEPS)
     torch.testing.assert_close(pipe.calibration.kl_mean, expected.kl_mean, atol=1e-6, rtol=1e-5)
-    torch.testing.assert_close(pipe.calibration.image_scores, expected.image_scores, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(pipe.calibration.part_scores, expected.part_scores, atol=1e-4, rtol=1e-4)
 
 
 def test_contrast_and_feature_statistics_are_those_of_the_training_pictures(finished):

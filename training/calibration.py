@@ -16,11 +16,11 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from pipelines.anomaly_maps import blend, image_score, smooth
+from pipelines.anomaly_maps import blend, render, smooth, worst_mean
 from pipelines.checkpoint_files import is_half_precision
 from pipelines.denoising_network import has_bfloat16
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
-from pipelines.score_calibration import NUM_ALPHAS, ScoreCalibration, timestep_subsets
+from pipelines.score_calibration import NUM_ALPHAS, Measurement, ScoreCalibration, timestep_subsets
 from training.data import GoodImages, find_good_images, hold_out
 from training.process import keep_large_buffers, use_all_cores
 
@@ -32,42 +32,17 @@ FITTED_SHARE = 0.4
 
 NUM_FOLDS = 5
 MAX_BFLOAT16 = 64
-PRIOR_PICTURES = 10
+MAPS_AT_ONCE = 16
+REFERENCE_WEIGHT = 0.8
+"""Gaussian and memory make up this share of the feature part, the feature error of Eq. 10 the rest."""
+
+PRIOR_PICTURES = 100
 """Mean and deviation at a position are shrunk to those of all positions as if this many pictures had shown them."""
 
 POSITION_SIGMA = 1.0
 """Mean and deviation per position are smoothed by a Gaussian of this many cells, for neighbours are alike."""
 
 logger = logging.getLogger(__name__)
-
-
-class MapStatistics:
-    """Running mean and deviation of maps per timestep and position, for KL and feature error alike."""
-
-    def __init__(self, grid_size):
-        self.grid_size = grid_size
-        self.count = 0
-        self.total = 0.0
-        self.total_square = 0.0
-
-    def update(self, maps):
-        """Add maps, (batch, timesteps, height, width)."""
-        maps = maps.double()
-        self.count += len(maps)
-        pool = torch.nn.functional.adaptive_avg_pool2d
-        self.total = self.total + pool(maps.sum(dim=0), self.grid_size)
-        self.total_square = self.total_square + pool(maps.square().sum(dim=0), self.grid_size)
-
-    def shrunk(self):
-        """Mean and deviation, float32, (timesteps, grid_size, grid_size), shrunk and smoothed."""
-        mean = smooth((self.total / self.count)[None], POSITION_SIGMA)[0]
-        variance = smooth((self.total_square / self.count)[None], POSITION_SIGMA)[0] - mean.square()
-        weight = self.count / (self.count + PRIOR_PICTURES)
-        common_mean = mean.mean(dim=(1, 2), keepdim=True)
-        common_variance = variance.mean(dim=(1, 2), keepdim=True)
-        mean = weight * mean + (1 - weight) * common_mean
-        variance = weight * variance + (1 - weight) * common_variance
-        return mean.float(), variance.clamp(min=1e-6 * common_variance).sqrt().float()
 
 
 def fit_calibration(pipe, files, timesteps, seed=0, batch_size=8):
@@ -90,7 +65,9 @@ def fit_calibration(pipe, files, timesteps, seed=0, batch_size=8):
     calibration = ScoreCalibration(
         timesteps=timesteps,
         resolution=pipe.resolution,
-        grid_size=pipe.feature_extractor.config.grid_size,
+        grid_size=pipe.config.score_grid,
+        num_references=len(pipe.references),
+        reference_weight=REFERENCE_WEIGHT if pipe.references else 0.0,
         num_ranked=len(ranked_files),
         num_fitted=len(fitted_files),
         cross_fitted=cross_fitted,
@@ -105,24 +82,28 @@ def fit_calibration(pipe, files, timesteps, seed=0, batch_size=8):
     ) as progress:
 
         def measured(files, mixed_precision="no"):
+            batches = []
             for samples in DataLoader(GoodImages(files, pipe.resolution), batch_size=batch_size):
-                yield tuple(maps.cpu() for maps in pipe.measure(samples, timesteps, noise, mixed_precision))
+                batches.append([maps.cpu() for maps in pipe.measure(samples, timesteps, noise, mixed_precision)])
                 progress.update(len(samples))
+            return Measurement(*(torch.cat(maps) for maps in zip(*batches, strict=True)))
 
-        if cross_fitted:
-            ranked_maps = list(measured(files))
-            scores = _cross_fit(calibration, ranked_maps)
-            exact = _score_all(calibration, ranked_maps)[0]
-        else:
-            _fit_normalisation(calibration, measured(fitted_files))
-            scores = _score_all(calibration, measured(ranked_files))
-            exact = scores[0]
-        calibration.image_scores.copy_(scores[0])
-        calibration.map_maxima.copy_(scores[1])
-        if bfloat16_files:
-            rough = _score_all(calibration, measured(bfloat16_files, "bf16"))[0]
-            moved = (rough - exact[..., : len(bfloat16_files)]).abs().amax(dim=-1)
-            calibration.register_to_config(bfloat16_deviation=(moved / exact.std(dim=-1)).max().item())
+        ranked = measured(ranked_files)
+        rough = measured(bfloat16_files, "bf16") if bfloat16_files else None
+        fitted = ranked if cross_fitted else measured(fitted_files)
+
+    sigma = pipe.config.smoothing_sigma
+    if cross_fitted:
+        part_scores, map_maxima = _cross_fit(calibration, ranked, sigma)
+    else:
+        _fit_normalisation(calibration, fitted)
+        part_scores, map_maxima = _score_all(calibration, ranked, sigma)
+    calibration.part_scores.copy_(part_scores)
+    calibration.map_maxima.copy_(map_maxima)
+    if rough:
+        exact = _part_scores(calibration, ranked)
+        moved = (_part_scores(calibration, rough) - exact[:, : len(bfloat16_files)]).abs().amax(dim=1)
+        calibration.register_to_config(bfloat16_deviation=(moved / exact.std(dim=1).clamp(min=1e-6)).max().item())
     return calibration
 
 
@@ -137,49 +118,76 @@ def draw_noise_fields(seed, timesteps, resolution):
 
 
 def _fit_normalisation(calibration, measured):
-    """Set mean and deviation of KL and feature error from an iterable of (kl, feature_error) batches."""
-    statistics = [MapStatistics(calibration.config.grid_size) for _ in range(2)]
-    for maps in measured:
-        for part, part_maps in zip(statistics, maps, strict=True):
-            part.update(part_maps)
-    for part, name in zip(statistics, ("kl", "feature_error"), strict=True):
-        mean, std = part.shrunk()
+    """Set mean and deviation of every part's maps, then of its worst places, from good pictures."""
+    for name in ("kl", "feature_error"):
+        mean, std = _shrunk_statistics(getattr(measured, name))
         getattr(calibration, f"{name}_mean").copy_(mean)
         getattr(calibration, f"{name}_std").copy_(std)
+    if calibration.config.num_references:
+        std, mean = torch.std_mean(measured.reference, dim=(0, 2, 3))
+        calibration.reference_mean.copy_(mean)
+        calibration.reference_std.copy_(std.clamp(min=1e-6))
+    std, mean = torch.std_mean(_part_scores(calibration, measured), dim=1)
+    calibration.part_score_mean.copy_(mean)
+    calibration.part_score_std.copy_(std.clamp(min=1e-6))
 
 
-def _score_all(calibration, measured):
-    """Image scores and map maxima for every subset of timesteps and alpha, (subsets, alphas, pictures) each."""
-    batches = [_score_batch(calibration, *maps) for maps in measured]
-    return tuple(torch.cat(parts, dim=-1) for parts in zip(*batches, strict=True))
+def _shrunk_statistics(maps):
+    """Mean and deviation per timestep and place, (timesteps, grid, grid), of maps, (pictures, timesteps, grid, grid).
+
+    They are smoothed over places and shrunk towards those of all places.
+    """
+    maps = maps.double()
+    mean = smooth(maps.mean(dim=0)[None], POSITION_SIGMA)[0]
+    variance = smooth(maps.square().mean(dim=0)[None], POSITION_SIGMA)[0] - mean.square()
+    weight = len(maps) / (len(maps) + PRIOR_PICTURES)
+    common_mean = mean.mean(dim=(1, 2), keepdim=True)
+    common_variance = (maps - common_mean).square().mean(dim=(0, 2, 3)).view(-1, 1, 1)
+    mean = weight * mean + (1 - weight) * common_mean
+    variance = weight * variance + (1 - weight) * common_variance
+    return mean.float(), variance.clamp(min=1e-6 * common_variance).sqrt().float()
 
 
-def _score_batch(calibration, kl, feature_error):
+def _part_scores(calibration, measured):
+    """The worst places of each part for every subset of timesteps, (subsets, pictures, parts)."""
+    return torch.stack([worst_mean(parts) for parts in _standardized_subsets(calibration, measured)])
+
+
+def _standardized_subsets(calibration, measured):
     timesteps = list(calibration.config.timesteps)
-    kl, feature_error = calibration.standardize(kl, feature_error, timesteps)
-    image_scores, map_maxima = [], []
     for subset in timestep_subsets(timesteps):
         chosen = [timesteps.index(timestep) for timestep in subset]
-        kl_map, feature_map = kl[:, chosen].mean(dim=1), feature_error[:, chosen].mean(dim=1)
-        maps = [blend(kl_map, feature_map, alpha) for alpha in torch.linspace(0, 1, NUM_ALPHAS).tolist()]
-        image_scores.append(torch.stack([image_score(anomaly_map) for anomaly_map in maps]))
-        map_maxima.append(torch.stack([anomaly_map.amax(dim=(1, 2)) for anomaly_map in maps]))
-    return torch.stack(image_scores), torch.stack(map_maxima)
+        part = Measurement(measured.kl[:, chosen], measured.feature_error[:, chosen], measured.reference)
+        yield calibration.standardize(part, list(subset))
 
 
-def _cross_fit(calibration, measured):
+def _score_all(calibration, measured, sigma):
+    """Part scores, (subsets, pictures, parts), and map maxima, (subsets, alphas, pictures)."""
+    maxima = []
+    for parts in _standardized_subsets(calibration, measured):
+        rows = []
+        for batch in calibration.two_parts(parts).split(MAPS_AT_ONCE):
+            kl_maps, feature_maps = render(batch, calibration.config.resolution, sigma).unbind(dim=1)
+            alphas = torch.linspace(0, 1, NUM_ALPHAS).tolist()
+            rows.append(torch.stack([blend(kl_maps, feature_maps, alpha).amax(dim=(1, 2)) for alpha in alphas]))
+        maxima.append(torch.cat(rows, dim=1))
+    return _part_scores(calibration, measured), torch.stack(maxima)
+
+
+def _cross_fit(calibration, measured, sigma):
     """Score each picture under the normalisation of the other folds, then fit the normalisation to all of them."""
-    kl, feature_error = (torch.cat(maps) for maps in zip(*measured, strict=True))
-    folds = torch.arange(len(kl)) % min(NUM_FOLDS, len(kl))
-    image_scores, map_maxima = torch.empty_like(calibration.image_scores), torch.empty_like(calibration.map_maxima)
+    count = len(measured.kl)
+    folds = torch.arange(count) % min(NUM_FOLDS, count)
+    standardized, map_maxima = torch.empty_like(calibration.part_scores), torch.empty_like(calibration.map_maxima)
     for fold in folds.unique():
         inside = folds == fold
-        _fit_normalisation(calibration, [(kl[~inside], feature_error[~inside])])
-        image_scores[..., inside], map_maxima[..., inside] = _score_batch(
-            calibration, kl[inside], feature_error[inside]
-        )
-    _fit_normalisation(calibration, [(kl, feature_error)])
-    return image_scores, map_maxima
+        _fit_normalisation(calibration, Measurement(*(maps[~inside] for maps in measured)))
+        part_scores, maxima = _score_all(calibration, Measurement(*(maps[inside] for maps in measured)), sigma)
+        mean, std = calibration.part_score_mean[:, None], calibration.part_score_std[:, None]
+        standardized[:, inside] = (part_scores - mean) / std
+        map_maxima[..., inside] = maxima
+    _fit_normalisation(calibration, measured)
+    return standardized * calibration.part_score_std[:, None] + calibration.part_score_mean[:, None], map_maxima
 
 
 def main(argv=None):

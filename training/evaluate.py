@@ -50,7 +50,7 @@ def evaluate(pipe, labelled, batch_size=8, false_alarm_rate=None, alpha=None, na
     defects = np.array([item.defect for item in labelled])
     types = sorted(set(defects) - {"good"})
     groups = {ALL: np.ones(len(defects), bool)} | {name: np.isin(defects, [name, "good"]) for name in types}
-    square_masks = [_nearest(mask, pipe.resolution) for mask in computed["masks"]]
+    square_masks = [nearest_mask(mask, pipe.resolution) for mask in computed["masks"]]
     report = {
         "promised_false_alarm_rate": computed["false_alarm_rate"],
         "alpha": pipe.config.alpha if alpha is None else alpha,
@@ -118,7 +118,8 @@ def _score(pipe, labelled, batch_size, false_alarm_rate, alpha):
     return collected | {"masks": masks, "sizes": sizes, "false_alarm_rate": rate}
 
 
-def _nearest(mask, resolution):
+def nearest_mask(mask, resolution):
+    """The mask on the model's square, by nearest neighbour, bool."""
     square = Image.fromarray(mask.astype(np.uint8)).resize((resolution, resolution), Image.Resampling.NEAREST)
     return np.asarray(square, bool)
 

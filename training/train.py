@@ -155,7 +155,7 @@ def train(args):
         unet = accelerator.unwrap_model(unet, keep_fp32_wrapper=False)  # without its autocast
         ema.copy_to(unet.parameters())
         pipe = finish_pipeline(
-            args, unet, scheduler, extractor, data_mean, data_std, calibration_files, training_seconds
+            args, unet, scheduler, extractor, data_mean, data_std, images, calibration_files, training_seconds
         )
     accelerator.end_training()
     return pipe

@@ -1,0 +1,279 @@
+"""Our model and its rivals side by side: same backbone, resolution, pictures and metrics.
+
+    python benchmarks/accuracy.py CATEGORY [CATEGORY …] --seeds 0 1 2
+
+Each category is a folder in MVTec-AD layout. A model of ours is trained by `training/train.py` with its defaults unless
+OUT/models/CATEGORY-SEED exists. Each result is kept in OUT/results as soon as it is there, so that a stopped run goes
+on where it was. Test pictures are touched only to report.
+"""
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from benchmarks.bootstrap import standard_errors
+from benchmarks.rivals import PADIM_REDUCED, padim, patchcore, spade
+from pipelines.anomaly_maps import render, worst_mean
+from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
+from training.arguments import PRESETS
+from training.data import GoodImages, find_good_images, find_labelled_images, hold_out, read_image
+from training.evaluate import nearest_mask
+from training.feature_reference import fit_feature_reference
+from training.metrics import image_metrics, pixel_metrics
+from training.model import fit_feature_statistics, load_pretrained_extractor
+from training.process import keep_large_buffers, use_all_cores
+
+RESOLUTION = 256
+FEATURE_GRID = 64
+SMOOTHING_SIGMA = 4.0
+RIVALS = {
+    "PaDiM": padim,
+    "PaDiM, 100 channels": partial(padim, num_channels=PADIM_REDUCED),
+    "PatchCore": patchcore,
+    "PatchCore, strides 8, 16": partial(patchcore, strides=(8, 16)),
+    "SPADE": spade,
+}
+OURS = {
+    "ours": {},
+    "ours, without references": {"reference_weight": 0.0},
+    "ours, Eq. 10 alone": {"reference_weight": 0.0, "alpha": 0.0},
+    "ours, Eq. 9 alone": {"alpha": 1.0},
+}
+REFERENCES = "ours, without a network"
+METHODS = [*OURS, REFERENCES, *RIVALS]
+METRICS = ("image_auroc", "pixel_auroc", "pixel_ap", "pro")
+
+
+def main(argv=None):
+    """Run the command; a user's mistake ends it with one sentence and exit status 1."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("categories", nargs="+", help="folders in MVTec-AD layout")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS, metavar="METHOD", help=str(METHODS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="of splits, training, coresets and channels")
+    parser.add_argument("--backbone", default=PRESETS["fast"]["feature_extractor"], help="everyone's backbone")
+    parser.add_argument("--max_train_steps", type=int, help="of our models; default that of training/train.py")
+    parser.add_argument("--output_dir", default="outputs/accuracy", help="models, results, table and plot")
+    args = parser.parse_args(argv)
+    keep_large_buffers()
+    use_all_cores()
+    try:
+        results = run(args)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    table = format_table(results)
+    output_dir = Path(args.output_dir)
+    (output_dir / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    (output_dir / "table.md").write_text(table)
+    plot(results, output_dir / "plot.png")
+    print(table)
+    print(f"results, table and plot: {output_dir}")
+
+
+def run(args):
+    """Every result asked for, read where it is kept already: a list of dicts with category, method, seed, metrics."""
+    output_dir = Path(args.output_dir)
+    results = []
+    for category in map(Path, args.categories):
+        for seed in args.seeds:
+            wanted = [method for method in args.methods if not _kept(args, category, method, seed).is_file()]
+            if wanted:
+                data = _Category(category, seed, args.backbone)
+                for method in tqdm(wanted, desc=f"{category.name}, seed {seed}", unit="method"):
+                    result = _measure(data, method, args, output_dir)
+                    path = _kept(args, category, method, seed)
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    path.write_text(json.dumps(result, indent=2) + "\n")
+            results += [json.loads(_kept(args, category, method, seed).read_text()) for method in args.methods]
+    return results
+
+
+def _kept(args, category, method, seed):
+    """Where a result is kept: everything that it depends on is in the name."""
+    name = "-".join(re.findall(r"[a-z0-9]+", method.lower()))
+    steps = f"-{args.max_train_steps}-steps" if method in OURS and args.max_train_steps else ""
+    return Path(args.output_dir) / "results" / category.name / args.backbone / f"{name}{steps}-seed-{seed}.json"
+
+
+class _Category:
+    """Pictures of a category, read once, and an extractor with everyone's weights."""
+
+    def __init__(self, folder, seed, backbone):
+        self.folder, self.seed = folder, seed
+        self.labelled = find_labelled_images(folder)
+        self.files = find_good_images(folder)
+        self.defective = np.array([item.defect != "good" for item in self.labelled])
+        sizes = [read_image(item.path).size[::-1] for item in self.labelled]
+        masks = [item.read_mask(size) for item, size in zip(self.labelled, sizes, strict=True)]
+        self.masks = [nearest_mask(mask, RESOLUTION) for mask in masks]
+        self.extractor = load_pretrained_extractor(backbone, FEATURE_GRID)
+        self.training_files, self.held_out = hold_out(self.files, 0.25, seed)
+
+    def batches(self, files):
+        return DataLoader(GoodImages(files, RESOLUTION), batch_size=8)
+
+    @property
+    def test(self):
+        return self.batches([item.path for item in self.labelled])
+
+
+def _measure(data, method, args, output_dir):
+    if method in OURS:
+        scores, maps = _ours(data, OURS[method], args, output_dir)
+    elif method == REFERENCES:
+        scores, maps = _references(data)
+    else:
+        generator = torch.Generator().manual_seed(data.seed)
+        grid_maps = RIVALS[method](data.extractor, data.batches(data.files), data.test, generator)
+        maps = render(grid_maps[:, None].float(), RESOLUTION, SMOOTHING_SIGMA)[:, 0]
+        scores = maps.amax(dim=(1, 2))  # the image score of all three papers' implementations
+    scores, maps = scores.numpy(), list(maps.numpy())
+    measured = image_metrics(data.defective, scores, data.defective) | pixel_metrics(data.masks, maps)
+    return {
+        "category": data.folder.name,
+        "method": method,
+        "seed": data.seed,
+        "backbone": args.backbone,
+        "good": len(data.files),
+        "test": len(data.labelled),
+        **{name: measured[name] for name in METRICS},
+        "standard_error": standard_errors(data.defective, scores, data.masks, maps, data.seed),
+    }
+
+
+def _ours(data, options, args, output_dir):
+    """Scores and maps of a trained model, with other weights where `options` says so."""
+    checkpoint = output_dir / "models" / f"{data.folder.name}-{data.seed}"
+    if not (checkpoint / "model_index.json").is_file():
+        command = ["accelerate", "launch", "--quiet", "training/train.py", "--train_data_dir", str(data.folder)]
+        command += ["--output_dir", str(checkpoint), "--seed", str(data.seed), "--feature_extractor", args.backbone]
+        command += ["--resume_from_checkpoint", "latest"] if checkpoint.is_dir() else []
+        command += ["--max_train_steps", str(args.max_train_steps)] if args.max_train_steps else []
+        if subprocess.run(command, cwd=Path(__file__).resolve().parents[1]).returncode:
+            raise ValueError(f"training a model of {data.folder.name} failed; its reason is printed above.")
+    pipe = AnomalyScoringPipeline.from_pretrained(checkpoint)
+    calibration, timesteps = pipe.calibration, list(pipe.config.timesteps)
+    if "reference_weight" in options:
+        calibration.register_to_config(reference_weight=options["reference_weight"])
+    alpha = options.get("alpha", pipe.config.alpha)
+    noise = calibration.noise_fields(timesteps)
+    with torch.inference_mode():
+        parts = torch.cat(
+            [calibration.standardize(pipe.measure(batch, timesteps, noise), timesteps) for batch in data.test]
+        )
+        blended = torch.einsum("bphw,p->bhw", parts, calibration.part_weights(alpha))
+        maps = render(blended[:, None], RESOLUTION, pipe.config.smoothing_sigma)[:, 0]
+        return calibration.image_score(parts, alpha, timesteps), maps
+
+
+def _references(data):
+    """Scores and maps of Gaussian and memory alone, each standardised with held-out good pictures."""
+    with tqdm(total=len(data.training_files), desc="feature statistics", leave=False) as progress:
+        fit_feature_statistics(data.extractor, data.batches(data.training_files), progress)
+    references = fit_feature_reference(data.extractor, GoodImages(data.training_files, RESOLUTION), data.seed)
+    with torch.inference_mode():
+        held_out, new = (
+            torch.cat(
+                [torch.stack([reference(data.extractor(batch)) for reference in references], 1) for batch in files]
+            )
+            for files in (data.batches(data.held_out), data.test)
+        )
+        std, mean = torch.std_mean(held_out, dim=(0, 2, 3), keepdim=True)
+        held_out, new = (held_out - mean) / std, (new - mean) / std
+        std, mean = torch.std_mean(worst_mean(held_out), dim=0)
+        maps = render(new.mean(dim=1, keepdim=True), RESOLUTION, SMOOTHING_SIGMA)[:, 0]
+        return ((worst_mean(new) - mean) / std).mean(dim=1), maps
+
+
+def summarize(results):
+    """Mean over seeds and standard error of each category, method and metric: {(category, method): {metric: (…)}}."""
+    summary = {}
+    for category in dict.fromkeys(result["category"] for result in results):
+        for method in dict.fromkeys(result["method"] for result in results):
+            runs = [r for r in results if (r["category"], r["method"]) == (category, method)]
+            cells = {}
+            for metric in METRICS:
+                values = np.array([run[metric] for run in runs])
+                pictures = np.mean([run["standard_error"][metric] ** 2 for run in runs])
+                seeds = values.var(ddof=1) / len(values) if len(values) > 1 else 0.0
+                cells[metric] = (float(values.mean()), float(np.sqrt(pictures + seeds)))
+            summary[category, method] = cells
+    return summary
+
+
+def format_table(results):
+    """Markdown: one table a category, value ± standard error, the best of each column in bold; then the averages."""
+    summary = summarize(results)
+    categories = list(dict.fromkeys(category for category, _ in summary))
+    methods = list(dict.fromkeys(method for _, method in summary))
+    lines = []
+    for category in categories:
+        rows = {method: summary[category, method] for method in methods}
+        lines += _rows(category, rows)
+    if len(categories) > 1:
+        averages = {}
+        for method in methods:
+            cells = [summary[category, method] for category in categories]
+            averages[method] = {
+                metric: (
+                    float(np.mean([cell[metric][0] for cell in cells])),
+                    float(np.sqrt(np.sum([cell[metric][1] ** 2 for cell in cells])) / len(cells)),
+                )
+                for metric in METRICS
+            }
+        lines += _rows("average", averages)
+    return "\n".join(lines)
+
+
+def _rows(title, rows):
+    best = {metric: max(cells[metric][0] for cells in rows.values()) for metric in METRICS}
+    lines = [f"| {title} | image AUROC | pixel AUROC | pixel AP | PRO |", "| --- | --- | --- | --- | --- |"]
+    for method, cells in rows.items():
+        texts = []
+        for metric in METRICS:
+            value, error = cells[metric]
+            text = f"{value:.3f} ± {error:.3f}"
+            texts.append(f"**{text}**" if value == best[metric] else text)
+        lines.append(f"| {method} | " + " | ".join(texts) + " |")
+    return [*lines, ""]
+
+
+def plot(results, path):
+    """Image AUROC and PRO of every method and category, with standard errors, as a PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    summary = summarize(results)
+    categories = list(dict.fromkeys(category for category, _ in summary))
+    methods = list(dict.fromkeys(method for _, method in summary))
+    figure, panels = pyplot.subplots(1, 2, figsize=(12, 1.2 + 0.32 * len(methods)), sharey=True)
+    for panel, (metric, title) in zip(panels, (("image_auroc", "image AUROC"), ("pro", "PRO")), strict=True):
+        for offset, category in enumerate(categories):
+            values, errors = zip(*(summary[category, method][metric] for method in methods), strict=True)
+            places = np.arange(len(methods)) + 0.12 * (offset - (len(categories) - 1) / 2)
+            panel.errorbar(values, places, xerr=errors, fmt="o", markersize=4, capsize=2, label=category)
+        panel.set_xlabel(title)
+        panel.grid(axis="x", alpha=0.3)
+    panels[0].set_yticks(range(len(methods)), methods)
+    panels[0].invert_yaxis()
+    panels[1].legend(loc="lower left", fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
+if __name__ == "__main__":
+    main()

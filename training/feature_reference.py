@@ -1,0 +1,113 @@
+"""Fit what the features of good parts look like: a Gaussian for each place, and a memory of features at any place.
+
+Both are fitted to the training pictures as they are, without augmentation.
+"""
+
+import math
+
+import torch
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from pipelines.feature_gaussian import FeatureGaussian, by_cell
+from pipelines.feature_memory import FeatureMemory
+from training.model import round_to_half
+
+GRID_SIZE = 32
+NUM_CELLS = 16
+PRIOR_PICTURES = 50
+"""A cell's covariance is shrunk towards the common one as if this many pictures had shown the latter (PaDiM: none)."""
+
+REGULARIZATION = 0.01
+"""Added to the diagonal of every covariance of standardised features, as in PaDiM."""
+
+MEMORY_SIZE = 3000
+NUM_CANDIDATES = 60_000
+"""Features at random places that the memory is chosen from."""
+
+WHITENING_FLOOR = 0.05
+"""Added to the eigenvalues before whitening, so that directions without variance are not blown up."""
+
+NUM_PROJECTED = 64
+"""The greedy coreset is chosen by distances in a random projection to this many dimensions, as PatchCore does."""
+
+
+@torch.inference_mode()
+def fit_feature_reference(extractor, images, seed=0, batch_size=8):
+    """Fit Gaussian and memory to the standardised features of pictures.
+
+    Args:
+        extractor (`TimmFeatureExtractor`): with its channel statistics.
+        images (`GoodImages`): the training pictures.
+        seed (`int`): draws the candidates of the memory and where its choice begins.
+        batch_size (`int`): pictures per forward pass.
+
+    Returns:
+        `tuple[FeatureGaussian, FeatureMemory]`: on the CPU, rounded to half precision, in which they are stored.
+    """
+    size = min(GRID_SIZE, extractor.config.grid_size)
+    cells = math.gcd(NUM_CELLS, size)
+    channels = extractor.num_features
+    generator = torch.Generator().manual_seed(seed)
+    per_picture = min(size * size, math.ceil(NUM_CANDIDATES / len(images)))
+    total = torch.zeros(channels, size, size, dtype=torch.float64)
+    products = torch.zeros(cells * cells, channels, channels, dtype=torch.float64)
+    candidates = []
+    with tqdm(total=len(images), desc="features of good parts", unit="image") as progress:
+        for sample in DataLoader(images, batch_size=batch_size):
+            features = extractor(sample.to(extractor.device)).cpu()
+            features = torch.nn.functional.adaptive_avg_pool2d(features, size)
+            total += features.double().sum(dim=0)
+            places = by_cell(features, cells).double()
+            products += places @ places.transpose(1, 2)
+            rows = features.flatten(2).transpose(1, 2)
+            for picture in rows:
+                candidates.append(picture[torch.randperm(size * size, generator=generator)[:per_picture]])
+            progress.update(len(sample))
+
+    count = len(images)
+    mean = total / count
+    mean_by_cell = by_cell(mean[None], cells)
+    covariance = products - count * mean_by_cell @ mean_by_cell.transpose(1, 2)
+    covariance /= count * (size // cells) ** 2
+    gaussian = FeatureGaussian(channels, size, cells)
+    gaussian.mean.copy_(mean)
+    gaussian.set_covariance(shrink(covariance, count))
+    memory = fill_memory(torch.cat(candidates), size, generator)
+    round_to_half(gaussian)
+    round_to_half(memory)
+    return gaussian, memory
+
+
+def shrink(covariance, num_pictures):
+    """Shrink each cell's covariance, (cells, C, C), towards their mean, and regularise it."""
+    weight = num_pictures / (num_pictures + PRIOR_PICTURES)
+    shrunk = weight * covariance + (1 - weight) * covariance.mean(dim=0)
+    return shrunk + REGULARIZATION * torch.eye(covariance.shape[-1], dtype=covariance.dtype)
+
+
+def fill_memory(candidates, grid_size, generator):
+    """A memory of the candidates, (n, C), that cover all of them best."""
+    covariance = torch.cov(candidates.T, correction=0)
+    variances, directions = torch.linalg.eigh(covariance.double())
+    whitening = (directions / (variances + WHITENING_FLOOR).sqrt()).float()
+    white = candidates @ whitening
+    chosen = greedy_coreset(white, min(MEMORY_SIZE, len(white)), generator)
+    memory = FeatureMemory(candidates.shape[1], grid_size, len(chosen))
+    memory.whitening.copy_(whitening)
+    memory.bank.copy_(white[chosen])
+    return memory
+
+
+def greedy_coreset(rows, size, generator):
+    """Indices of `size` rows, (n, C): each next one is the farthest from all before it (k-centre greedy)."""
+    projection = torch.randn(rows.shape[1], NUM_PROJECTED, generator=generator) / NUM_PROJECTED**0.5
+    projected = rows @ projection
+    squares = projected.square().sum(dim=1)
+    chosen = [int(torch.randint(len(rows), (1,), generator=generator))]
+    nearest = torch.full_like(squares, torch.inf)
+    for _ in tqdm(range(size - 1), desc="memory of good features", leave=False):
+        last = projected[chosen[-1]]
+        nearest = torch.minimum(nearest, squares + last.square().sum() - 2 * projected @ last)
+        chosen.append(int(nearest.argmax()))
+    return torch.tensor(chosen)
