@@ -19,7 +19,7 @@ from rendering.heat_map import MAX_OPACITY, OUTLINE_COLOR, PLASMA, SATURATION_FA
 from training.data import read_image
 
 TILE = TILES / "test" / "blowhole" / "exp1_num_4944.jpg"
-"""Accepted by the tiny pipeline at 4 %, rejected at 20 %."""
+"""Accepted by the tiny pipeline at 4 %, rejected at 60 %."""
 
 FILE = {"_type": "gradio.FileData"}
 
@@ -112,9 +112,9 @@ def test_slider_changes_the_verdict_without_a_forward_pass(client, tiny_pipeline
         words, _, _, numbers = inspect(client, TILE, 4)
         assert "Accepted" in words
         assert_same_verdict(numbers, tiny_pipeline(Image.open(TILE), false_alarm_rate=0.04))
-        expected = tiny_pipeline(Image.open(TILE), false_alarm_rate=0.2)
+        expected = tiny_pipeline(Image.open(TILE), false_alarm_rate=0.6)
         assert len(calls) == 3
-        words, _, scale, moved = judge_again(client, 20)
+        words, _, scale, moved = judge_again(client, 60)
         assert len(calls) == 3
     finally:
         hook.remove()
@@ -190,7 +190,7 @@ def test_bad_files_are_refused_in_one_sentence(client, tmp_path):
 def test_refused_picture_leaves_the_page_working(client, tmp_path):
     (tmp_path / "text.png").write_text("no picture")
     visitors_error(client, tmp_path / "text.png")
-    assert inspect(client, TILE)[3]["p_value"] == 0.08
+    assert inspect(client, TILE)[3]["p_value"] == 0.48
 
 
 def test_uploads_of_more_than_32_megabytes_are_refused(url):

@@ -31,4 +31,4 @@ def test_the_embedded_checkpoint_carries_todays_code_and_stays_small():
     assert {path.name for path in carried} >= {"pipeline_anomaly_scoring.py", "feature_extraction.py"}
     for path in carried:  # AnomalyScoringPipeline.from_pretrained(folder).save_pretrained(folder) brings it up to date
         assert path.read_text() == (ROOT / "pipelines" / path.name).read_text(), path
-    assert sum(path.stat().st_size for path in checkpoint.rglob("*") if path.is_file()) < 30e6
+    assert sum(path.stat().st_size for path in checkpoint.rglob("*") if path.is_file()) < 40e6

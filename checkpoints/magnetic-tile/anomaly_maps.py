@@ -1,10 +1,10 @@
-"""From maps per timestep to one anomaly map and one score: smoothing, blend of Eq. 11, image score."""
+"""What becomes of maps: smoothing, blend of Eq. 11, other sizes, their worst places."""
 
 import torch
 import torch.nn.functional as F
 
 WORST_SHARE = 0.01
-"""The image score is the mean of this share of the anomaly map's largest values."""
+"""A picture is judged by the mean of this share of a map's largest values."""
 
 
 def smooth(maps, sigma):
@@ -38,7 +38,13 @@ def resize_map(anomaly_map, size):
     return resized.reshape(*anomaly_map.shape[:-2], *size)
 
 
-def image_score(anomaly_map):
-    """Mean of the largest values (`WORST_SHARE` of them) of each map, (batch, height, width) to (batch,)."""
-    flat = anomaly_map.flatten(1)
-    return flat.topk(max(1, round(WORST_SHARE * flat.shape[1])), dim=1).values.mean(dim=1)
+def render(maps, resolution, sigma):
+    """Bring maps of the score grid, (batch, channel, grid, grid), to the model's square and smooth them there."""
+    maps = F.interpolate(maps, size=(resolution, resolution), mode="bilinear", align_corners=False)
+    return smooth(maps, sigma)
+
+
+def worst_mean(maps):
+    """Mean of the largest values (`WORST_SHARE` of them) of each map, (…, height, width) to (…)."""
+    flat = maps.flatten(-2)
+    return flat.topk(max(1, round(WORST_SHARE * flat.shape[-1])), dim=-1).values.mean(dim=-1)

@@ -14,13 +14,15 @@ class AnomalyScoringOutput(BaseOutput):
     Args:
         anomaly_map (`list`): Eq. 11 at the picture's own size, (height, width) float32, in deviations of good
             pictures: 0 is an average good one. An array or a tensor; with `output_type="pil"` a float picture.
-        anomaly_score (`np.ndarray`): float32, (n,): mean of the largest 1 % of the map on the model's square.
+        anomaly_score (`np.ndarray`): float32, (n,): the worst 1 % of each part's map on the score grid,
+            standardised and blended with the same weights; about 0 for an average good picture.
         p_value (`np.ndarray`): float64, (n,): share of good pictures that score at least as high.
         is_anomalous (`np.ndarray`): bool, (n,): whether `p_value` is at most `false_alarm_rate`.
         pred_mask (`list`): the defect's pixels at the picture's own size, (height, width) bool; with
             `output_type="pil"` a picture of 0 and 255. Empty for a picture accepted as good.
         kl_map, feature_map (`list`): the two parts, like `anomaly_map`, which is
-            alpha * kl_map + (1 - alpha) * feature_map.
+            alpha * kl_map + (1 - alpha) * feature_map. The feature part holds the feature error of Eq. 10 and the
+            distances from good features.
         false_alarm_rate (`float`): the rate that is promised: of good parts, at most this share is rejected.
         image_threshold, pixel_threshold (`float`): the thresholds that this rate implies.
     """

@@ -12,8 +12,14 @@ from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Written to `model_index.json`; a checkpoint of a later format is refused by name."""
+
+CALIBRATION_VERSION = 2
+"""A calibration of an earlier format ranks another score: it is left out, and the checkpoint asks to be calibrated."""
+
+HALF_PRECISION_COMPONENTS = ("unet", "feature_extractor", "gaussian", "memory")
+"""Stored in float16 where half precision is asked for; training rounds them before they are calibrated."""
 
 MODEL_INDEX = "model_index.json"
 CARD = "README.md"
@@ -30,7 +36,7 @@ def save_checkpoint(pipe, save_components, save_directory, half_precision, optio
         pipe (`DiffusionPipeline`): the pipeline.
         save_components: `DiffusionPipeline.save_pretrained` bound to it.
         save_directory (`str` or `Path`): where to.
-        half_precision (`bool`): whether the weights of UNet and backbone are stored in float16.
+        half_precision (`bool`): whether `HALF_PRECISION_COMPONENTS` are stored in float16.
         options (`dict`): further arguments for `save_components`.
 
     Raises:
@@ -47,8 +53,9 @@ def save_checkpoint(pipe, save_components, save_directory, half_precision, optio
             partial = Path(partial)
             save_components(str(partial), **options)
             if half_precision:
-                for component in ("unet", "feature_extractor"):
-                    _store_half_precision(partial / component / WEIGHTS)
+                for component in HALF_PRECISION_COMPONENTS:
+                    if (partial / component).is_dir():
+                        _store_half_precision(partial / component / WEIGHTS)
             _forget_origin(partial)
             _write_code(pipe, partial)
             if _owns_card(save_directory / CARD):
@@ -94,7 +101,8 @@ def load_components(name_or_path, pipeline_class, classes, options):
     for name, component_class in classes.items():
         if name in options:
             continue
-        if not (folder / name).is_dir():
+        outdated = name == "calibration" and index.get("_format_version", 1) < CALIBRATION_VERSION
+        if outdated or not (folder / name).is_dir():
             if name in pipeline_class._optional_components:
                 continue
             raise ValueError(f"{name_or_path} lacks its folder {name}; it is no complete checkpoint.")
@@ -146,7 +154,7 @@ def _forget_origin(folder):
 def _write_code(pipe, folder):
     """Copy the code of the pipeline and its components, and name them in `model_index.json` as the loader expects.
 
-    The pipeline's file and its siblings go to the root, each component's own file into the component's folder too.
+    The pipeline's file and its siblings go to the root, each component's file and its siblings into its folder too.
     """
     entry = Path(inspect.getfile(type(pipe)))
     for name in _sibling_modules(entry):
@@ -159,7 +167,8 @@ def _write_code(pipe, folder):
         if component is None or type(component).__module__.split(".")[0] == "diffusers":
             continue
         source = Path(inspect.getfile(type(component)))
-        shutil.copyfile(source, folder / name / source.name)
+        for sibling in _sibling_modules(source):
+            shutil.copyfile(source.parent / f"{sibling}.py", folder / name / f"{sibling}.py")
         index[name] = [source.stem, type(component).__name__]
     index_path.write_text(json.dumps(index, indent=2) + "\n")
 

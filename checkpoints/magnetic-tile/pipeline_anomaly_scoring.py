@@ -10,14 +10,17 @@ import torch
 import torch.nn.functional as F
 from diffusers import DDPMScheduler, DiffusionPipeline, ModelMixin, UNet2DModel
 
-from .anomaly_maps import blend, image_score, resize_map, smooth
+from .anomaly_maps import blend, render, resize_map
 from .anomaly_scoring_output import AnomalyScoringOutput, postprocess
 from .checkpoint_files import load_components, save_checkpoint
 from .denoising_network import has_bfloat16, predict
 from .feature_extraction import TimmFeatureExtractor
+from .feature_gaussian import FeatureGaussian
+from .feature_memory import FeatureMemory
+from .float32_component import Float32Component  # noqa: F401  diffusers copies only siblings that this file names
 from .gaussian_diffusion import add_noise, variational_bound
 from .image_preprocessing import contrast_scale, normalize_contrast, preprocess
-from .score_calibration import ScoreCalibration
+from .score_calibration import Measurement, ScoreCalibration
 
 BFLOAT16_TOLERANCE = 0.05
 """bfloat16 is used by itself if no calibration picture's score moved by more than this many deviations."""
@@ -30,24 +33,29 @@ class AnomalyScoringPipeline(DiffusionPipeline):
         unet (`UNet2DModel`): predicts noise, variance and features of x_0 from the pixel-unshuffled x_t.
         scheduler (`DDPMScheduler`): noise schedule with `variance_type="learned_range"`.
         feature_extractor (`TimmFeatureExtractor`): the frozen backbone of Eq. 10.
+        gaussian (`FeatureGaussian`, *optional*): features of good parts, place by place.
+        memory (`FeatureMemory`, *optional*): features of good parts at any place.
         calibration (`ScoreCalibration`, *optional*): what good pictures score; without it only `measure` works.
         patch_size (`int`): pixel-unshuffle factor of the UNet.
         data_mean, data_std (`float`): brightness and contrast of good pictures in [-1, 1]; see `normalize_contrast`.
         timesteps (`list[int]`): default T of Eq. 11.
         alpha (`float`): default weight of the pixel part in Eq. 11.
         smoothing_sigma (`float`): Gaussian smoothing of the maps, in pixels of the model's square.
+        score_grid (`int`): height and width of the grid that pictures are scored on.
         mixed_precision (`str`): "auto" runs the UNet in bfloat16 where the hardware has it and calibration found the
             scores to agree, "no" never does, "bf16" always.
     """
 
     model_cpu_offload_seq = "feature_extractor->unet"
-    _optional_components: ClassVar = ["calibration"]
+    _optional_components: ClassVar = ["gaussian", "memory", "calibration"]
 
     def __init__(
         self,
         unet: UNet2DModel,
         scheduler: DDPMScheduler,
         feature_extractor: ModelMixin,
+        gaussian: ModelMixin | None = None,
+        memory: ModelMixin | None = None,
         calibration: ModelMixin | None = None,
         patch_size: int = 4,
         data_mean: float = 0.0,
@@ -55,6 +63,7 @@ class AnomalyScoringPipeline(DiffusionPipeline):
         timesteps: list[int] = (5, 50, 100),
         alpha: float = 0.5,
         smoothing_sigma: float = 4.0,
+        score_grid: int = 32,
         mixed_precision: str = "auto",
     ):
         super().__init__()
@@ -63,7 +72,12 @@ class AnomalyScoringPipeline(DiffusionPipeline):
         if mixed_precision not in ("auto", "no", "bf16"):
             raise ValueError(f"mixed_precision is {mixed_precision!r}; auto, no and bf16 are accepted.")
         self.register_modules(
-            unet=unet, scheduler=scheduler, feature_extractor=feature_extractor, calibration=calibration
+            unet=unet,
+            scheduler=scheduler,
+            feature_extractor=feature_extractor,
+            gaussian=gaussian,
+            memory=memory,
+            calibration=calibration,
         )
         self.register_to_config(
             patch_size=patch_size,
@@ -72,6 +86,7 @@ class AnomalyScoringPipeline(DiffusionPipeline):
             timesteps=list(timesteps),
             alpha=alpha,
             smoothing_sigma=smoothing_sigma,
+            score_grid=min(score_grid, feature_extractor.config.grid_size),
             mixed_precision=mixed_precision,
         )
 
@@ -132,20 +147,21 @@ class AnomalyScoringPipeline(DiffusionPipeline):
         samples, sizes = preprocess(image, self.resolution)
         noise = self._noise_fields(timesteps, generator)
 
-        # 2. Maps on the model's square, in batches
+        # 2. Parts of the score, in batches
         parts = []
         batches = samples.split(batch_size)
         for batch in self.progress_bar(batches) if len(batches) > 1 else batches:
-            kl, feature_error = self.measure(batch, timesteps, noise)
-            kl, feature_error = self.calibration.standardize(kl, feature_error, timesteps)
-            parts.append(torch.stack([kl.mean(dim=1), feature_error.mean(dim=1)], dim=1).cpu())
+            measured = self.measure(batch, timesteps, noise)
+            parts.append(self.calibration.standardize(measured, timesteps).cpu())
         parts = torch.cat(parts)
-        scores = image_score(blend(parts[:, 0], parts[:, 1], alpha))
+        calibration = self.calibration
+        scores = calibration.image_score(parts.to(calibration.device), alpha, timesteps).cpu()
 
         # 3. Maps at each picture's own size
         kl_maps, feature_maps, anomaly_maps = [], [], []
         for part, size in zip(parts, sizes, strict=True):
-            kl_map, feature_map = resize_map(part, size)
+            maps = render(calibration.two_parts(part[None]), self.resolution, self.config.smoothing_sigma)
+            kl_map, feature_map = resize_map(maps[0], size)
             kl_maps.append(kl_map)
             feature_maps.append(feature_map)
             anomaly_maps.append(blend(kl_map, feature_map, alpha))
@@ -198,7 +214,7 @@ class AnomalyScoringPipeline(DiffusionPipeline):
 
     @torch.inference_mode()
     def measure(self, samples, timesteps, noise, mixed_precision=None):
-        """Smoothed KL (Eq. 9) and feature error (Eq. 10) maps, before any normalisation.
+        """KL (Eq. 9), feature error (Eq. 10) and distances from good features, before any normalisation.
 
         Args:
             samples (`torch.Tensor`): float in [-1, 1], (batch, 3, resolution, resolution).
@@ -207,12 +223,15 @@ class AnomalyScoringPipeline(DiffusionPipeline):
             mixed_precision (`str`, *optional*): overrides the pipeline's own setting.
 
         Returns:
-            `tuple[torch.Tensor, torch.Tensor]`: KL in nats per channel and mean squared error of the standardised
-            features, float32, (batch, len(timesteps), resolution, resolution) each.
+            `Measurement`: averages over the cells of the score grid.
         """
-        device, count = self.unet.device, len(timesteps)
+        device, count, grid = self.unet.device, len(timesteps), self.config.score_grid
         sample = samples.to(device)
         features = self.feature_extractor(sample)
+        distances = [
+            F.interpolate(reference(features)[:, None], size=(grid, grid), mode="bilinear", align_corners=False)
+            for reference in self.references
+        ]
         sample = normalize_contrast(sample, self.config.data_mean, self.config.data_std)
         sample = sample.repeat_interleave(count, dim=0)
         t = torch.tensor(timesteps, device=device).repeat(len(samples))
@@ -229,9 +248,16 @@ class AnomalyScoringPipeline(DiffusionPipeline):
         kl = variational_bound(
             sample, noisy_sample, predicted_noise, predicted_variance, alphas_cumprod, t, bin_width
         ).mean(dim=1)
-        feature_error = F.interpolate(feature_error, size=kl.shape[-2:], mode="bilinear", align_corners=False)
-        sigma = self.config.smoothing_sigma
-        return smooth(kl.unflatten(0, (len(samples), count)), sigma), smooth(feature_error, sigma)
+        return Measurement(
+            F.adaptive_avg_pool2d(kl.unflatten(0, (len(samples), count)), grid),
+            F.adaptive_avg_pool2d(feature_error, grid),
+            torch.cat(distances, dim=1) if distances else kl.new_zeros(len(samples), 0, grid, grid),
+        )
+
+    @property
+    def references(self):
+        """What the features of a picture are compared with: Gaussian and memory, those that the checkpoint has."""
+        return [reference for reference in (self.gaussian, self.memory) if reference is not None]
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
@@ -246,6 +272,8 @@ class AnomalyScoringPipeline(DiffusionPipeline):
             "unet": UNet2DModel,
             "scheduler": DDPMScheduler,
             "feature_extractor": TimmFeatureExtractor,
+            "gaussian": FeatureGaussian,
+            "memory": FeatureMemory,
             "calibration": ScoreCalibration,
         }
         return cls(**load_components(pretrained_model_name_or_path, cls, classes, kwargs))
@@ -258,7 +286,7 @@ class AnomalyScoringPipeline(DiffusionPipeline):
 
         Args:
             save_directory (`str` or `Path`): created if it does not exist.
-            half_precision (`bool`): whether UNet and backbone take half the space; they are read back as float32.
+            half_precision (`bool`): whether networks and references take half the space; they are read back as float32.
         """
         save_checkpoint(self, super().save_pretrained, save_directory, half_precision, kwargs)
 

@@ -1,31 +1,50 @@
 """What good pictures look like to the score: normalisation of Eq. 11 and conformal p-values, as a component.
 
 Fitted by `training/calibration.py` on held-out good pictures alone, in two disjoint parts: the first gives mean and
-deviation of the maps per timestep and position, the second only ranks scores. A new good picture's rank among those
-is uniform, so p-values and thresholds hold for any number of pictures (Vovk et al., "Algorithmic Learning in a Random
-World"): of good parts, at most `false_alarm_rate` are rejected.
+deviation of the maps, the second only ranks scores. A new good picture's rank among those is uniform, so p-values and
+thresholds hold for any number of pictures (Vovk et al., "Algorithmic Learning in a Random World"): of good parts, at
+most `false_alarm_rate` are rejected.
+
+A picture is measured in several parts: KL (Eq. 9), feature error (Eq. 10) and, beyond the paper, its distance from
+each reference of good features. Each is standardised, then they are blended as in Eq. 11.
 """
 
 import math
 from itertools import combinations
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
-import torch.nn.functional as F
-from diffusers import ConfigMixin, ModelMixin
+from diffusers import ConfigMixin
 from diffusers.configuration_utils import register_to_config
 
+from .anomaly_maps import worst_mean
+from .float32_component import Float32Component
+
 NUM_ALPHAS = 21
-"""Scores are kept for alpha = 0, 0.05, …, 1 and every subset of the calibrated timesteps."""
+"""The largest map values of good pictures are kept for alpha = 0, 0.05, …, 1 and every subset of the timesteps."""
 
 
-class ScoreCalibration(ModelMixin, ConfigMixin):
+class Measurement(NamedTuple):
+    """Maps of a batch before any normalisation, float32, on the score grid.
+
+    kl (nats per channel) and feature_error (mean squared error of standardised features) have the shape
+    (batch, timesteps, grid, grid); reference, (batch, references, grid, grid), the distances from good features.
+    """
+
+    kl: torch.Tensor
+    feature_error: torch.Tensor
+    reference: torch.Tensor
+
+
+class ScoreCalibration(Float32Component, ConfigMixin):
     """Noise fields, normalisation of the maps and the scores of good pictures; always float32.
 
     Args:
         timesteps (`list[int]`): the calibrated T of Eq. 11.
         resolution (`int`): height and width of the model's square.
-        grid_size (`int`): height and width of the normalisation per position.
+        grid_size (`int`): height and width of the score grid.
+        num_references (`int`): references of good features that the picture is compared with.
+        reference_weight (`float`): their share of the feature part; the rest is the feature error of Eq. 10.
         num_ranked (`int`): good pictures whose scores are ranked.
         num_fitted (`int`): good pictures that the normalisation was fitted on.
         cross_fitted (`bool`): both parts are the same pictures, normalised in turn by the others. The rate is then an
@@ -40,7 +59,11 @@ class ScoreCalibration(ModelMixin, ConfigMixin):
         "kl_std",
         "feature_error_mean",
         "feature_error_std",
-        "image_scores",
+        "reference_mean",
+        "reference_std",
+        "part_score_mean",
+        "part_score_std",
+        "part_scores",
         "map_maxima",
     ]
 
@@ -49,57 +72,75 @@ class ScoreCalibration(ModelMixin, ConfigMixin):
         self,
         timesteps: list[int] = (5, 50, 100),
         resolution: int = 256,
-        grid_size: int = 64,
+        grid_size: int = 32,
+        num_references: int = 0,
+        reference_weight: float = 0.0,
         num_ranked: int = 1,
         num_fitted: int = 1,
         cross_fitted: bool = False,
         bfloat16_deviation: float | None = None,
     ):
         super().__init__()
-        count, subsets = len(timesteps), 2 ** len(timesteps) - 1
+        count, subsets, parts = len(timesteps), 2 ** len(timesteps) - 1, 2 + num_references
         self.register_buffer("noise", torch.zeros(count, 3, resolution, resolution))
         for name in ("kl", "feature_error"):
             self.register_buffer(f"{name}_mean", torch.zeros(count, grid_size, grid_size))
             self.register_buffer(f"{name}_std", torch.ones(count, grid_size, grid_size))
-        self.register_buffer("image_scores", torch.zeros(subsets, NUM_ALPHAS, num_ranked))
+        self.register_buffer("reference_mean", torch.zeros(num_references))
+        self.register_buffer("reference_std", torch.ones(num_references))
+        self.register_buffer("part_score_mean", torch.zeros(subsets, parts))
+        self.register_buffer("part_score_std", torch.ones(subsets, parts))
+        self.register_buffer("part_scores", torch.zeros(subsets, num_ranked, parts))
         self.register_buffer("map_maxima", torch.zeros(subsets, NUM_ALPHAS, num_ranked))
-
-    def _apply(self, fn, recurse=True):
-        """Follow a move to another device, but stay in float32 whatever dtype the pipeline is cast to."""
-        before = dict(self.named_buffers())
-        super()._apply(fn, recurse)
-        for name, buffer in before.items():
-            moved = getattr(self, name)
-            if moved.dtype != torch.float32:
-                setattr(self, name, buffer.to(device=moved.device, dtype=torch.float32))
-        return self
 
     def noise_fields(self, timesteps):
         """The fixed standard normal noise of each timestep, float32, (len(timesteps), 3, resolution, resolution)."""
         return self.noise[self._indices(timesteps)]
 
-    def standardize(self, kl, feature_error, timesteps):
-        """Subtract the mean and divide by the deviation of good pictures, per timestep and position, as in Eq. 11.
+    def standardize(self, measured, timesteps):
+        """Subtract the mean and divide by the deviation of good pictures, then average over timesteps (Eq. 11).
+
+        KL and feature error have a mean and deviation for each timestep and place; a reference knows the place
+        already, and has one for all.
 
         Args:
-            kl (`torch.Tensor`): KL maps, smoothed, in nats, (batch, len(timesteps), resolution, resolution).
-            feature_error (`torch.Tensor`): feature errors, smoothed, the same shape.
+            measured (`Measurement`): at `timesteps`.
             timesteps (`list[int]`): a subset of the calibrated ones.
 
         Returns:
-            `tuple[torch.Tensor, torch.Tensor]`: both in deviations of good pictures.
+            `torch.Tensor`: (batch, parts, grid, grid), in deviations of good pictures.
         """
         indices = self._indices(timesteps)
+        kl = (measured.kl - self.kl_mean[indices]) / self.kl_std[indices]
+        error = (measured.feature_error - self.feature_error_mean[indices]) / self.feature_error_std[indices]
+        mean, std = self.reference_mean.view(-1, 1, 1), self.reference_std.view(-1, 1, 1)
+        reference = (measured.reference - mean) / std
+        return torch.cat([kl.mean(dim=1, keepdim=True), error.mean(dim=1, keepdim=True), reference], dim=1)
 
-        def standardized(maps, mean, std):
-            size = maps.shape[-2:]
-            mean, std = (F.interpolate(grid[None, indices], size=size, mode="bilinear") for grid in (mean, std))
-            return (maps - mean) / std
+    def two_parts(self, parts):
+        """Pixel part, and feature error with the references as one: (batch, parts, …) to (batch, 2, …)."""
+        weights = self.part_weights(0.0).to(parts.device).view(-1, 1, 1)
+        return torch.stack([parts[:, 0], (parts * weights).sum(dim=1)], dim=1)
 
-        return (
-            standardized(kl, self.kl_mean, self.kl_std),
-            standardized(feature_error, self.feature_error_mean, self.feature_error_std),
-        )
+    def part_weights(self, alpha):
+        """Weight of each part in Eq. 11, (parts,): alpha for KL, the rest shared by feature error and references."""
+        references = self.config.num_references
+        share = self.config.reference_weight if references else 0.0
+        feature_weights = [1 - share] + [share / max(references, 1)] * references
+        return torch.tensor([alpha] + [(1 - alpha) * weight for weight in feature_weights], dtype=torch.float32)
+
+    def image_score(self, parts, alpha, timesteps):
+        """Anomaly score of each picture: the worst places of each part, standardised and blended as in Eq. 11.
+
+        Args:
+            parts (`torch.Tensor`): from `standardize`, (batch, parts, grid, grid).
+            alpha (`float`): weight of the pixel part.
+            timesteps (`list[int]`): what the parts were measured at.
+
+        Returns:
+            `torch.Tensor`: (batch,), about 0 for an average good picture.
+        """
+        return self._blend_scores(worst_mean(parts), alpha, timesteps)
 
     def effective_rate(self, false_alarm_rate=None):
         """The promised false alarm rate: the one asked for, but no smaller than 1 / (n + 1).
@@ -121,14 +162,14 @@ class ScoreCalibration(ModelMixin, ConfigMixin):
             `torch.Tensor`: float64, (batch,), from 1 / (n + 1) to 1. A good picture's is at most p with probability
             at most p.
         """
-        ranked = self._column(self.image_scores, alpha, timesteps)
+        ranked = self._ranked_scores(alpha, timesteps)
         anomaly_score = anomaly_score.to(device=ranked.device, dtype=ranked.dtype)
         at_least = (ranked[None] >= anomaly_score[:, None]).sum(dim=1)
         return (1 + at_least.double()) / (len(ranked) + 1)
 
     def image_threshold(self, false_alarm_rate, alpha, timesteps):
         """A picture whose score is above this has a p-value of at most the (effective) rate."""
-        return self._conformal_quantile(self._column(self.image_scores, alpha, timesteps), false_alarm_rate)
+        return self._conformal_quantile(self._ranked_scores(alpha, timesteps), false_alarm_rate)
 
     def pixel_threshold(self, false_alarm_rate, alpha, timesteps):
         """Conformal quantile of the largest value in each good picture's anomaly map."""
@@ -142,16 +183,28 @@ class ScoreCalibration(ModelMixin, ConfigMixin):
             return -math.inf
         return scores.sort(descending=True).values[rejected - 1].item()
 
-    def _column(self, table, alpha, timesteps):
-        """Scores of the good pictures for one alpha and subset of timesteps, (n,).
+    def _ranked_scores(self, alpha, timesteps):
+        return self._blend_scores(self.part_scores[self._subset(timesteps)], alpha, timesteps)
 
-        Between two alphas of the table they are interpolated. Maximum and mean of the largest values are convex in
-        alpha, so that this can only overstate the good pictures' scores: the promise holds for every alpha.
+    def _blend_scores(self, worst, alpha, timesteps):
+        subset = self._subset(timesteps)
+        standardized = (worst - self.part_score_mean[subset]) / self.part_score_std[subset]
+        # Not a matrix product: its rounding could depend on the batch size, and a score must not.
+        return (standardized * self.part_weights(alpha).to(standardized.device)).sum(dim=-1)
+
+    def _column(self, table, alpha, timesteps):
+        """Largest map values of the good pictures for one alpha and subset of timesteps, (n,).
+
+        Between two alphas of the table they are interpolated. The maximum is convex in alpha, so that this can only
+        overstate the good pictures' values: the promise holds for every alpha.
         """
-        rows = table[timestep_subsets(self.config.timesteps).index(tuple(sorted(timesteps)))]
+        rows = table[self._subset(timesteps)]
         place = alpha * (NUM_ALPHAS - 1)
         lower = min(int(place), NUM_ALPHAS - 2)
         return torch.lerp(rows[lower], rows[lower + 1], place - lower)
+
+    def _subset(self, timesteps):
+        return timestep_subsets(self.config.timesteps).index(tuple(sorted(timesteps)))
 
     def _indices(self, timesteps):
         return [list(self.config.timesteps).index(timestep) for timestep in timesteps]

@@ -1,0 +1,85 @@
+"""Multivariate Gaussian of the features of good parts, one for each place of the picture (PaDiM, Defard et al. 2020).
+
+It goes beyond PaDiM where few good pictures are at hand: neighbouring places share a covariance, and all of them are
+shrunk towards the common one, as if `prior_pictures` more pictures had shown it. Fitted by
+`training/feature_reference.py`.
+"""
+
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from diffusers import ConfigMixin
+from diffusers.configuration_utils import register_to_config
+
+from .float32_component import Float32Component
+
+
+class FeatureGaussian(Float32Component, ConfigMixin):
+    """Mahalanobis distance of features from those of good parts at the same place.
+
+    Args:
+        num_features (`int`): channels C of the features.
+        grid_size (`int`): height and width of the grid of means; finer features are average-pooled to it.
+        num_cells (`int`): height and width of the coarser grid of covariances; divides `grid_size`.
+    """
+
+    _keep_in_fp32_modules: ClassVar = ["mean", "packed_whitening"]
+
+    @register_to_config
+    def __init__(self, num_features: int = 192, grid_size: int = 32, num_cells: int = 16):
+        super().__init__()
+        if grid_size % num_cells:
+            raise ValueError(f"num_cells {num_cells} does not divide grid_size {grid_size}.")
+        self.register_buffer("mean", torch.zeros(num_features, grid_size, grid_size))
+        packed = num_features * (num_features + 1) // 2
+        self.register_buffer("packed_whitening", torch.zeros(num_cells**2, packed))
+        self._whitening = None
+
+    def set_covariance(self, covariance):
+        """Keep the inverse Cholesky factor L^-1 of each cell's covariance L L^T.
+
+        Args:
+            covariance (`torch.Tensor`): positive definite, (num_cells^2, C, C), cells in row-major order.
+        """
+        factor = torch.linalg.cholesky(covariance.double())
+        identity = torch.eye(factor.shape[-1], dtype=torch.float64, device=factor.device).expand_as(factor)
+        whitening = torch.linalg.solve_triangular(factor, identity, upper=False)
+        rows, columns = torch.tril_indices(*whitening.shape[-2:])
+        self.packed_whitening.copy_(whitening[:, rows, columns])
+        self._whitening = None
+
+    def forward(self, features):
+        """Distance of each place.
+
+        Args:
+            features (`torch.Tensor`): standardised, float32, (batch, C, height, width), a multiple of the grid.
+
+        Returns:
+            `torch.Tensor`: Mahalanobis distance divided by sqrt(C), about 1 for a good part, float32,
+            (batch, grid_size, grid_size).
+        """
+        cells, size = self.config.num_cells, self.config.grid_size
+        deviation = F.adaptive_avg_pool2d(features.float(), size) - self.mean
+        white = self._unpacked() @ by_cell(deviation, cells)
+        inside = size // cells
+        distance = white.square().mean(dim=1).sqrt().view(cells, cells, len(features), inside, inside)
+        return distance.permute(2, 0, 3, 1, 4).reshape(-1, size, size)
+
+    def _unpacked(self):
+        """L^-1 of each cell, (num_cells^2, C, C), unpacked once."""
+        if self._whitening is None or self._whitening.device != self.packed_whitening.device:
+            channels = self.config.num_features
+            whitening = self.packed_whitening.new_zeros(len(self.packed_whitening), channels, channels)
+            rows, columns = torch.tril_indices(channels, channels, device=whitening.device)
+            whitening[:, rows, columns] = self.packed_whitening
+            self._whitening = whitening
+        return self._whitening
+
+
+def by_cell(features, num_cells):
+    """Sort places by cell: (batch, C, size, size) to (num_cells^2, C, batch * places in a cell), row-major cells."""
+    batch, channels, size, _ = features.shape
+    inside = size // num_cells
+    places = features.reshape(batch, channels, num_cells, inside, num_cells, inside).permute(2, 4, 1, 0, 3, 5)
+    return places.reshape(num_cells**2, channels, -1)
