@@ -4,15 +4,17 @@
 
 Each category is a folder in MVTec-AD layout. A model of ours is trained by `training/train.py` with its defaults unless
 OUT/models/CATEGORY-SEED exists. Each result is kept in OUT/results as soon as it is there, so that a stopped run goes
-on where it was. Test pictures are touched only to report.
+on where it was; with `--output_dir benchmarks` it starts from those that are kept here. Test pictures are touched only
+to report.
 """
 
 import argparse
+import importlib.util
 import json
 import re
 import subprocess
 import sys
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -24,7 +26,7 @@ from tqdm.auto import tqdm
 
 from benchmarks.bootstrap import standard_errors
 from benchmarks.rivals import PADIM_REDUCED, padim, patchcore, spade
-from pipelines.anomaly_maps import render, worst_mean
+from pipelines.anomaly_maps import blend, render, worst_mean
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from training.arguments import PRESETS
 from training.data import GoodImages, find_good_images, find_labelled_images, hold_out, read_image
@@ -70,6 +72,8 @@ def main(argv=None):
     keep_large_buffers()
     use_all_cores()
     try:
+        if importlib.util.find_spec("matplotlib") is None:
+            raise ValueError("the plot needs matplotlib; install requirements-test.txt.")
         results = run(args)
     except ValueError as error:
         sys.exit(f"error: {error}")
@@ -84,15 +88,14 @@ def main(argv=None):
 
 def run(args):
     """Every result asked for, read where it is kept already: a list of dicts with category, method, seed, metrics."""
-    output_dir = Path(args.output_dir)
     results = []
     for category in map(Path, args.categories):
         for seed in args.seeds:
             wanted = [method for method in args.methods if not _kept(args, category, method, seed).is_file()]
             if wanted:
-                data = _Category(category, seed, args.backbone)
+                data = _Category(category, seed, args)
                 for method in tqdm(wanted, desc=f"{category.name}, seed {seed}", unit="method"):
-                    result = _measure(data, method, args, output_dir)
+                    result = _measure(data, method)
                     path = _kept(args, category, method, seed)
                     path.parent.mkdir(parents=True, exist_ok=True)
                     path.write_text(json.dumps(result, indent=2) + "\n")
@@ -108,17 +111,17 @@ def _kept(args, category, method, seed):
 
 
 class _Category:
-    """Pictures of a category, read once, and an extractor with everyone's weights."""
+    """Files and masks of a category, an extractor with everyone's weights, and our trained model's answers."""
 
-    def __init__(self, folder, seed, backbone):
-        self.folder, self.seed = folder, seed
+    def __init__(self, folder, seed, args):
+        self.folder, self.seed, self.args = folder, seed, args
         self.labelled = find_labelled_images(folder)
         self.files = find_good_images(folder)
         self.defective = np.array([item.defect != "good" for item in self.labelled])
         sizes = [read_image(item.path).size[::-1] for item in self.labelled]
         masks = [item.read_mask(size) for item, size in zip(self.labelled, sizes, strict=True)]
         self.masks = [nearest_mask(mask, RESOLUTION) for mask in masks]
-        self.extractor = load_pretrained_extractor(backbone, FEATURE_GRID)
+        self.extractor = load_pretrained_extractor(args.backbone, FEATURE_GRID)
         self.training_files, self.held_out = hold_out(self.files, 0.25, seed)
 
     def batches(self, files):
@@ -128,10 +131,32 @@ class _Category:
     def test(self):
         return self.batches([item.path for item in self.labelled])
 
+    @cached_property
+    def pipeline(self):
+        """Our model, trained now if it was not before."""
+        checkpoint = (Path(self.args.output_dir) / "models" / f"{self.folder.name}-{self.seed}").resolve()
+        if not (checkpoint / "model_index.json").is_file():
+            command = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "training/train.py"]
+            command += ["--train_data_dir", str(self.folder.resolve()), "--output_dir", str(checkpoint)]
+            command += ["--seed", str(self.seed), "--feature_extractor", self.args.backbone]
+            command += ["--resume_from_checkpoint", "latest"]
+            command += ["--max_train_steps", str(self.args.max_train_steps)] if self.args.max_train_steps else []
+            if subprocess.run(command, cwd=Path(__file__).resolve().parents[1]).returncode:
+                raise ValueError(f"training a model of {self.folder.name} failed; its reason is printed above.")
+        return AnomalyScoringPipeline.from_pretrained(checkpoint)
 
-def _measure(data, method, args, output_dir):
+    @cached_property
+    def parts(self):
+        """Standardised parts of every test picture by our model, which all its variants share."""
+        calibration, timesteps = self.pipeline.calibration, list(self.pipeline.config.timesteps)
+        noise = calibration.noise_fields(timesteps)
+        measured = (self.pipeline.measure(batch, timesteps, noise) for batch in self.test)
+        return torch.cat([calibration.standardize(batch, timesteps) for batch in measured])
+
+
+def _measure(data, method):
     if method in OURS:
-        scores, maps = _ours(data, OURS[method], args, output_dir)
+        scores, maps = _ours(data, **OURS[method])
     elif method == REFERENCES:
         scores, maps = _references(data)
     else:
@@ -145,7 +170,7 @@ def _measure(data, method, args, output_dir):
         "category": data.folder.name,
         "method": method,
         "seed": data.seed,
-        "backbone": args.backbone,
+        "backbone": data.args.backbone,
         "good": len(data.files),
         "test": len(data.labelled),
         **{name: measured[name] for name in METRICS},
@@ -153,29 +178,17 @@ def _measure(data, method, args, output_dir):
     }
 
 
-def _ours(data, options, args, output_dir):
-    """Scores and maps of a trained model, with other weights where `options` says so."""
-    checkpoint = output_dir / "models" / f"{data.folder.name}-{data.seed}"
-    if not (checkpoint / "model_index.json").is_file():
-        command = ["accelerate", "launch", "--quiet", "training/train.py", "--train_data_dir", str(data.folder)]
-        command += ["--output_dir", str(checkpoint), "--seed", str(data.seed), "--feature_extractor", args.backbone]
-        command += ["--resume_from_checkpoint", "latest"] if checkpoint.is_dir() else []
-        command += ["--max_train_steps", str(args.max_train_steps)] if args.max_train_steps else []
-        if subprocess.run(command, cwd=Path(__file__).resolve().parents[1]).returncode:
-            raise ValueError(f"training a model of {data.folder.name} failed; its reason is printed above.")
-    pipe = AnomalyScoringPipeline.from_pretrained(checkpoint)
-    calibration, timesteps = pipe.calibration, list(pipe.config.timesteps)
-    if "reference_weight" in options:
-        calibration.register_to_config(reference_weight=options["reference_weight"])
-    alpha = options.get("alpha", pipe.config.alpha)
-    noise = calibration.noise_fields(timesteps)
-    with torch.inference_mode():
-        parts = torch.cat(
-            [calibration.standardize(pipe.measure(batch, timesteps, noise), timesteps) for batch in data.test]
-        )
-        blended = torch.einsum("bphw,p->bhw", parts, calibration.part_weights(alpha))
-        maps = render(blended[:, None], RESOLUTION, pipe.config.smoothing_sigma)[:, 0]
-        return calibration.image_score(parts, alpha, timesteps), maps
+@torch.inference_mode()
+def _ours(data, alpha=None, reference_weight=None):
+    """Scores and maps of a trained model, with other weights where they are given."""
+    config, calibration = data.pipeline.config, data.pipeline.calibration
+    stored = calibration.config.reference_weight
+    calibration.register_to_config(reference_weight=stored if reference_weight is None else reference_weight)
+    alpha = config.alpha if alpha is None else alpha
+    maps = render(calibration.two_parts(data.parts), data.pipeline.resolution, config.smoothing_sigma)
+    scores = calibration.image_score(data.parts, alpha, list(config.timesteps))
+    calibration.register_to_config(reference_weight=stored)
+    return scores, blend(*maps.unbind(dim=1), alpha)
 
 
 def _references(data):

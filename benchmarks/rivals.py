@@ -1,8 +1,8 @@
 """Rivals on the same backbone and pictures: PaDiM, PatchCore and SPADE's nearest neighbours, by hand.
 
-Each takes an extractor, the good training pictures and the test pictures (uint8 samples never pass through here: both
-are iterables of batches in [-1, 1]) and returns one map a test picture on its grid. They are given every good training
-picture; none of them holds any back for calibration.
+Each takes an extractor, good training pictures and test pictures, both as iterables of batches in [-1, 1], (batch, 3,
+height, width), and returns one map a test picture on its grid. The training pictures are all the good ones: a rival
+holds none back for calibration.
 """
 
 import torch

@@ -147,20 +147,19 @@ class AnomalyScoringPipeline(DiffusionPipeline):
         samples, sizes = preprocess(image, self.resolution)
         noise = self._noise_fields(timesteps, generator)
 
-        # 2. Parts of the score, in batches
-        parts = []
+        # 2. Scores, and both parts on the score grid, in batches
+        scores, both = [], []
         batches = samples.split(batch_size)
         for batch in self.progress_bar(batches) if len(batches) > 1 else batches:
-            measured = self.measure(batch, timesteps, noise)
-            parts.append(self.calibration.standardize(measured, timesteps).cpu())
-        parts = torch.cat(parts)
-        calibration = self.calibration
-        scores = calibration.image_score(parts.to(calibration.device), alpha, timesteps).cpu()
+            parts = self.calibration.standardize(self.measure(batch, timesteps, noise), timesteps)
+            scores.append(self.calibration.image_score(parts, alpha, timesteps).cpu())
+            both.append(self.calibration.two_parts(parts).cpu())
+        scores, both = torch.cat(scores), torch.cat(both)
 
         # 3. Maps at each picture's own size
         kl_maps, feature_maps, anomaly_maps = [], [], []
-        for part, size in zip(parts, sizes, strict=True):
-            maps = render(calibration.two_parts(part[None]), self.resolution, self.config.smoothing_sigma)
+        for grids, size in zip(both, sizes, strict=True):
+            maps = render(grids[None], self.resolution, self.config.smoothing_sigma)
             kl_map, feature_map = resize_map(maps[0], size)
             kl_maps.append(kl_map)
             feature_maps.append(feature_map)

@@ -12,7 +12,14 @@ from sentences import assert_sentence
 from pipelines.anomaly_maps import blend
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from pipelines.score_calibration import NUM_ALPHAS, Measurement, ScoreCalibration, timestep_subsets
-from training.calibration import MIN_DISJOINT, describe, draw_noise_fields, fit_calibration, main
+from training.calibration import (
+    MIN_DISJOINT,
+    _fit_normalisation,
+    describe,
+    draw_noise_fields,
+    fit_calibration,
+    main,
+)
 from training.data import GoodImages, find_good_images
 
 TIMESTEPS = [5, 50, 100]
@@ -292,30 +299,43 @@ def test_ranked_pictures_and_those_that_fit_the_normalisation_are_disjoint(disjo
         means = getattr(calibration, f"{name}_mean").mean(dim=(1, 2))
         torch.testing.assert_close(means, getattr(maps, name).mean(dim=(0, 2, 3)), rtol=0.02, atol=0)
     torch.testing.assert_close(calibration.reference_mean, maps.reference.mean(dim=(0, 2, 3)))
-    assert_standard(calibration.standardize(maps, TIMESTEPS))
-    assert_standard(calibration.image_score(calibration.standardize(maps, TIMESTEPS), 1.0, TIMESTEPS))
+    assert_standard(calibration, maps)
 
 
-def assert_standard(values):
-    """Mean about 0 and deviation about 1 (less where noise averages out over timesteps), of each part if there are."""
-    parts = values.transpose(0, 1).flatten(1) if values.ndim > 1 else values[None]
-    assert parts.mean(dim=1).abs().max() < 0.1
-    assert ((parts.std(dim=1) > 0.4) & (parts.std(dim=1) < 1.4)).all()
+def assert_standard(calibration, maps):
+    """The fitted pictures' maps have mean 0 and deviation 1 in every part and timestep, and so have their scores."""
+    for index, timestep in enumerate(TIMESTEPS):
+        single = Measurement(maps.kl[:, [index]], maps.feature_error[:, [index]], maps.reference)
+        parts = calibration.standardize(single, [timestep])
+        assert parts.mean(dim=(0, 2, 3)).abs().max() < 0.1
+        assert ((parts.std(dim=(0, 2, 3)) > 0.7) & (parts.std(dim=(0, 2, 3)) < 1.3)).all()
+        scores = calibration.image_score(parts, 1.0, [timestep])
+        assert scores.mean().item() == pytest.approx(0, abs=0.1)
+        assert scores.std().item() == pytest.approx(1, abs=0.1)
 
 
 def test_cross_fitted_normalisation_gives_the_fitted_pictures_maps_mean_0_and_deviation_1(tiny_pipeline, tile_files):
-    maps, calibration = measured(tiny_pipeline, tile_files), tiny_pipeline.calibration
-    parts = calibration.standardize(maps, TIMESTEPS)
-    assert_standard(parts)
-    assert_standard(calibration.image_score(parts, 1.0, TIMESTEPS))
-    # positions are levelled, not the whole map alone
-    for raw, part in ((maps.kl[:, 0], calibration.standardize(_at_first(maps), [5])[:, 0]),):
-        unevenness = raw.mean(dim=0).std() / raw.std()
-        assert part.mean(dim=0).std() < unevenness
+    assert_standard(tiny_pipeline.calibration, measured(tiny_pipeline, tile_files))
 
 
-def _at_first(maps):
-    return Measurement(maps.kl[:, :1], maps.feature_error[:, :1], maps.reference)
+def test_normalisation_levels_places_as_far_as_the_pictures_can_tell_them_apart():
+    def fitted(count):
+        slope = torch.linspace(-3, 3, 8)[None, None, :, None]  # the lower half is always higher, and noisier
+        maps = 5 + slope + (1 + slope.abs()) * torch.randn(count, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+        calibration = ScoreCalibration(timesteps=[5], resolution=8, grid_size=8, num_ranked=count)
+        measured = Measurement(maps, maps, maps[:, :0])
+        _fit_normalisation(calibration, measured)
+        return maps[:, 0], calibration.standardize(measured, [5])[:, 0]
+
+    def unevenness(maps):
+        return (maps.mean(dim=0).mean(dim=1).std() / maps.std()).item()
+
+    raw, many = fitted(5000)
+    assert unevenness(raw) > 0.5
+    assert unevenness(many) < 0.15
+    assert many.std(dim=0).mean(dim=1).std() < 0.2 * raw.std(dim=0).mean(dim=1).std()
+    few_raw, few = fitted(5)  # five pictures say little about a place: it stays close to what all places have
+    assert unevenness(few) > 0.8 * unevenness(few_raw)
 
 
 def test_cross_fitting_ranks_no_picture_under_a_normalisation_that_has_seen_it(tiny_pipeline, tile_files):

@@ -135,7 +135,7 @@ def _read_index(folder):
         raise ValueError(f"{path} is damaged: {error}.") from error
     if not isinstance(index, dict):
         raise ValueError(f"{path} is damaged: it holds no JSON object.")
-    version = index.get("_format_version", FORMAT_VERSION)
+    version = index.get("_format_version", 1)
     if not isinstance(version, int) or version > FORMAT_VERSION:
         raise ValueError(
             f"{folder} has checkpoint format {version}; this version reads up to {FORMAT_VERSION}: update the project."
