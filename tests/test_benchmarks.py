@@ -64,10 +64,8 @@ def test_patchcore_and_spade_know_good_pictures_again_and_find_a_foreign_patch()
     new = good[:1].clone()
     new[:, :, 64:96, 128:160] = 5.0
     for rival in (partial(patchcore, strides=(8,)), spade):
-        known, foreign = (
-            rival(PlainFeatures(), [good], [picture], torch.Generator().manual_seed(0))[0]
-            for picture in (good[:1], new)
-        )
+        generator = torch.Generator().manual_seed(0)
+        known, foreign = rival(PlainFeatures(), [good], [good[:1], new], generator)
         assert known.shape == foreign.shape == (32, 32)
         assert foreign[8:12, 16:20].min() > 5 * foreign[20:, :10].max()
         if rival is spade:  # PatchCore keeps a hundredth of the patches only
