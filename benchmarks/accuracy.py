@@ -29,11 +29,14 @@ from benchmarks.rivals import PADIM_REDUCED, padim, patchcore, spade
 from pipelines.anomaly_maps import blend, render, worst_mean
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from training.arguments import PRESETS
+from training.blend_weights import choose_weights
+from training.calibration import NUM_PLANTED
 from training.data import GoodImages, find_good_images, find_labelled_images, hold_out, read_image
 from training.evaluate import nearest_mask
 from training.feature_reference import fit_feature_reference
 from training.metrics import image_metrics, pixel_metrics
 from training.model import fit_feature_statistics, load_pretrained_extractor
+from training.planted_defects import PlantedDefects
 from training.process import keep_large_buffers, use_all_cores
 
 RESOLUTION = 256
@@ -48,8 +51,8 @@ RIVALS = {
 }
 OURS = {
     "ours": {},
-    "ours, without references": {"reference_weight": 0.0},
-    "ours, Eq. 10 alone": {"reference_weight": 0.0, "alpha": 0.0},
+    "ours, without references": {"references": False},
+    "ours, Eq. 10 alone": {"references": False, "alpha": 0.0},
     "ours, Eq. 9 alone": {"alpha": 1.0},
 }
 REFERENCES = "ours, without a network"
@@ -179,35 +182,49 @@ def _measure(data, method):
 
 
 @torch.inference_mode()
-def _ours(data, alpha=None, reference_weight=None):
-    """Scores and maps of a trained model, with other weights where they are given."""
-    config, calibration = data.pipeline.config, data.pipeline.calibration
-    stored = calibration.config.reference_weight
-    calibration.register_to_config(reference_weight=stored if reference_weight is None else reference_weight)
-    alpha = config.alpha if alpha is None else alpha
-    maps = render(calibration.two_parts(data.parts), data.pipeline.resolution, config.smoothing_sigma)
-    scores = calibration.image_score(data.parts, alpha, list(config.timesteps))
-    calibration.register_to_config(reference_weight=stored)
+def _ours(data, alpha=None, references=True):
+    """Scores and maps of a trained model, with another alpha or without its references where that is asked for."""
+    pipe, calibration = data.pipeline, data.pipeline.calibration
+    stored = {name: calibration.config[name] for name in ("map_weights", "image_weights")}
+    if not references:
+        feature_error_alone = [1.0] + [0.0] * len(pipe.references)
+        calibration.register_to_config(map_weights=feature_error_alone, image_weights=feature_error_alone)
+    alpha = pipe.alpha if alpha is None else alpha
+    maps = render(calibration.two_parts(data.parts), pipe.resolution, pipe.config.smoothing_sigma)
+    scores = calibration.image_score(data.parts, alpha, list(pipe.config.timesteps))
+    calibration.register_to_config(**stored)
     return scores, blend(*maps.unbind(dim=1), alpha)
 
 
+@torch.inference_mode()
 def _references(data):
-    """Scores and maps of Gaussian and memory alone, each standardised with held-out good pictures."""
+    """Scores and maps of Gaussian and memory alone, with weights chosen on defects planted into held-out pictures."""
     with tqdm(total=len(data.training_files), desc="feature statistics", leave=False) as progress:
         fit_feature_statistics(data.extractor, data.batches(data.training_files), progress)
     references = fit_feature_reference(data.extractor, GoodImages(data.training_files, RESOLUTION), data.seed)
-    with torch.inference_mode():
-        held_out, new = (
-            torch.cat(
-                [torch.stack([reference(data.extractor(batch)) for reference in references], 1) for batch in files]
-            )
-            for files in (data.batches(data.held_out), data.test)
-        )
-        std, mean = torch.std_mean(held_out, dim=(0, 2, 3), keepdim=True)
-        held_out, new = (held_out - mean) / std, (new - mean) / std
-        std, mean = torch.std_mean(worst_mean(held_out), dim=0)
-        maps = render(new.mean(dim=1, keepdim=True), RESOLUTION, SMOOTHING_SIGMA)[:, 0]
-        return ((worst_mean(new) - mean) / std).mean(dim=1), maps
+    planted_images = PlantedDefects(GoodImages(data.held_out, RESOLUTION), NUM_PLANTED, data.seed)
+    planted_batches = list(DataLoader(planted_images, batch_size=8))
+
+    def distances(batches):
+        parts = [torch.stack([reference(data.extractor(batch)) for reference in references], 1) for batch in batches]
+        return torch.cat(parts)
+
+    held_out = distances(data.batches(data.held_out))
+    std, mean = torch.std_mean(held_out, dim=(0, 2, 3), keepdim=True)
+    held_out, planted, new = (
+        (parts - mean) / std
+        for parts in (held_out, distances(samples for samples, _ in planted_batches), distances(data.test))
+    )
+    masks = torch.cat([masks for _, masks in planted_batches])
+    no_kl = (torch.zeros_like(parts[:, :1]) for parts in (held_out, planted))
+    with_kl = [torch.cat([kl, parts], dim=1) for kl, parts in zip(no_kl, (held_out, planted), strict=True)]
+    weights = choose_weights(*with_kl, masks, RESOLUTION, SMOOTHING_SIGMA, alpha=0.0)
+    map_weights, image_weights = torch.tensor(weights.map_weights), torch.tensor(weights.image_weights)
+    std, mean = torch.std_mean(worst_mean(held_out), dim=0)
+    scores = ((worst_mean(new) - mean) / std * image_weights).sum(dim=1)
+    return scores, render((new * map_weights.view(-1, 1, 1)).sum(dim=1, keepdim=True), RESOLUTION, SMOOTHING_SIGMA)[
+        :, 0
+    ]
 
 
 def summarize(results):

@@ -12,6 +12,7 @@ from diffusers import DDPMScheduler, DiffusionPipeline, ModelMixin, UNet2DModel
 
 from .anomaly_maps import blend, render, resize_map
 from .anomaly_scoring_output import AnomalyScoringOutput, postprocess
+from .category_bank import CategoryBank
 from .checkpoint_files import load_components, save_checkpoint
 from .denoising_network import has_bfloat16, predict
 from .feature_extraction import TimmFeatureExtractor
@@ -26,6 +27,10 @@ BFLOAT16_TOLERANCE = 0.05
 """bfloat16 is used by itself if no calibration picture's score moved by more than this many deviations."""
 
 
+SHARED_SETTINGS = ("patch_size", "timesteps", "alpha", "smoothing_sigma", "score_grid", "mixed_precision")
+"""What the pipelines of all categories of a checkpoint have in common."""
+
+
 class AnomalyScoringPipeline(DiffusionPipeline):
     """Score pictures of parts with a diffusion model of good parts.
 
@@ -36,18 +41,21 @@ class AnomalyScoringPipeline(DiffusionPipeline):
         gaussian (`FeatureGaussian`, *optional*): features of good parts, place by place.
         memory (`FeatureMemory`, *optional*): features of good parts at any place.
         calibration (`ScoreCalibration`, *optional*): what good pictures score; without it only `measure` works.
+        categories (`CategoryBank`, *optional*): for several categories, what belongs to each; the other three are then
+            left out.
         patch_size (`int`): pixel-unshuffle factor of the UNet.
         data_mean, data_std (`float`): brightness and contrast of good pictures in [-1, 1]; see `normalize_contrast`.
         timesteps (`list[int]`): default T of Eq. 11.
-        alpha (`float`): default weight of the pixel part in Eq. 11.
+        alpha (`float`, *optional*): default weight of the pixel part in Eq. 11; without it, that of the calibration.
         smoothing_sigma (`float`): Gaussian smoothing of the maps, in pixels of the model's square.
         score_grid (`int`): height and width of the grid that pictures are scored on.
         mixed_precision (`str`): "auto" runs the UNet in bfloat16 where the hardware has it and calibration found the
             scores to agree, "no" never does, "bf16" always.
+        class_label (`int`, *optional*): of a UNet for several categories, the one that this pipeline scores.
     """
 
     model_cpu_offload_seq = "feature_extractor->unet"
-    _optional_components: ClassVar = ["gaussian", "memory", "calibration"]
+    _optional_components: ClassVar = ["gaussian", "memory", "calibration", "categories"]
 
     def __init__(
         self,
@@ -57,14 +65,16 @@ class AnomalyScoringPipeline(DiffusionPipeline):
         gaussian: ModelMixin | None = None,
         memory: ModelMixin | None = None,
         calibration: ModelMixin | None = None,
+        categories: ModelMixin | None = None,
         patch_size: int = 4,
         data_mean: float = 0.0,
         data_std: float = 0.5,
         timesteps: list[int] = (5, 50, 100),
-        alpha: float = 0.5,
+        alpha: float | None = None,
         smoothing_sigma: float = 4.0,
         score_grid: int = 32,
         mixed_precision: str = "auto",
+        class_label: int | None = None,
     ):
         super().__init__()
         if scheduler.config.variance_type != "learned_range":
@@ -78,6 +88,7 @@ class AnomalyScoringPipeline(DiffusionPipeline):
             gaussian=gaussian,
             memory=memory,
             calibration=calibration,
+            categories=categories,
         )
         self.register_to_config(
             patch_size=patch_size,
@@ -88,6 +99,7 @@ class AnomalyScoringPipeline(DiffusionPipeline):
             smoothing_sigma=smoothing_sigma,
             score_grid=min(score_grid, feature_extractor.config.grid_size),
             mixed_precision=mixed_precision,
+            class_label=class_label,
         )
 
     @property
@@ -95,10 +107,40 @@ class AnomalyScoringPipeline(DiffusionPipeline):
         """Height and width of the model's square, in pixels."""
         return self.unet.config.sample_size * self.config.patch_size
 
+    @property
+    def alpha(self):
+        """Weight of the pixel part in Eq. 11, unless a call asks for another; None while nothing has set it."""
+        if self.config.alpha is None and self.calibration is not None:
+            return self.calibration.config.alpha
+        return self.config.alpha
+
+    def for_category(self, category=None):
+        """The pipeline of one category: of a checkpoint for several, a view that shares all weights; else itself.
+
+        Args:
+            category (`str`, *optional*): its name.
+
+        Raises:
+            ValueError: if a checkpoint for several does not know it, or one for a single category is asked for it.
+        """
+        if self.categories is None:
+            if category is not None:
+                raise ValueError(f"this checkpoint knows one category only; leave category {category!r} out.")
+            return self
+        settings = {name: self.config[name] for name in SHARED_SETTINGS}
+        return type(self)(
+            unet=self.unet,
+            scheduler=self.scheduler,
+            feature_extractor=self.feature_extractor,
+            **self.categories.of(category),
+            **settings,
+        )
+
     @torch.inference_mode()
     def __call__(
         self,
         image,
+        category=None,
         timesteps=None,
         alpha=None,
         false_alarm_rate=None,
@@ -113,6 +155,7 @@ class AnomalyScoringPipeline(DiffusionPipeline):
             image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of them): each at its own size and mode.
                 Arrays are (height, width[, channel]), tensors (channel, height, width); uint8, uint16 or float in
                 [0, 1]. Pictures are squashed to the model's square; maps come back at the picture's own size.
+            category (`str`, *optional*): what the pictures show, for a checkpoint of several categories.
             timesteps (`list[int]`, *optional*): T of Eq. 11, a subset of the calibrated ones.
             alpha (`float`, *optional*): weight of the pixel part, in [0, 1].
             false_alarm_rate (`float`, *optional*): share of good parts that may be rejected, in (0, 1]. The default
@@ -140,9 +183,21 @@ class AnomalyScoringPipeline(DiffusionPipeline):
             >>> print(result.is_anomalous[0], result.p_value[0])
             ```
         """
+        if self.categories is not None or category is not None:
+            return self.for_category(category)(
+                image,
+                timesteps=timesteps,
+                alpha=alpha,
+                false_alarm_rate=false_alarm_rate,
+                batch_size=batch_size,
+                generator=generator,
+                output_type=output_type,
+                return_dict=return_dict,
+            )
+
         # 1. Check inputs
         timesteps = list(self.config.timesteps if timesteps is None else timesteps)
-        alpha = self.config.alpha if alpha is None else float(alpha)
+        alpha = self.alpha if alpha is None else float(alpha)
         self._check_inputs(timesteps, alpha, false_alarm_rate, batch_size, output_type)
         samples, sizes = preprocess(image, self.resolution)
         noise = self._noise_fields(timesteps, generator)
@@ -192,7 +247,7 @@ class AnomalyScoringPipeline(DiffusionPipeline):
             `dict`: p_value, is_anomalous, pred_mask (tensors), false_alarm_rate, image_threshold and pixel_threshold
             as in `AnomalyScoringOutput`.
         """
-        alpha = self.config.alpha if alpha is None else alpha
+        alpha = self.alpha if alpha is None else alpha
         timesteps = self.config.timesteps if timesteps is None else timesteps
         rate = self.calibration.effective_rate(false_alarm_rate)
         pixel_threshold = self.calibration.pixel_threshold(rate, alpha, timesteps)
@@ -234,11 +289,12 @@ class AnomalyScoringPipeline(DiffusionPipeline):
         sample = normalize_contrast(sample, self.config.data_mean, self.config.data_std)
         sample = sample.repeat_interleave(count, dim=0)
         t = torch.tensor(timesteps, device=device).repeat(len(samples))
+        labels = None if self.config.class_label is None else torch.full_like(t, self.config.class_label)
         alphas_cumprod = self.scheduler.alphas_cumprod.to(device)
         noisy_sample = add_noise(sample, noise.to(device).repeat(len(samples), 1, 1, 1), alphas_cumprod, t)
         with torch.autocast(device.type, torch.bfloat16, enabled=self._uses_bfloat16(mixed_precision)):
             predicted_noise, predicted_variance, predicted_features = predict(
-                self.unet, noisy_sample, t, self.config.patch_size, features.shape[-1]
+                self.unet, self.scheduler, noisy_sample, t, self.config.patch_size, features.shape[-1], labels
             )
         predicted_features = predicted_features.unflatten(0, (len(samples), count))
         feature_error = (features[:, None] - predicted_features).square_().mean(dim=2)
@@ -274,6 +330,7 @@ class AnomalyScoringPipeline(DiffusionPipeline):
             "gaussian": FeatureGaussian,
             "memory": FeatureMemory,
             "calibration": ScoreCalibration,
+            "categories": CategoryBank,
         }
         return cls(**load_components(pretrained_model_name_or_path, cls, classes, kwargs))
 

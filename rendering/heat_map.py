@@ -47,7 +47,7 @@ def saturation_of(pipe):
     """
     if pipe.calibration is None:
         raise ValueError("this checkpoint has no calibration; run training/calibration.py on good pictures first.")
-    return SATURATION_FACTOR * pipe.calibration.pixel_threshold(None, pipe.config.alpha, pipe.config.timesteps)
+    return SATURATION_FACTOR * pipe.calibration.pixel_threshold(None, pipe.alpha, pipe.config.timesteps)
 
 
 def colormap(strength):

@@ -193,7 +193,7 @@ def test_between_two_alphas_of_the_table_good_map_values_are_never_understated()
 
 def test_good_scores_are_blended_from_their_parts_with_the_weights_of_equation_11_at_any_alpha():
     calibration = ScoreCalibration(
-        timesteps=[5], resolution=8, grid_size=2, num_ranked=1, num_references=2, reference_weight=0.6
+        timesteps=[5], resolution=8, grid_size=2, num_ranked=1, map_weights=[1, 0, 0], image_weights=[0.4, 0.3, 0.3]
     )
     calibration.part_scores.copy_(torch.tensor([7.0, 3.0, 10.0, 1.0]))
     calibration.part_score_mean.copy_(torch.tensor([1.0, 1.0, 0.0, 1.0]))
@@ -205,7 +205,9 @@ def test_good_scores_are_blended_from_their_parts_with_the_weights_of_equation_1
 
 
 def test_a_picture_scores_by_its_worst_places_part_by_part():
-    calibration = ScoreCalibration(timesteps=[5], resolution=8, grid_size=10, num_references=1, reference_weight=0.5)
+    calibration = ScoreCalibration(
+        timesteps=[5], resolution=8, grid_size=10, map_weights=[1, 0], image_weights=[0.5, 0.5]
+    )
     parts = torch.zeros(1, 3, 10, 10)  # one cell of a hundred is the worst hundredth
     parts[0, 0, 2, 3], parts[0, 1, 5, 5], parts[0, 2, 9, 9] = 8.0, 4.0, 2.0
     for alpha in (0.0, 0.25, 1.0):
@@ -228,7 +230,9 @@ def test_scores_of_a_subset_of_timesteps_come_from_its_own_row_in_any_order():
 
 
 def test_standardised_maps_are_in_deviations_of_the_cell_and_timestep_they_belong_to():
-    calibration = ScoreCalibration(timesteps=TIMESTEPS, resolution=8, grid_size=2, num_references=2)
+    calibration = ScoreCalibration(
+        timesteps=TIMESTEPS, resolution=8, grid_size=2, map_weights=[0.5, 0.25, 0.25], image_weights=[1, 0, 0]
+    )
     calibration.kl_mean.copy_(torch.arange(12.0).view(3, 2, 2))
     calibration.kl_std.fill_(2)
     calibration.feature_error_std.copy_(torch.tensor([1.0, 4.0, 5.0]).view(3, 1, 1).expand(3, 2, 2))

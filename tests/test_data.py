@@ -17,6 +17,7 @@ from training.data import (
     MIN_IMAGES,
     GoodImages,
     ShuffledRotatedImages,
+    find_categories,
     find_good_images,
     find_images,
     hold_out,
@@ -174,8 +175,8 @@ def test_at_least_four_pictures_fall_on_either_side_of_the_split(tmp_path):
 
 
 def test_every_picture_comes_once_before_any_comes_again(pictures):
-    sequence = ShuffledRotatedImages(pictures, 3 * len(pictures), rotation_degrees=0, seed=0)
-    shown = [level(sequence[place]) for place in range(len(sequence))]
+    sequence = ShuffledRotatedImages([pictures], 3 * len(pictures), rotation_degrees=0, seed=0)
+    shown = [level(sequence[place][0]) for place in range(len(sequence))]
     epochs = [shown[start : start + len(pictures)] for start in range(0, len(shown), len(pictures))]
     for epoch in epochs:
         assert sorted(epoch) == list(range(len(pictures)))
@@ -184,37 +185,57 @@ def test_every_picture_comes_once_before_any_comes_again(pictures):
 
 def test_a_sequence_taken_up_at_any_place_is_the_tail_of_the_whole(tile_files):
     images = GoodImages(tile_files[:8], SIZE)
-    whole = ShuffledRotatedImages(images, 20, rotation_degrees=5, seed=3)
+    whole = ShuffledRotatedImages([images], 20, rotation_degrees=5, seed=3)
     for start in (1, 7, 8, 13):
-        tail = ShuffledRotatedImages(images, 20 - start, rotation_degrees=5, seed=3, start=start)
+        tail = ShuffledRotatedImages([images], 20 - start, rotation_degrees=5, seed=3, start=start)
         assert len(tail) == 20 - start
         for place in range(len(tail)):
-            assert torch.equal(tail[place], whole[start + place])
+            assert torch.equal(tail[place][0], whole[start + place][0])
+
+
+def test_categories_take_turns_however_many_pictures_they_have(tmp_path):
+    few, many = (
+        GoodImages(write_pictures(tmp_path / name, count), SIZE) for name, count in (("few", MIN_IMAGES), ("many", 20))
+    )
+    sequence = ShuffledRotatedImages([few, many], 40, rotation_degrees=0, seed=0)
+    assert [label for _, label in sequence] == [0, 1] * 20
+    shown = [level(sample) for sample, label in sequence if label == 1]
+    assert sorted(shown) == list(range(20))
+    alone = ShuffledRotatedImages([few], 20, rotation_degrees=0, seed=0)
+    assert [level(sample) for sample, label in sequence if label == 0] == [level(sample) for sample, _ in alone]
+
+
+def test_folders_of_the_same_name_cannot_be_two_categories(tmp_path):
+    for parent in ("left", "right"):
+        write_pictures(tmp_path / parent / "part", MIN_IMAGES)
+    found = find_categories([tmp_path / "left" / "part", tmp_path / "right"])
+    assert list(found) == ["part", "right"]
+    with pytest.raises(ValueError, match="must differ"):
+        find_categories([tmp_path / "left" / "part", tmp_path / "right" / "part"])
 
 
 def test_order_and_rotations_follow_the_seed(tile_files):
     images = GoodImages(tile_files[:8], SIZE)
     first, same, other = (
-        torch.stack(list(DataLoader(ShuffledRotatedImages(images, 16, 5, seed=seed), batch_size=None)))
-        for seed in (0, 0, 1)
+        torch.stack([sample for sample, _ in ShuffledRotatedImages([images], 16, 5, seed=seed)]) for seed in (0, 0, 1)
     )
     assert torch.equal(first, same)
     assert not torch.equal(first, other)
 
 
 def test_spawned_worker_processes_serve_the_same_sequence(pictures):
-    sequence = ShuffledRotatedImages(pictures, 12, rotation_degrees=5, seed=0)
+    sequence = ShuffledRotatedImages([pictures], 12, rotation_degrees=5, seed=0)
     loader = DataLoader(
         sequence, batch_size=4, num_workers=1, multiprocessing_context=multiprocessing.get_context("spawn")
     )
-    served = torch.cat(list(loader))
-    assert torch.equal(served, torch.stack([sequence[place] for place in range(12)]))
+    served = torch.cat([samples for samples, _ in loader])
+    assert torch.equal(served, torch.stack([sequence[place][0] for place in range(12)]))
 
 
 @pytest.mark.parametrize("degrees", [1, 5, 45])
 def test_rotation_leaves_a_constant_picture_constant_up_to_its_corners(pictures, degrees):
-    sequence = ShuffledRotatedImages(pictures, 2 * len(pictures), rotation_degrees=degrees, seed=0)
-    assert sorted(level(sequence[place]) for place in range(len(pictures))) == list(range(len(pictures)))
+    sequence = ShuffledRotatedImages([pictures], 2 * len(pictures), rotation_degrees=degrees, seed=0)
+    assert sorted(level(sequence[place][0]) for place in range(len(pictures))) == list(range(len(pictures)))
 
 
 @pytest.mark.parametrize("limit", [2.0, 10.0])
@@ -223,10 +244,10 @@ def test_rotations_use_their_range_both_ways_and_never_exceed_it(tmp_path, limit
     rows = np.zeros((size, size), np.float32)
     rows[size // 2 :] = 1.0  # one horizontal edge, whose slope is the angle
     Image.fromarray((rows * 255).astype(np.uint8)).save(tmp_path / "edge.png")
-    sequence = ShuffledRotatedImages(GoodImages([tmp_path / "edge.png"], size), 60, limit, seed=0)
+    sequence = ShuffledRotatedImages([GoodImages([tmp_path / "edge.png"], size)], 60, limit, seed=0)
     angles = []
     for place in range(len(sequence)):
-        edge = (1 - sequence[place][0]).sum(dim=0) / 2  # height of the dark part in each column
+        edge = (1 - sequence[place][0][0]).sum(dim=0) / 2  # height of the dark part in each column
         middle = edge[size // 4 : -size // 4]
         slope = (middle[-1] - middle[0]) / (len(middle) - 1)
         angles.append(torch.rad2deg(torch.atan(slope)).item())
@@ -238,7 +259,7 @@ def test_rotations_use_their_range_both_ways_and_never_exceed_it(tmp_path, limit
 
 def test_no_rotation_serves_the_pictures_untouched(tile_files):
     images = GoodImages(tile_files[:8], SIZE)
-    sequence = ShuffledRotatedImages(images, 8, rotation_degrees=0, seed=0)
+    sequence = ShuffledRotatedImages([images], 8, rotation_degrees=0, seed=0)
     untouched = [images[index] for index in range(8)]
     for place in range(8):
-        assert sum(torch.equal(sequence[place], sample) for sample in untouched) == 1
+        assert sum(torch.equal(sequence[place][0], sample) for sample in untouched) == 1

@@ -31,7 +31,8 @@ from training.train import main
 ROOT = Path(__file__).resolve().parents[1]
 TILES = ROOT / "tests" / "fixtures" / "magnetic_tile"
 TIMESTEPS = [5, 50, 100]
-NETWORK = ["--resolution", "64", "--feature_grid", "16", "--dataloader_num_workers", "0", "--mixed_precision", "no"]
+NETWORK = ["--resolution", "64", "--patch_size", "4", "--feature_grid", "16", "--dataloader_num_workers", "0"]
+NETWORK += ["--mixed_precision", "no"]
 TINY = [*NETWORK, "--block_out_channels", "32", "32", "--train_batch_size", "4", "--lr_warmup_steps", "2"]
 TWELVE_STEPS = [*TINY, "--max_train_steps", "12", "--checkpointing_steps", "2"]
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -52,16 +53,16 @@ def unet():
 
 @pytest.fixture(scope="module")
 def batch():
-    """x_0, features, noise and timesteps of four pictures, the first of them at t = 0."""
+    """x_0, features, noise, timesteps and category of four pictures, the first of them at t = 0."""
     generator = torch.Generator().manual_seed(0)
     sample = 0.5 * torch.randn(4, 3, 32, 32, generator=generator)
     features = torch.randn(4, NUM_FEATURES, 8, 8, generator=generator)
     noise = torch.randn(4, 3, 32, 32, generator=generator)
-    return sample, features, noise, torch.tensor([0, 5, 100, 900])
+    return sample, features, noise, torch.tensor([0, 5, 100, 900]), torch.zeros(4, dtype=torch.long)
 
 
-def loss_with(**options):
-    return DenoisingLoss(build_scheduler().alphas_cumprod, 4, BIN_WIDTH, 8, **options)
+def loss_with(prediction_type="epsilon", **options):
+    return DenoisingLoss(build_scheduler(prediction_type), 4, torch.tensor([BIN_WIDTH]), 8, **options)
 
 
 def output_gradients(loss, unet, batch):
@@ -72,12 +73,15 @@ def output_gradients(loss, unet, batch):
 
 
 def test_loss_terms_are_those_of_equations_4_7_and_10(unet, batch):
-    sample, features, noise, timesteps = batch
+    sample, features, noise, timesteps, _ = batch
     terms = loss_with(vlb_weight=0.002, feature_weight=0.7)(unet, *batch)
-    alphas_cumprod = build_scheduler().alphas_cumprod
+    scheduler = build_scheduler()
+    alphas_cumprod = scheduler.alphas_cumprod
     noisy_sample = add_noise(sample, noise, alphas_cumprod, timesteps)
     with torch.no_grad():
-        predicted_noise, predicted_variance, predicted_features = predict(unet, noisy_sample, timesteps, 4, 8)
+        predicted_noise, predicted_variance, predicted_features = predict(
+            unet, scheduler, noisy_sample, timesteps, 4, 8
+        )
     true_mean, true_log_variance = true_posterior(sample, noisy_sample, alphas_cumprod, timesteps)
     mean, log_variance = model_gaussian(noisy_sample, predicted_noise, predicted_variance, alphas_cumprod, timesteps)
     model = Normal(mean.double(), (0.5 * log_variance).exp().double())
@@ -95,6 +99,20 @@ def test_loss_terms_are_those_of_equations_4_7_and_10(unet, batch):
     assert terms.total.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
+def test_a_network_that_predicts_the_picture_is_judged_by_the_noise_that_follows_from_it(unet, batch):
+    sample, _, noise, timesteps, _ = batch
+    alphas_cumprod = build_scheduler().alphas_cumprod[timesteps].view(-1, 1, 1, 1)
+    noisy_sample = alphas_cumprod.sqrt() * sample + (1 - alphas_cumprod).sqrt() * noise
+    with torch.no_grad():
+        output = unet(torch.nn.functional.pixel_unshuffle(noisy_sample, 4), timesteps).sample
+    error = (sample - torch.nn.functional.pixel_shuffle(output[:, :48], 4)) ** 2
+    snr = alphas_cumprod / (1 - alphas_cumprod)
+    plain, weighted = loss_with("sample"), loss_with("sample", snr_gamma=5.0)
+    assert plain(unet, *batch).noise.item() == pytest.approx((snr * error).mean().item(), rel=1e-3)
+    assert weighted(unet, *batch).noise.item() == pytest.approx((snr.clamp(max=5) * error).mean().item(), rel=1e-3)
+    assert loss_with(snr_gamma=1e12)(unet, *batch).noise == loss_with()(unet, *batch).noise
+
+
 def test_the_variance_learns_from_the_bound_alone_and_the_mean_not_from_it_at_all(unet, batch):
     noise_without, variance_without, _ = output_gradients(loss_with(vlb_weight=0.0), unet, batch)
     noise_with, variance_with, features = output_gradients(loss_with(vlb_weight=0.5, feature_weight=0.0), unet, batch)
@@ -107,10 +125,10 @@ def test_the_variance_learns_from_the_bound_alone_and_the_mean_not_from_it_at_al
 
 
 def test_every_gradient_is_finite_even_where_the_network_is_far_off(unet, batch):
-    sample, features, noise, timesteps = batch
+    sample, features, noise, timesteps, labels = batch
     loss = loss_with(vlb_weight=1.0)
     unet.zero_grad()
-    terms = loss(unet, 50 * sample, features, noise, timesteps)
+    terms = loss(unet, 50 * sample, features, noise, timesteps, labels)
     terms.total.backward()
     assert torch.isfinite(terms.total)
     assert all(torch.isfinite(parameter.grad).all() for parameter in unet.parameters() if parameter.grad is not None)
@@ -245,7 +263,7 @@ def test_held_out_pictures_calibrate_and_are_named_in_the_record(finished):
     files = find_good_images(TILES)
     held_out = hold_out(files, 0.25, 0)[1]
     record = json.loads((finished / "training.json").read_text())
-    assert record["held_out"] == [path.name for path in held_out]
+    assert record["held_out"] == {TILES.name: [path.name for path in held_out]}
     assert record["settings"]["max_train_steps"] == 12
     pipe = AnomalyScoringPipeline.from_pretrained(finished)
     assert pipe.calibration.config.num_ranked == len(held_out) == 6

@@ -6,18 +6,24 @@ from diffusers.optimization import SchedulerType
 
 PRESETS = {
     "fast": {
-        "patch_size": 4,
-        "block_out_channels": [64, 128, 192],
+        "patch_size": 8,
+        "feature_grid": 32,
+        "block_out_channels": [128, 160, 192],
+        "prediction_type": "sample",
+        "snr_gamma": 20.0,
         "layers_per_block": 1,
         "feature_extractor": "tf_efficientnet_lite0",
         "train_batch_size": 8,
-        "max_train_steps": 2000,
+        "max_train_steps": 1000,
         "learning_rate": 4e-4,
         "normalize_contrast": True,
         "low_noise_share": 0.5,
     },
     "paper": {
         "patch_size": 1,
+        "feature_grid": 64,
+        "prediction_type": "epsilon",
+        "snr_gamma": None,
         "block_out_channels": [128, 128, 256, 256, 512, 512],
         "layers_per_block": 2,
         "feature_extractor": "tf_efficientnet_b4",
@@ -50,7 +56,9 @@ def _build_parser():
     data.add_argument(
         "--train_data_dir",
         required=True,
-        help="folder of good pictures, or a category in MVTec-AD layout (its train/good is used)",
+        nargs="+",
+        help="folder of good pictures, or a category in MVTec-AD layout (its train/good is used); several make one "
+        "model for several categories, each named after its folder",
     )
     data.add_argument("--output_dir", required=True, help="folder of the finished pipeline and of its checkpoints")
     data.add_argument("--resolution", type=int, default=256, help="pictures are squashed to this square")
@@ -66,7 +74,10 @@ def _build_parser():
     model.add_argument("--block_out_channels", type=int, nargs="+", help="UNet channels per level")
     model.add_argument("--layers_per_block", type=int, help="residual blocks per UNet level")
     model.add_argument("--feature_extractor", help="timm model, or a checkpoint's feature_extractor folder")
-    model.add_argument("--feature_grid", type=int, default=64, help="height and width of the features")
+    model.add_argument("--feature_grid", type=int, help="height and width of the features")
+    model.add_argument(
+        "--prediction_type", choices=["epsilon", "sample"], help="what the UNet predicts: the noise or x_0"
+    )
     model.add_argument(
         "--normalize_contrast",
         action=argparse.BooleanOptionalAction,
@@ -76,6 +87,7 @@ def _build_parser():
     loss = parser.add_argument_group("loss")
     loss.add_argument("--vlb_weight", type=float, default=0.001, help="weight of the variational bound")
     loss.add_argument("--feature_weight", type=float, default=1.0, help="weight of the feature loss (Eq. 10)")
+    loss.add_argument("--snr_gamma", type=float, help="min-SNR weighting of the noise's error; none by default")
     loss.add_argument("--low_noise_share", type=float, help="share of timesteps drawn below --low_noise_limit")
     loss.add_argument("--low_noise_limit", type=int, default=200, help="see --low_noise_share")
 
@@ -100,7 +112,9 @@ def _build_parser():
 
     scoring = parser.add_argument_group("scoring (stored in the checkpoint)")
     scoring.add_argument("--timesteps", type=int, nargs="+", default=[5, 50, 100], help="T of Eq. 11")
-    scoring.add_argument("--alpha", type=float, default=0.5, help="weight of the pixel part in Eq. 11")
+    scoring.add_argument(
+        "--alpha", type=float, help="weight of the pixel part in Eq. 11; the default is chosen on planted defects"
+    )
 
     running = parser.add_argument_group("running")
     running.add_argument("--checkpointing_steps", type=int, default=500, help="steps between two checkpoints")
@@ -117,7 +131,7 @@ def _check(parser, args):
             parser.error(f"--{name} is {getattr(args, name)}; it must be at least 1")
     if not 0 < args.calibration_fraction < 1:
         parser.error(f"--calibration_fraction is {args.calibration_fraction}; it must lie between 0 and 1")
-    if not 0 <= args.alpha <= 1:
+    if args.alpha is not None and not 0 <= args.alpha <= 1:
         parser.error(f"--alpha is {args.alpha}; it must lie in [0, 1]")
     if len(set(args.timesteps)) < len(args.timesteps) or any(not 0 <= t < 1000 for t in args.timesteps):
         parser.error(f"--timesteps are {args.timesteps}; each must lie in 0 to 999 and be given once")

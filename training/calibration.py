@@ -8,6 +8,7 @@ recalibrates a checkpoint on one's own good pictures without training: the remed
 import argparse
 import logging
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -21,7 +22,9 @@ from pipelines.checkpoint_files import is_half_precision
 from pipelines.denoising_network import has_bfloat16
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from pipelines.score_calibration import NUM_ALPHAS, Measurement, ScoreCalibration, timestep_subsets
+from training.blend_weights import choose_weights
 from training.data import GoodImages, find_good_images, hold_out
+from training.planted_defects import PlantedDefects
 from training.process import keep_large_buffers, use_all_cores
 
 MIN_DISJOINT = 40
@@ -33,8 +36,8 @@ FITTED_SHARE = 0.4
 NUM_FOLDS = 5
 MAX_BFLOAT16 = 64
 MAPS_AT_ONCE = 16
-REFERENCE_WEIGHT = 0.8
-"""Gaussian and memory make up this share of the feature part, the feature error of Eq. 10 the rest."""
+NUM_PLANTED = 180
+"""So many defects are planted to choose the weights of Eq. 11, in turn into each picture."""
 
 PRIOR_PICTURES = 100
 """Mean and deviation at a position are shrunk to those of all positions as if this many pictures had shown them."""
@@ -45,8 +48,11 @@ POSITION_SIGMA = 1.0
 logger = logging.getLogger(__name__)
 
 
-def fit_calibration(pipe, files, timesteps, seed=0, batch_size=8):
+def fit_calibration(pipe, files, timesteps, seed=0, batch_size=8, alpha=None):
     """Calibrate a pipeline on good pictures that its model was not trained on.
+
+    The pictures that fit the normalisation also serve, with defects planted into them, to choose the weights of
+    Eq. 11; those that are ranked do not, so that the promised rate holds whatever is chosen.
 
     Args:
         pipe (`AnomalyScoringPipeline`): its own calibration, if any, is not used.
@@ -54,6 +60,7 @@ def fit_calibration(pipe, files, timesteps, seed=0, batch_size=8):
         timesteps (`list[int]`): T to calibrate, with every subset of it.
         seed (`int`): draws the noise fields and splits the pictures.
         batch_size (`int`): pictures per UNet call.
+        alpha (`float`, *optional*): weight of the pixel part; by default it is chosen too.
 
     Returns:
         `ScoreCalibration`: on the CPU, ready to be registered with the pipeline.
@@ -62,12 +69,13 @@ def fit_calibration(pipe, files, timesteps, seed=0, batch_size=8):
     noise = draw_noise_fields(seed, timesteps, pipe.resolution)
     cross_fitted = len(files) < MIN_DISJOINT
     ranked_files, fitted_files = (files, files) if cross_fitted else hold_out(files, FITTED_SHARE, f"ranks {seed}")
+    even = [1 / (1 + len(pipe.references))] * (1 + len(pipe.references))
     calibration = ScoreCalibration(
         timesteps=timesteps,
         resolution=pipe.resolution,
         grid_size=pipe.config.score_grid,
-        num_references=len(pipe.references),
-        reference_weight=REFERENCE_WEIGHT if pipe.references else 0.0,
+        map_weights=even,
+        image_weights=even,
         num_ranked=len(ranked_files),
         num_fitted=len(fitted_files),
         cross_fitted=cross_fitted,
@@ -76,28 +84,40 @@ def fit_calibration(pipe, files, timesteps, seed=0, batch_size=8):
     bfloat16_files = ranked_files[:MAX_BFLOAT16] if has_bfloat16(pipe.unet.device) else []
 
     with tqdm(
-        total=len(ranked_files) + len(bfloat16_files) + (0 if cross_fitted else len(fitted_files)),
+        total=len(ranked_files) + len(bfloat16_files) + (0 if cross_fitted else len(fitted_files)) + NUM_PLANTED,
         desc="calibration",
         unit="image",
     ) as progress:
 
-        def measured(files, mixed_precision="no"):
+        def measured(samples_in_batches, mixed_precision="no"):
             batches = []
-            for samples in DataLoader(GoodImages(files, pipe.resolution), batch_size=batch_size):
+            for samples in samples_in_batches:
                 batches.append([maps.cpu() for maps in pipe.measure(samples, timesteps, noise, mixed_precision)])
                 progress.update(len(samples))
             return Measurement(*(torch.cat(maps) for maps in zip(*batches, strict=True)))
 
-        ranked = measured(ranked_files)
-        rough = measured(bfloat16_files, "bf16") if bfloat16_files else None
-        fitted = ranked if cross_fitted else measured(fitted_files)
+        def good(files):
+            return DataLoader(GoodImages(files, pipe.resolution), batch_size=batch_size)
+
+        masks = []
+
+        def planted():
+            images = PlantedDefects(GoodImages(fitted_files, pipe.resolution), NUM_PLANTED, seed)
+            for samples, sample_masks in DataLoader(images, batch_size=batch_size):
+                masks.append(sample_masks)
+                yield samples
+
+        ranked = measured(good(ranked_files))
+        rough = measured(good(bfloat16_files), "bf16") if bfloat16_files else None
+        fitted = ranked if cross_fitted else measured(good(fitted_files))
+        planted = measured(planted())
 
     sigma = pipe.config.smoothing_sigma
-    if cross_fitted:
-        part_scores, map_maxima = _cross_fit(calibration, ranked, sigma)
-    else:
-        _fit_normalisation(calibration, fitted)
-        part_scores, map_maxima = _score_all(calibration, ranked, sigma)
+    _fit_normalisation(calibration, fitted)
+    fitted, planted = (calibration.standardize(parts, timesteps) for parts in (fitted, planted))
+    weights = choose_weights(fitted, planted, torch.cat(masks), pipe.resolution, sigma, alpha)
+    calibration.register_to_config(**asdict(weights))
+    part_scores, map_maxima = (_cross_fit if cross_fitted else _score_all)(calibration, ranked, sigma)
     calibration.part_scores.copy_(part_scores)
     calibration.map_maxima.copy_(map_maxima)
     if rough:
@@ -123,7 +143,7 @@ def _fit_normalisation(calibration, measured):
         mean, std = _shrunk_statistics(getattr(measured, name))
         getattr(calibration, f"{name}_mean").copy_(mean)
         getattr(calibration, f"{name}_std").copy_(std)
-    if calibration.config.num_references:
+    if calibration.reference_mean.numel():
         std, mean = torch.std_mean(measured.reference, dim=(0, 2, 3))
         calibration.reference_mean.copy_(mean)
         calibration.reference_std.copy_(std.clamp(min=1e-6))
@@ -195,8 +215,12 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--model", required=True, help="checkpoint folder")
     parser.add_argument("--data_dir", required=True, help="good pictures the model was not trained on")
+    parser.add_argument("--category", help="what they show, for a checkpoint of several categories")
     parser.add_argument("--output_dir", help="where the recalibrated checkpoint goes; the default replaces --model's")
     parser.add_argument("--timesteps", type=int, nargs="+", help="T of Eq. 11; the default keeps the checkpoint's")
+    parser.add_argument(
+        "--alpha", type=float, help="weight of the pixel part; the default is chosen on planted defects"
+    )
     parser.add_argument("--batch_size", type=int, default=8, help="pictures per UNet call")
     parser.add_argument("--seed", type=int, default=0, help="draws the noise fields and splits the pictures")
     args = parser.parse_args(argv)
@@ -215,14 +239,21 @@ def recalibrate(args):
     half_precision = is_half_precision(args.model)  # the ranks must belong to the weights that will be loaded
     if torch.cuda.is_available():
         pipe.to("cuda")
+    scoring = pipe.for_category(args.category)
     timesteps = args.timesteps or list(pipe.config.timesteps)
+    if pipe.categories is not None and sorted(timesteps) != sorted(pipe.config.timesteps):
+        raise ValueError("all categories of a checkpoint share their timesteps; leave --timesteps out.")
     if len(set(timesteps)) < len(timesteps) or not all(0 <= t < len(pipe.scheduler.alphas_cumprod) for t in timesteps):
         raise ValueError(f"timesteps are {timesteps}; each must lie in 0 to {len(pipe.scheduler.alphas_cumprod) - 1}.")
     files = find_good_images(args.data_dir)
-    pipe.register_modules(calibration=fit_calibration(pipe, files, timesteps, args.seed, args.batch_size))
-    pipe.register_to_config(timesteps=timesteps)
+    calibration = fit_calibration(scoring, files, timesteps, args.seed, args.batch_size, args.alpha)
+    if pipe.categories is not None:
+        pipe.categories.set_calibration(args.category, calibration)
+    else:
+        pipe.register_modules(calibration=calibration)
+    pipe.register_to_config(timesteps=timesteps, alpha=None)
     pipe.to("cpu").save_pretrained(args.output_dir or args.model, half_precision=half_precision)
-    logger.info(describe(pipe.calibration))
+    logger.info(describe(calibration))
 
 
 def describe(calibration):

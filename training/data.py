@@ -103,6 +103,18 @@ def hold_out(files, fraction, seed):
     return sorted(ranked[count:]), sorted(ranked[:count])
 
 
+def find_categories(folders):
+    """The good pictures of each folder, `dict[str, list[Path]]`, named after the folders.
+
+    Raises:
+        ValueError: as `find_good_images`, or if two folders have the same name.
+    """
+    names = [Path(folder).resolve().name for folder in folders]
+    if len(set(names)) < len(names):
+        raise ValueError(f"the folders are named {', '.join(names)}; categories are named after them and must differ.")
+    return {name: find_good_images(folder) for name, folder in zip(names, folders, strict=True)}
+
+
 class GoodImages(Dataset):
     """Pictures as samples in [-1, 1], float32, (3, resolution, resolution), in the order of their files."""
 
@@ -125,34 +137,43 @@ class ShuffledRotatedImages(Dataset):
     workers or processes, nor on where an interrupted run takes it up again.
 
     Args:
-        images (`GoodImages`): the pictures; each comes once before any comes again.
+        categories (`list[GoodImages]`): the pictures of each category. Categories take turns, however many pictures
+            they have; within one each picture comes once before any comes again.
         length (`int`): how many places of the sequence are served.
         rotation_degrees (`float`): largest rotation either way; borders are reflected, so that no corner turns black.
         seed (`int`): fixes order and rotations.
         start (`int`): first place served.
+
+    Returns:
+        `tuple[torch.Tensor, int]`: a sample as in `GoodImages`, and the number of its category.
     """
 
-    def __init__(self, images, length, rotation_degrees, seed, start=0):
-        self.images = images
+    def __init__(self, categories, length, rotation_degrees, seed, start=0):
+        self.categories = categories
         self.length = length
         self.rotation_degrees = rotation_degrees
         self.seed = seed
         self.start = start
-        self._epoch, self._order = None, None
+        self._orders = {}
 
     def __len__(self):
         return self.length
 
     def __getitem__(self, index):
-        epoch, place = divmod(self.start + index, len(self.images))
-        if epoch != self._epoch:
-            self._epoch, self._order = epoch, self._shuffle(epoch)
-        sample = self.images[int(self._order[place])]
-        uniform = np.random.default_rng((self.seed, epoch, place)).uniform(-1, 1)
-        return _rotate(sample, float(uniform) * self.rotation_degrees)
+        if not 0 <= index < self.length:
+            raise IndexError(index)
+        turn, label = divmod(self.start + index, len(self.categories))
+        images = self.categories[label]
+        epoch, place = divmod(turn, len(images))
+        sample = images[int(self._order(label, epoch)[place])]
+        uniform = np.random.default_rng((self.seed, label, epoch, place)).uniform(-1, 1)
+        return _rotate(sample, float(uniform) * self.rotation_degrees), label
 
-    def _shuffle(self, epoch):
-        return np.random.default_rng((self.seed, epoch)).permutation(len(self.images))
+    def _order(self, label, epoch):
+        if self._orders.get(label, (None,))[0] != epoch:
+            shuffled = np.random.default_rng((self.seed, label, epoch)).permutation(len(self.categories[label]))
+            self._orders[label] = epoch, shuffled
+        return self._orders[label][1]
 
 
 def _rotate(sample, degrees):

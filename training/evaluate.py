@@ -53,7 +53,7 @@ def evaluate(pipe, labelled, batch_size=8, false_alarm_rate=None, alpha=None, na
     square_masks = [nearest_mask(mask, pipe.resolution) for mask in computed["masks"]]
     report = {
         "promised_false_alarm_rate": computed["false_alarm_rate"],
-        "alpha": pipe.config.alpha if alpha is None else alpha,
+        "alpha": pipe.alpha if alpha is None else alpha,
         "timesteps": list(pipe.config.timesteps),
         "pictures": {name: int((defects == name).sum()) for name in ["good", *types]},
         "groups": {},
@@ -143,6 +143,7 @@ def main(argv=None):
     """Run the command; a user's mistake ends it with one sentence and exit status 1."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--model", required=True, help="checkpoint folder")
+    parser.add_argument("--category", help="what the pictures show, for a checkpoint of several categories")
     parser.add_argument("--data_dir", required=True, help="category in MVTec-AD layout")
     parser.add_argument("--output_dir", help="for report.json and sheet.png; default outputs/evaluation/CATEGORY")
     parser.add_argument("--batch_size", type=int, default=8, help="pictures per UNet call")
@@ -155,7 +156,7 @@ def main(argv=None):
     use_all_cores()
     try:
         labelled = find_labelled_images(args.data_dir)
-        pipe = AnomalyScoringPipeline.from_pretrained(args.model)
+        pipe = AnomalyScoringPipeline.from_pretrained(args.model).for_category(args.category)
         if torch.cuda.is_available():
             pipe.to("cuda")
         report, computed = evaluate(

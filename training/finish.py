@@ -4,6 +4,7 @@ import json
 import logging
 from pathlib import Path
 
+from pipelines.category_bank import CategoryBank
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from training.calibration import describe, fit_calibration
 from training.feature_reference import fit_feature_reference
@@ -15,36 +16,54 @@ logger = logging.getLogger(__name__)
 TRAINING_RECORD = "training.json"
 
 
-def finish_pipeline(args, unet, scheduler, extractor, data_mean, data_std, images, calibration_files, training_seconds):
-    """Fit the references to the training `images`, calibrate on held-out files, save; returns the pipeline.
+def finish_pipeline(args, unet, scheduler, extractor, data_mean, data_std, categories, splits, training_seconds):
+    """Fit references to training pictures, calibrate on held-out ones, save; returns the pipeline.
 
     Weights are rounded to what is stored on disk before they are calibrated (the extractor's were when it was loaded),
-    so that the thresholds belong to exactly the model that users load. `training_seconds` is None for a resumed run.
+    so that the thresholds belong to exactly the model that users load.
+
+    Args:
+        args: settings of `training/train.py`.
+        unet, scheduler, extractor: what was trained, and what with.
+        data_mean, data_std (`torch.Tensor`): of each category, (categories,).
+        categories (`list[GoodImages]`): training pictures of each.
+        splits (`dict[str, tuple]`): names of the categories, with their training and held-out files.
+        training_seconds (`float`, *optional*): None for a resumed run.
     """
     unet.eval()
     round_to_half(unet)
-    gaussian, memory = fit_feature_reference(extractor, images, args.seed)
-    pipe = AnomalyScoringPipeline(
-        unet=unet,
-        scheduler=scheduler,
-        feature_extractor=extractor,
-        gaussian=gaussian.to(unet.device),
-        memory=memory.to(unet.device),
-        patch_size=args.patch_size,
-        data_mean=data_mean,
-        data_std=data_std,
-        timesteps=args.timesteps,
-        alpha=args.alpha,
-    )
-    pipe.register_modules(calibration=fit_calibration(pipe, calibration_files, args.timesteps, args.seed))
+    shared = {
+        "unet": unet,
+        "scheduler": scheduler,
+        "feature_extractor": extractor,
+        "patch_size": args.patch_size,
+        "timesteps": args.timesteps,
+    }
+    pipelines = {}
+    for label, (name, (_, held_out)) in enumerate(splits.items()):
+        gaussian, memory = fit_feature_reference(extractor, categories[label], args.seed)
+        pipe = AnomalyScoringPipeline(
+            **shared,
+            gaussian=gaussian.to(unet.device),
+            memory=memory.to(unet.device),
+            data_mean=data_mean[label].item(),
+            data_std=data_std[label].item(),
+            class_label=label if len(splits) > 1 else None,
+        )
+        pipe.register_modules(
+            calibration=fit_calibration(pipe, held_out, args.timesteps, args.seed, alpha=args.alpha).to(unet.device)
+        )
+        logger.info("%s: %s", name, describe(pipe.calibration))
+        pipelines[name] = pipe
+    if len(pipelines) > 1:
+        pipe = AnomalyScoringPipeline(**shared, categories=CategoryBank.from_pipelines(pipelines))
     pipe.to("cpu").save_pretrained(args.output_dir, half_precision=True)
     record = {
         "settings": {name: value for name, value in vars(args).items() if not name.endswith("_dir")},
         "training_seconds": training_seconds,
         "peak_memory_gb": peak_memory_gb(),
-        "held_out": [path.name for path in calibration_files],
+        "held_out": {name: [path.name for path in held_out] for name, (_, held_out) in splits.items()},
     }
     (Path(args.output_dir) / TRAINING_RECORD).write_text(json.dumps(record, indent=2) + "\n")
-    logger.info(describe(pipe.calibration))
     logger.info("saved to %s", args.output_dir)
     return pipe

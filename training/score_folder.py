@@ -98,6 +98,7 @@ def main(argv=None):
     """Run the command; a user's mistake ends it with one sentence and exit status 1."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--model", required=True, help="checkpoint folder")
+    parser.add_argument("--category", help="what the pictures show, for a checkpoint of several categories")
     parser.add_argument("--input_dir", required=True, help="folder tree of pictures")
     parser.add_argument("--output_dir", required=True, help="for scores.csv and overlays/")
     parser.add_argument("--batch_size", type=int, default=8, help="pictures per UNet call")
@@ -107,7 +108,7 @@ def main(argv=None):
     keep_large_buffers()
     use_all_cores()
     try:
-        pipe = AnomalyScoringPipeline.from_pretrained(args.model)
+        pipe = AnomalyScoringPipeline.from_pretrained(args.model).for_category(args.category)
         if torch.cuda.is_available():
             pipe.to("cuda")
         rows = score_folder(

@@ -8,6 +8,7 @@ Noise prediction, learned variance and feature prediction follow the paper's sec
 import logging
 import sys
 import time
+from itertools import chain
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -24,11 +25,16 @@ from pipelines.denoising_network import has_bfloat16
 from pipelines.image_preprocessing import contrast_scale, normalize_contrast
 from training.arguments import parse_args
 from training.checkpointing import check_output_dir, find_checkpoint, prepare_output_dir, save_checkpoint, step_of
-from training.data import GoodImages, ShuffledRotatedImages, find_good_images, hold_out
+from training.data import GoodImages, ShuffledRotatedImages, find_categories, hold_out
 from training.finish import finish_pipeline
 from training.losses import DenoisingLoss
 from training.model import build_scheduler, build_unet, fit_feature_statistics, load_pretrained_extractor
 from training.process import keep_large_buffers, use_all_cores
+
+STATISTICS_PICTURES = 256
+"""Channel statistics and contrast are measured on at most this many pictures."""
+
+MIN_CONTRAST = 0.02
 
 logger = logging.getLogger(__name__)
 
@@ -54,18 +60,25 @@ def train(args):
         raise ValueError(
             f"{checkpoint.name} is beyond --max_train_steps {args.max_train_steps}; ask for at least as many steps."
         )
-    files = find_good_images(args.train_data_dir)
-    training_files, calibration_files = hold_out(files, args.calibration_fraction, args.seed)
+    splits = {
+        name: hold_out(files, args.calibration_fraction, args.seed)
+        for name, files in find_categories(args.train_data_dir).items()
+    }
     accelerator = _build_accelerator(args, output_dir)
     set_seed(args.seed)
 
     # 1. What training starts from
-    images = GoodImages(training_files, args.resolution)
-    scheduler = build_scheduler()
+    categories = [GoodImages(training_files, args.resolution) for training_files, _ in splits.values()]
+    scheduler = build_scheduler(args.prediction_type)
     extractor = load_pretrained_extractor(args.feature_extractor, args.feature_grid)
-    data_mean, data_std = _fit_statistics(args, images, extractor, accelerator)
+    data_mean, data_std = _fit_statistics(args, categories, extractor, accelerator)
     unet = build_unet(
-        args.resolution, args.patch_size, extractor.num_features, args.block_out_channels, args.layers_per_block
+        args.resolution,
+        args.patch_size,
+        extractor.num_features,
+        args.block_out_channels,
+        args.layers_per_block,
+        num_classes=len(categories) if len(categories) > 1 else None,
     )
     extractor.to(accelerator.device)
     prepare_output_dir(output_dir)  # nothing is written before everything that can be refused has been checked
@@ -82,7 +95,7 @@ def train(args):
     ema.to(accelerator.device)
     accelerator.register_for_checkpointing(ema)
     start_step = step_of(checkpoint)
-    dataloader = _build_dataloader(args, images, start_step, accelerator)
+    dataloader = _build_dataloader(args, categories, start_step, accelerator)
     unet, optimizer, lr_scheduler, dataloader = accelerator.prepare(unet, optimizer, lr_scheduler, dataloader)
     if checkpoint:
         accelerator.load_state(str(checkpoint))
@@ -90,17 +103,19 @@ def train(args):
 
     # 3. The loop
     loss_function = DenoisingLoss(
-        scheduler.alphas_cumprod.to(accelerator.device),
+        scheduler,
         args.patch_size,
-        bin_width=2 / 255 * contrast_scale(data_std),
+        bin_width=2 / 255 * contrast_scale(data_std).to(accelerator.device),
         feature_grid=args.feature_grid,
         vlb_weight=args.vlb_weight,
         feature_weight=args.feature_weight,
         low_noise_share=args.low_noise_share,
         low_noise_limit=args.low_noise_limit,
+        snr_gamma=args.snr_gamma,
     )
     if accelerator.is_main_process:
-        logger.info("%d pictures to train on, %d held out", len(training_files), len(calibration_files))
+        for name, (training_files, held_out) in splits.items():
+            logger.info("%s: %d pictures to train on, %d held out", name, len(training_files), len(held_out))
         accelerator.init_trackers("training", config={k: str(v) for k, v in vars(args).items()})
     progress = tqdm(
         total=args.max_train_steps,
@@ -113,16 +128,18 @@ def train(args):
     batches = iter(dataloader)
     for step in range(start_step, args.max_train_steps):
         for micro_step in range(args.gradient_accumulation_steps):
-            sample = next(batches)
+            sample, labels = next(batches)
             with accelerator.accumulate(unet):
                 with torch.no_grad(), accelerator.autocast():
                     features = extractor(sample)
-                sample = normalize_contrast(sample, data_mean, data_std)
+                sample = normalize_contrast(
+                    sample, *(values.to(labels.device)[labels].view(-1, 1, 1, 1) for values in (data_mean, data_std))
+                )
                 place = step * args.gradient_accumulation_steps + micro_step
                 generator = _step_generator(args.seed, place, accelerator)
                 timesteps = loss_function.draw_timesteps(len(sample), generator).to(sample.device)
                 noise = torch.randn(sample.shape, generator=generator).to(sample.device)
-                losses = loss_function(unet, sample, features, noise, timesteps)
+                losses = loss_function(unet, sample, features, noise, timesteps, labels)
                 accelerator.backward(losses.total)
                 if accelerator.sync_gradients:
                     accelerator.clip_grad_norm_(unet.parameters(), args.max_grad_norm)
@@ -155,7 +172,7 @@ def train(args):
         unet = accelerator.unwrap_model(unet, keep_fp32_wrapper=False)  # without its autocast
         ema.copy_to(unet.parameters())
         pipe = finish_pipeline(
-            args, unet, scheduler, extractor, data_mean, data_std, images, calibration_files, training_seconds
+            args, unet, scheduler, extractor, data_mean, data_std, categories, splits, training_seconds
         )
     accelerator.end_training()
     return pipe
@@ -176,26 +193,33 @@ def _build_accelerator(args, output_dir):
     )
 
 
-def _fit_statistics(args, images, extractor, accelerator):
-    """Fit the extractor's channel statistics; return mean and deviation of the grey levels (0, 0.5: left alone)."""
-    count = min(len(images), 256)
-    chosen = torch.utils.data.Subset(images, torch.linspace(0, len(images) - 1, count).long().tolist())
-    samples = list(DataLoader(chosen, batch_size=args.train_batch_size))
+def _fit_statistics(args, categories, extractor, accelerator):
+    """Fit the extractor's channel statistics; return mean and deviation of each category's grey levels, (categories,).
+
+    They are 0 and 0.5 where contrast is left alone.
+    """
+    share = STATISTICS_PICTURES // len(categories)
+    chosen = []
+    for images in categories:
+        places = torch.linspace(0, len(images) - 1, min(len(images), share)).long().tolist()
+        chosen.append(list(DataLoader(torch.utils.data.Subset(images, places), batch_size=args.train_batch_size)))
+    count = sum(len(batch) for batches in chosen for batch in batches)
     progress = tqdm(total=count, desc="feature statistics", unit="image", disable=not accelerator.is_local_main_process)
-    fit_feature_statistics(extractor, samples, progress)
+    fit_feature_statistics(extractor, chain.from_iterable(chosen), progress)
     progress.close()
     if not args.normalize_contrast:
-        return 0.0, 0.5
-    pixels = torch.cat(samples)
-    contrast = pixels.var(dim=(2, 3)).mean().sqrt()  # within a picture: its overall brightness is not contrast
-    return pixels.mean().item(), max(contrast.item(), 0.02)
+        return torch.zeros(len(categories)), torch.full((len(categories),), 0.5)
+    pixels = [torch.cat(batches) for batches in chosen]
+    # Contrast within a picture: its overall brightness is none.
+    contrast = torch.stack([values.var(dim=(2, 3)).mean().sqrt() for values in pixels])
+    return torch.stack([values.mean() for values in pixels]), contrast.clamp(min=MIN_CONTRAST)
 
 
-def _build_dataloader(args, images, start_step, accelerator):
+def _build_dataloader(args, categories, start_step, accelerator):
     """Batches of the remaining steps; accelerate deals them out to the processes in turn."""
     pictures_per_step = _global_batch(args, accelerator)
     dataset = ShuffledRotatedImages(
-        images,
+        categories,
         length=(args.max_train_steps - start_step) * pictures_per_step,
         rotation_degrees=args.rotation_degrees,
         seed=args.seed,
