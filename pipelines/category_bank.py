@@ -21,8 +21,8 @@ class CategoryBank(Float32Component, ConfigMixin):
     Args:
         names (`list[str]`): the categories.
         data_mean, data_std (`list[float]`): brightness and contrast of each category's good pictures in [-1, 1].
-        gaussian, memory, calibration (`list[dict]`): each category's configuration of `FeatureGaussian`,
-            `FeatureMemory` and `ScoreCalibration`.
+        gaussian_configs, memory_configs, calibration_configs (`list[dict]`): each category's configuration of
+            `FeatureGaussian`, `FeatureMemory` and `ScoreCalibration`.
     """
 
     _keep_in_fp32_modules: ClassVar = ["gaussian", "memory", "calibration"]
@@ -33,14 +33,14 @@ class CategoryBank(Float32Component, ConfigMixin):
         names: list[str],
         data_mean: list[float],
         data_std: list[float],
-        gaussian: list[dict],
-        memory: list[dict],
-        calibration: list[dict],
+        gaussian_configs: list[dict],
+        memory_configs: list[dict],
+        calibration_configs: list[dict],
     ):
         super().__init__()
-        self.gaussian = torch.nn.ModuleList(FeatureGaussian(**_public(config)) for config in gaussian)
-        self.memory = torch.nn.ModuleList(FeatureMemory(**_public(config)) for config in memory)
-        self.calibration = torch.nn.ModuleList(ScoreCalibration(**_public(config)) for config in calibration)
+        self.gaussian = torch.nn.ModuleList(FeatureGaussian(**_public(config)) for config in gaussian_configs)
+        self.memory = torch.nn.ModuleList(FeatureMemory(**_public(config)) for config in memory_configs)
+        self.calibration = torch.nn.ModuleList(ScoreCalibration(**_public(config)) for config in calibration_configs)
 
     @classmethod
     def from_pipelines(cls, pipelines):
@@ -55,7 +55,7 @@ class CategoryBank(Float32Component, ConfigMixin):
             names=list(pipelines),
             data_mean=[pipe.config.data_mean for pipe in pipelines.values()],
             data_std=[pipe.config.data_std for pipe in pipelines.values()],
-            **{name: [dict(module.config) for module in modules] for name, modules in components.items()},
+            **{f"{name}_configs": [dict(module.config) for module in modules] for name, modules in components.items()},
         )
         for name, modules in components.items():
             setattr(bank, name, torch.nn.ModuleList(modules))
@@ -85,7 +85,7 @@ class CategoryBank(Float32Component, ConfigMixin):
         """
         label = self._label(name)
         self.calibration[label] = calibration
-        self.register_to_config(calibration=[dict(module.config) for module in self.calibration])
+        self.register_to_config(calibration_configs=[dict(module.config) for module in self.calibration])
 
     def _label(self, name):
         names = list(self.config.names)

@@ -1,0 +1,140 @@
+"""One checkpoint for several categories: each is scored by its own references and calibration, through one UNet."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import TILES, MirroredImages
+from PIL import Image
+from sentences import refused
+
+from pipelines.category_bank import CategoryBank
+from pipelines.feature_extraction import TimmFeatureExtractor
+from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
+from training.calibration import fit_calibration
+from training.calibration import main as recalibrate
+from training.data import find_good_images
+from training.feature_reference import fit_feature_reference
+from training.model import build_scheduler, build_unet, round_to_half
+
+TIMESTEPS = [5, 50]
+
+
+class NegativeImages(MirroredImages):
+    """Tiles in negative: another product."""
+
+    def __getitem__(self, index):
+        return -super().__getitem__(index)
+
+
+@pytest.fixture(scope="module")
+def negative_files(tile_files, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("negatives")
+    for path in tile_files:
+        with Image.open(path) as tile:
+            Image.fromarray(255 - np.asarray(tile.convert("L"))).save(folder / f"{path.stem}.png")
+    return find_good_images(folder)
+
+
+@pytest.fixture(scope="module")
+def pipelines(tile_files, negative_files):
+    """One pipeline for each category, with a common UNet and extractor."""
+    torch.manual_seed(0)
+    shared = {
+        "unet": build_unet(64, 4, 192, [32, 32], 1, num_classes=2).eval(),
+        "scheduler": build_scheduler(),
+        "feature_extractor": TimmFeatureExtractor(grid_size=16),
+        "timesteps": TIMESTEPS,
+    }
+    shared["unet"].class_embedding.weight.data.mul_(1000)  # untrained, it would hardly be felt
+    for network in ("unet", "feature_extractor"):
+        round_to_half(shared[network])
+    found = {}
+    for label, (name, files, kind) in enumerate(
+        [("tile", tile_files, MirroredImages), ("negative", negative_files, NegativeImages)]
+    ):
+        gaussian, memory = fit_feature_reference(shared["feature_extractor"], kind(tile_files, 64))
+        pipe = AnomalyScoringPipeline(
+            **shared, gaussian=gaussian, memory=memory, data_mean=-0.1 + 0.2 * label, data_std=0.3, class_label=label
+        )
+        pipe.register_modules(calibration=fit_calibration(pipe, files, TIMESTEPS, alpha=0.3))
+        found[name] = pipe
+    return found
+
+
+@pytest.fixture(scope="module")
+def unified(pipelines, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("unified") / "both"
+    tile = pipelines["tile"]
+    bank = CategoryBank.from_pipelines(pipelines)
+    pipe = AnomalyScoringPipeline(
+        tile.unet, tile.scheduler, tile.feature_extractor, categories=bank, timesteps=TIMESTEPS
+    )
+    pipe.save_pretrained(folder, half_precision=True)
+    return folder
+
+
+def scores_of(pipe, files, **options):
+    return torch.from_numpy(pipe([Image.open(path) for path in files], **options).anomaly_score)
+
+
+def test_each_category_is_scored_as_by_its_own_pipeline(unified, pipelines, tile_files, negative_files):
+    loaded = AnomalyScoringPipeline.from_pretrained(unified)
+    for name, files in (("tile", tile_files[:3]), ("negative", negative_files[:3])):
+        expected = scores_of(pipelines[name], files)
+        got = scores_of(loaded, files, category=name)
+        torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
+    own, foreign = (scores_of(loaded, negative_files, category=name) for name in ("negative", "tile"))
+    assert foreign.min() > own.max()
+
+
+def test_the_class_label_reaches_the_unet(pipelines, tile_files):
+    tile, negative = pipelines["tile"], pipelines["negative"]
+    sample = MirroredImages(tile_files, 64)[0][None]
+    noise = tile.calibration.noise_fields(TIMESTEPS)
+    other = AnomalyScoringPipeline(
+        **{name: tile.components[name] for name in ("unet", "scheduler", "feature_extractor")},
+        data_mean=tile.config.data_mean,
+        data_std=tile.config.data_std,
+        class_label=negative.config.class_label,
+    )
+    errors = [pipe.measure(sample, TIMESTEPS, noise).feature_error for pipe in (tile, other)]
+    assert (errors[0] - errors[1]).abs().max() > 1e-4
+
+
+def test_a_category_must_be_named_where_there_are_several_and_left_out_where_there_is_one(unified, tiny_pipeline):
+    loaded = AnomalyScoringPipeline.from_pretrained(unified)
+    with refused(ValueError, "no category is named", "tile, negative"):
+        loaded(Image.new("L", (64, 64)))
+    with refused(ValueError, "no category 'screw'", "tile, negative"):
+        loaded(Image.new("L", (64, 64)), category="screw")
+    with refused(ValueError, "one category only", "'tile'"):
+        tiny_pipeline(Image.new("L", (64, 64)), category="tile")
+
+
+def test_one_category_is_recalibrated_and_the_other_left_as_it_was(unified, negative_files, tmp_path):
+    output = tmp_path / "again"
+    options = ["--model", str(unified), "--data_dir", str(negative_files[0].parent), "--output_dir", str(output)]
+    recalibrate([*options, "--category", "negative", "--seed", "5"])
+    before, after = (AnomalyScoringPipeline.from_pretrained(folder) for folder in (unified, output))
+    noise = [[pipe.for_category(name).calibration.noise for pipe in (before, after)] for name in ("tile", "negative")]
+    assert torch.equal(*noise[0])
+    assert not torch.equal(*noise[1])
+    with pytest.raises(SystemExit, match="share their timesteps"):
+        recalibrate([*options, "--category", "negative", "--timesteps", "7"])
+
+
+def test_foreign_code_names_the_category_too(unified, tmp_path):
+    code = f"""
+from diffusers import DiffusionPipeline
+from PIL import Image
+pipe = DiffusionPipeline.from_pretrained({str(unified)!r}, trust_remote_code=True)
+pipe.set_progress_bar_config(disable=True)
+print(pipe(Image.open({str(find_good_images(TILES)[0])!r}), category="tile").anomaly_score[0])
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    here = scores_of(AnomalyScoringPipeline.from_pretrained(unified), find_good_images(TILES)[:1], category="tile")
+    assert float(done.stdout) == pytest.approx(here.item(), abs=1e-4)
