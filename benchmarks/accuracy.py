@@ -12,35 +12,28 @@ import argparse
 import importlib.util
 import json
 import re
-import subprocess
 import sys
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from benchmarks.bootstrap import standard_errors
+from benchmarks.category import Category
 from benchmarks.rivals import PADIM_REDUCED, padim, patchcore, spade
 from pipelines.anomaly_maps import blend, render, worst_mean
-from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from training.arguments import PRESETS
 from training.blend_weights import choose_weights
-from training.calibration import NUM_PLANTED
-from training.data import GoodImages, find_good_images, find_labelled_images, hold_out, read_image
-from training.evaluate import nearest_mask
+from training.data import GoodImages
 from training.feature_reference import fit_feature_reference
 from training.metrics import image_metrics, pixel_metrics
-from training.model import fit_feature_statistics, load_pretrained_extractor
-from training.planted_defects import PlantedDefects
+from training.model import fit_feature_statistics
 from training.process import keep_large_buffers, use_all_cores
 
-RESOLUTION = 256
-FEATURE_GRID = 64
 SMOOTHING_SIGMA = 4.0
 RIVALS = {
     "PaDiM": padim,
@@ -96,7 +89,7 @@ def run(args):
         for seed in args.seeds:
             wanted = [method for method in args.methods if not _kept(args, category, method, seed).is_file()]
             if wanted:
-                data = _Category(category, seed, args)
+                data = Category(category, seed, args.backbone, Path(args.output_dir), args.max_train_steps)
                 for method in tqdm(wanted, desc=f"{category.name}, seed {seed}", unit="method"):
                     result = _measure(data, method)
                     path = _kept(args, category, method, seed)
@@ -113,50 +106,6 @@ def _kept(args, category, method, seed):
     return Path(args.output_dir) / "results" / category.name / args.backbone / f"{name}{steps}-seed-{seed}.json"
 
 
-class _Category:
-    """Files and masks of a category, an extractor with everyone's weights, and our trained model's answers."""
-
-    def __init__(self, folder, seed, args):
-        self.folder, self.seed, self.args = folder, seed, args
-        self.labelled = find_labelled_images(folder)
-        self.files = find_good_images(folder)
-        self.defective = np.array([item.defect != "good" for item in self.labelled])
-        sizes = [read_image(item.path).size[::-1] for item in self.labelled]
-        masks = [item.read_mask(size) for item, size in zip(self.labelled, sizes, strict=True)]
-        self.masks = [nearest_mask(mask, RESOLUTION) for mask in masks]
-        self.extractor = load_pretrained_extractor(args.backbone, FEATURE_GRID)
-        self.training_files, self.held_out = hold_out(self.files, 0.25, seed)
-
-    def batches(self, files):
-        return DataLoader(GoodImages(files, RESOLUTION), batch_size=8)
-
-    @property
-    def test(self):
-        return self.batches([item.path for item in self.labelled])
-
-    @cached_property
-    def pipeline(self):
-        """Our model, trained now if it was not before."""
-        checkpoint = (Path(self.args.output_dir) / "models" / f"{self.folder.name}-{self.seed}").resolve()
-        if not (checkpoint / "model_index.json").is_file():
-            command = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "training/train.py"]
-            command += ["--train_data_dir", str(self.folder.resolve()), "--output_dir", str(checkpoint)]
-            command += ["--seed", str(self.seed), "--feature_extractor", self.args.backbone]
-            command += ["--resume_from_checkpoint", "latest"]
-            command += ["--max_train_steps", str(self.args.max_train_steps)] if self.args.max_train_steps else []
-            if subprocess.run(command, cwd=Path(__file__).resolve().parents[1]).returncode:
-                raise ValueError(f"training a model of {self.folder.name} failed; its reason is printed above.")
-        return AnomalyScoringPipeline.from_pretrained(checkpoint)
-
-    @cached_property
-    def parts(self):
-        """Standardised parts of every test picture by our model, which all its variants share."""
-        calibration, timesteps = self.pipeline.calibration, list(self.pipeline.config.timesteps)
-        noise = calibration.noise_fields(timesteps)
-        measured = (self.pipeline.measure(batch, timesteps, noise) for batch in self.test)
-        return torch.cat([calibration.standardize(batch, timesteps) for batch in measured])
-
-
 def _measure(data, method):
     if method in OURS:
         scores, maps = _ours(data, **OURS[method])
@@ -165,7 +114,7 @@ def _measure(data, method):
     else:
         generator = torch.Generator().manual_seed(data.seed)
         grid_maps = RIVALS[method](data.extractor, data.batches(data.files), data.test, generator)
-        maps = render(grid_maps[:, None].float(), RESOLUTION, SMOOTHING_SIGMA)[:, 0]
+        maps = render(grid_maps[:, None].float(), data.resolution, SMOOTHING_SIGMA)[:, 0]
         scores = maps.amax(dim=(1, 2))  # the image score of all three papers' implementations
     scores, maps = scores.numpy(), list(maps.numpy())
     measured = image_metrics(data.defective, scores, data.defective) | pixel_metrics(data.masks, maps)
@@ -173,7 +122,7 @@ def _measure(data, method):
         "category": data.folder.name,
         "method": method,
         "seed": data.seed,
-        "backbone": data.args.backbone,
+        "backbone": data.backbone,
         "good": len(data.files),
         "test": len(data.labelled),
         **{name: measured[name] for name in METRICS},
@@ -201,9 +150,7 @@ def _references(data):
     """Scores and maps of Gaussian and memory alone, with weights chosen on defects planted into held-out pictures."""
     with tqdm(total=len(data.training_files), desc="feature statistics", leave=False) as progress:
         fit_feature_statistics(data.extractor, data.batches(data.training_files), progress)
-    references = fit_feature_reference(data.extractor, GoodImages(data.training_files, RESOLUTION), data.seed)
-    planted_images = PlantedDefects(GoodImages(data.held_out, RESOLUTION), NUM_PLANTED, data.seed)
-    planted_batches = list(DataLoader(planted_images, batch_size=8))
+    references = fit_feature_reference(data.extractor, GoodImages(data.training_files, data.resolution), data.seed)
 
     def distances(batches):
         parts = [torch.stack([reference(data.extractor(batch)) for reference in references], 1) for batch in batches]
@@ -213,18 +160,18 @@ def _references(data):
     std, mean = torch.std_mean(held_out, dim=(0, 2, 3), keepdim=True)
     held_out, planted, new = (
         (parts - mean) / std
-        for parts in (held_out, distances(samples for samples, _ in planted_batches), distances(data.test))
+        for parts in (held_out, distances(samples for samples, _ in data.planted), distances(data.test))
     )
-    masks = torch.cat([masks for _, masks in planted_batches])
+    masks = torch.cat([masks for _, masks in data.planted])
     no_kl = (torch.zeros_like(parts[:, :1]) for parts in (held_out, planted))
     with_kl = [torch.cat([kl, parts], dim=1) for kl, parts in zip(no_kl, (held_out, planted), strict=True)]
-    weights = choose_weights(*with_kl, masks, RESOLUTION, SMOOTHING_SIGMA, alpha=0.0)
+    weights = choose_weights(*with_kl, masks, data.resolution, SMOOTHING_SIGMA, alpha=0.0)
     map_weights, image_weights = torch.tensor(weights.map_weights), torch.tensor(weights.image_weights)
     std, mean = torch.std_mean(worst_mean(held_out), dim=0)
     scores = ((worst_mean(new) - mean) / std * image_weights).sum(dim=1)
-    return scores, render((new * map_weights.view(-1, 1, 1)).sum(dim=1, keepdim=True), RESOLUTION, SMOOTHING_SIGMA)[
-        :, 0
-    ]
+    return scores, render(
+        (new * map_weights.view(-1, 1, 1)).sum(dim=1, keepdim=True), data.resolution, SMOOTHING_SIGMA
+    )[:, 0]
 
 
 def summarize(results):

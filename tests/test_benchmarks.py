@@ -12,7 +12,7 @@ from scipy.spatial import cKDTree
 from scipy.spatial.distance import mahalanobis
 from sklearn.metrics import roc_auc_score
 
-from benchmarks import accuracy
+from benchmarks import accuracy, category
 from benchmarks.bootstrap import _histograms as histograms
 from benchmarks.bootstrap import pixel_metrics_of_histograms, standard_errors
 from benchmarks.rivals import PADIM_REGULARIZATION, padim, patchcore, spade
@@ -121,10 +121,10 @@ def test_standard_errors_are_those_of_the_exact_metrics_over_resampled_pictures(
         assert error == pytest.approx(np.std([sample[name] for sample in samples]), rel=0.4), name
 
 
-def result(category, method, seed, value, error):
+def result(name, method, seed, value, error):
     metrics = dict.fromkeys(accuracy.METRICS, value)
     errors = dict.fromkeys(accuracy.METRICS, error)
-    return {"category": category, "method": method, "seed": seed, **metrics, "standard_error": errors}
+    return {"category": name, "method": method, "seed": seed, **metrics, "standard_error": errors}
 
 
 def test_table_holds_means_over_seeds_with_the_error_of_pictures_and_seeds():
@@ -166,8 +166,8 @@ def test_a_kept_result_is_read_and_not_measured_again(tmp_path, capsys):
 def test_our_model_and_its_parts_are_measured_on_a_category(tiny_pipeline, tmp_path, monkeypatch):
     """The tiny pipeline stands where a trained model would, so that nothing is trained."""
     tiny_pipeline.save_pretrained(tmp_path / "models" / f"{TILES.name}-0")
-    monkeypatch.setattr(accuracy, "RESOLUTION", 64)
-    monkeypatch.setattr(accuracy, "FEATURE_GRID", 16)
+    monkeypatch.setattr(category, "RESOLUTION", 64)
+    monkeypatch.setattr(category, "FEATURE_GRID", 16)
     methods = ["ours", "ours, Eq. 10 alone", "ours, Eq. 9 alone"]
     accuracy.main([str(TILES), "--methods", *methods, "--output_dir", str(tmp_path)])
     measured = json.loads((tmp_path / "results.json").read_text())

@@ -74,6 +74,13 @@ def _build_parser():
     model.add_argument("--block_out_channels", type=int, nargs="+", help="UNet channels per level")
     model.add_argument("--layers_per_block", type=int, help="residual blocks per UNet level")
     model.add_argument("--feature_extractor", help="timm model, or a checkpoint's feature_extractor folder")
+    model.add_argument(
+        "--feature_strides",
+        type=int,
+        nargs="+",
+        default=[2, 4, 8, 16],
+        help="feature maps of the backbone that are used",
+    )
     model.add_argument("--feature_grid", type=int, help="height and width of the features")
     model.add_argument(
         "--prediction_type", choices=["epsilon", "sample"], help="what the UNet predicts: the noise or x_0"

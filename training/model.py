@@ -73,12 +73,13 @@ def build_scheduler(prediction_type="epsilon"):
     )
 
 
-def load_pretrained_extractor(name_or_path, grid_size):
+def load_pretrained_extractor(name_or_path, grid_size, strides=(2, 4, 8, 16)):
     """A feature extractor with ImageNet weights, or one taken over from a checkpoint.
 
     Args:
         name_or_path (`str`): a timm name, or a folder with a saved `TimmFeatureExtractor`.
         grid_size (`int`): height and width of its feature grid.
+        strides (`list[int]`): of the feature maps that are used; one from a checkpoint keeps its own.
 
     Raises:
         ValueError: if the name is unknown, or its weights can be had neither from a package nor from the Hub.
@@ -88,7 +89,7 @@ def load_pretrained_extractor(name_or_path, grid_size):
         extractor.register_to_config(grid_size=grid_size)
         round_to_half(extractor.backbone)
         return extractor
-    extractor = TimmFeatureExtractor(name_or_path, grid_size=grid_size, **_normalisation(name_or_path))
+    extractor = TimmFeatureExtractor(name_or_path, sorted(strides), grid_size, **_normalisation(name_or_path))
     weights = _packaged_weights(name_or_path)
     if weights is None:
         weights = _hub_weights(name_or_path)

@@ -70,7 +70,7 @@ def train(args):
     # 1. What training starts from
     categories = [GoodImages(training_files, args.resolution) for training_files, _ in splits.values()]
     scheduler = build_scheduler(args.prediction_type)
-    extractor = load_pretrained_extractor(args.feature_extractor, args.feature_grid)
+    extractor = load_pretrained_extractor(args.feature_extractor, args.feature_grid, args.feature_strides)
     data_mean, data_std = _fit_statistics(args, categories, extractor, accelerator)
     unet = build_unet(
         args.resolution,

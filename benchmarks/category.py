@@ -1,0 +1,107 @@
+"""A category of parts in MVTec-AD layout and the models of ours that are trained on it: what all benchmarks share."""
+
+import subprocess
+import sys
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
+from training.calibration import NUM_PLANTED
+from training.data import GoodImages, find_good_images, find_labelled_images, hold_out, read_image
+from training.evaluate import nearest_mask
+from training.model import load_pretrained_extractor
+from training.planted_defects import PlantedDefects
+
+RESOLUTION = 256
+FEATURE_GRID = 64
+HELD_OUT = 0.25
+
+
+class Category:
+    """Files and masks of a category, an extractor with everyone's weights, our models (trained when first asked for).
+
+    Args:
+        folder (`Path`): in MVTec-AD layout.
+        seed (`int`): of the split and of training.
+        backbone (`str`): timm name of the feature extractor.
+        output_dir (`Path`): models are looked for, and kept, in its folder models.
+        max_train_steps (`int`, *optional*): of our models.
+    """
+
+    def __init__(self, folder, seed, backbone, output_dir, max_train_steps=None):
+        self.folder, self.seed, self.backbone = folder, seed, backbone
+        self.output_dir, self.max_train_steps = output_dir, max_train_steps
+        self.labelled = find_labelled_images(folder)
+        self.files = find_good_images(folder)
+        self.training_files, self.held_out = hold_out(self.files, HELD_OUT, seed)
+        self.defective = np.array([item.defect != "good" for item in self.labelled])
+        sizes = [read_image(item.path).size[::-1] for item in self.labelled]
+        masks = [item.read_mask(size) for item, size in zip(self.labelled, sizes, strict=True)]
+        self.resolution = RESOLUTION
+        self.masks = [nearest_mask(mask, RESOLUTION) for mask in masks]
+
+    @cached_property
+    def extractor(self):
+        """With ImageNet weights and no statistics yet."""
+        return load_pretrained_extractor(self.backbone, FEATURE_GRID)
+
+    def batches(self, files):
+        """Samples of the files, eight at a time."""
+        return DataLoader(GoodImages(files, self.resolution), batch_size=8)
+
+    @property
+    def test(self):
+        """Samples of every test picture, eight at a time."""
+        return self.batches([item.path for item in self.labelled])
+
+    @cached_property
+    def planted(self):
+        """Held-out good pictures with planted defects: list of (samples, masks), eight at a time."""
+        images = PlantedDefects(GoodImages(self.held_out, self.resolution), NUM_PLANTED, self.seed)
+        return list(DataLoader(images, batch_size=8))
+
+    @cached_property
+    def pipeline(self):
+        """Our model with the defaults of training."""
+        return self.trained()
+
+    @cached_property
+    def parts(self):
+        """Standardised parts of every test picture by our model, (pictures, parts, grid, grid)."""
+        return standardized_parts(self.pipeline, self.test)
+
+    def trained(self, variant="", options=()):
+        """A model of ours trained with further options of `training/train.py`."""
+        name = "-".join(part for part in (self.folder.name, str(self.seed), variant) if part)
+        options = ["--feature_extractor", self.backbone, *options]
+        return train([self.folder], self.output_dir / "models" / name, self.seed, self.max_train_steps, options)
+
+
+def train(folders, checkpoint, seed, max_train_steps=None, options=()):
+    """Load the model of a folder, after training it there if it does not exist (or going on where that was stopped).
+
+    Raises:
+        ValueError: if training fails.
+    """
+    checkpoint = Path(checkpoint).resolve()
+    if not (checkpoint / "model_index.json").is_file():
+        command = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "training/train.py"]
+        command += ["--train_data_dir", *(str(Path(folder).resolve()) for folder in folders)]
+        command += ["--output_dir", str(checkpoint), "--seed", str(seed), "--resume_from_checkpoint", "latest"]
+        command += ["--max_train_steps", str(max_train_steps)] if max_train_steps else []
+        if subprocess.run([*command, *options], cwd=Path(__file__).resolve().parents[1]).returncode:
+            raise ValueError(f"training {checkpoint.name} failed; its reason is printed above.")
+    return AnomalyScoringPipeline.from_pretrained(checkpoint)
+
+
+@torch.inference_mode()
+def standardized_parts(pipe, batches, timesteps=None):
+    """What the calibration makes of batches of samples: (pictures, parts, grid, grid)."""
+    timesteps = list(pipe.config.timesteps) if timesteps is None else timesteps
+    noise = pipe.calibration.noise_fields(timesteps)
+    measured = (pipe.measure(batch, timesteps, noise) for batch in batches)
+    return torch.cat([pipe.calibration.standardize(batch, timesteps) for batch in measured])
