@@ -78,13 +78,15 @@ class Row:
     pro: float
 
 
-def measure(data, pipe, parts, method, alpha=None, references=True, masks=None):
-    """Pixel metrics of the maps that a pipeline's parts give."""
+def measure(data, pipe, parts, method, alpha=None, references=True, masks=None, reduction=1):
+    """Pixel metrics of the maps that a pipeline's parts give, on a square that is `reduction` times smaller."""
     weights = torch.tensor(pipe.calibration.config.map_weights if references else [1.0, 0.0, 0.0])
     feature_part = (parts[:, 1:] * weights[: parts.shape[1] - 1].view(-1, 1, 1)).sum(dim=1)
-    maps = render(torch.stack([parts[:, 0], feature_part], dim=1), pipe.resolution, pipe.config.smoothing_sigma)
+    two_parts = torch.stack([parts[:, 0], feature_part], dim=1)
+    maps = render(two_parts, pipe.resolution // reduction, pipe.config.smoothing_sigma / reduction)
     blended = blend(*maps.unbind(dim=1), pipe.alpha if alpha is None else alpha)
-    metrics = pixel_metrics(data.masks if masks is None else masks, list(blended.numpy()))
+    masks = [mask[::reduction, ::reduction] for mask in (data.masks if masks is None else masks)]
+    metrics = pixel_metrics(masks, list(blended.numpy()))
     return Row(data.folder.name, method, **metrics)
 
 
@@ -146,7 +148,7 @@ def figure5(args):
         curves = {}
         for kind, parts, masks in kinds:
             curves[kind] = [
-                measure(data, data.pipeline, parts, f"{kind}, alpha {alpha:.1f}", alpha, masks=masks)
+                measure(data, data.pipeline, parts, f"{kind}, alpha {alpha:.1f}", alpha, masks=masks, reduction=2)
                 for alpha in tqdm(ALPHAS, desc=f"{data.folder.name}, {kind}", unit="alpha")
             ]
             rows += curves[kind]
