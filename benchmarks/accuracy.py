@@ -169,9 +169,8 @@ def _references(data):
     map_weights, image_weights = torch.tensor(weights.map_weights), torch.tensor(weights.image_weights)
     std, mean = torch.std_mean(worst_mean(held_out), dim=0)
     scores = ((worst_mean(new) - mean) / std * image_weights).sum(dim=1)
-    return scores, render(
-        (new * map_weights.view(-1, 1, 1)).sum(dim=1, keepdim=True), data.resolution, SMOOTHING_SIGMA
-    )[:, 0]
+    blended = (new * map_weights.view(-1, 1, 1)).sum(dim=1, keepdim=True)
+    return scores, render(blended, data.resolution, SMOOTHING_SIGMA)[:, 0]
 
 
 def summarize(results):

@@ -70,3 +70,13 @@ def one_core():
     yield
     os.sched_setaffinity(0, cores)
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def environment(tmp_path_factory):
+    """No network, no GPU, no configuration of the user's own."""
+    return os.environ | {
+        "HF_HUB_OFFLINE": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "HF_HOME": str(tmp_path_factory.mktemp("hf_home")),
+    }

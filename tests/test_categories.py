@@ -1,5 +1,6 @@
 """One checkpoint for several categories: each is scored by its own references and calibration, through one UNet."""
 
+import json
 import subprocess
 import sys
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TILES, MirroredImages
+from launching import TINY, launch
 from PIL import Image
 from sentences import refused
 
@@ -138,3 +140,20 @@ print(pipe(Image.open({str(find_good_images(TILES)[0])!r}), category="tile").ano
     assert done.returncode == 0, done.stderr
     here = scores_of(AnomalyScoringPipeline.from_pretrained(unified), find_good_images(TILES)[:1], category="tile")
     assert float(done.stdout) == pytest.approx(here.item(), abs=1e-4)
+
+
+def test_one_run_trains_a_model_for_several_folders(environment, negative_files, tmp_path):
+    output = tmp_path / "out"
+    folders = [TILES, negative_files[0].parent]
+    done = launch(environment, "--train_data_dir", *folders, "--output_dir", output, *TINY, "--max_train_steps", "2")
+    assert done.returncode == 0, done.stderr
+    names = [folder.name for folder in folders]
+    held_out = json.loads((output / "training.json").read_text())["held_out"]
+    assert [len(held_out[name]) for name in names] == [6, 6]
+    pipe = AnomalyScoringPipeline.from_pretrained(output)
+    assert pipe.unet.config.num_class_embeds == 2
+    assert list(pipe.categories.config.names) == names
+    assert pipe.categories.config.data_mean[1] == pytest.approx(-pipe.categories.config.data_mean[0], abs=0.02)
+    for name in names:
+        assert torch.isfinite(scores_of(pipe, negative_files[:2], category=name)).all()
+        assert name in (output / "README.md").read_text()

@@ -127,6 +127,20 @@ def fit_calibration(pipe, files, timesteps, seed=0, batch_size=8, alpha=None):
     return calibration
 
 
+def fit_image_ranks(calibration, fitted, ranked):
+    """Fit all that p-values depend on to measurements already taken: what `fit_calibration` does with disjoint parts.
+
+    Weights stay as they are, and so do the ranks of map values, which only masks depend on.
+
+    Args:
+        calibration (`ScoreCalibration`): changed in place.
+        fitted (`Measurement`): of the pictures that fit the normalisation, at all of the calibration's timesteps.
+        ranked (`Measurement`): of those whose scores are ranked, as many as its `num_ranked`.
+    """
+    _fit_normalisation(calibration, fitted)
+    calibration.part_scores.copy_(_part_scores(calibration, ranked))
+
+
 def draw_noise_fields(seed, timesteps, resolution):
     """One standard normal field per timestep, float32, (len(timesteps), 3, resolution, resolution), from the CPU."""
     return torch.stack(

@@ -70,7 +70,8 @@ def plant(sample, donor, kind, random):
     best, best_mask = sample, np.zeros(sample.shape[1:], bool)
     for _ in range(MAX_ATTEMPTS):
         changed = np.clip(KINDS[kind](sample, donor, chance, random), -1, 1).astype(np.float32)
-        mask = binary_closing(gaussian_filter(np.abs(changed - sample).max(axis=0), 1.0) > VISIBLE, iterations=3)
+        mask = gaussian_filter(np.abs(changed - sample).max(axis=0), 1.0) > VISIBLE
+        mask |= binary_closing(mask, iterations=3)  # texture that is changed here and there is one defect
         if mask.sum() > best_mask.sum():
             best, best_mask = changed, mask
         if best_mask.sum() >= MIN_VISIBLE_PIXELS:

@@ -1,0 +1,299 @@
+"""Does the calibration keep its promise? False alarm rates of good pictures, promised and measured.
+
+    python benchmarks/calibration.py --model CKPT --data_dir CATEGORY
+
+CATEGORY is the folder in MVTec-AD layout that the model was trained on. Good pictures that it was not trained on are
+measured once, in float32; then calibrations are fitted to many random splits of them, into disjoint parts and with the
+checkpoint's weights of Eq. 11, and give p-values to pictures that took no part. There are two pools of new pictures:
+
+- `held out`: new pictures are a random part of the held-out ones. That makes them exchangeable with the ranked ones
+  whatever they show, so this judges the method and its code, not the data.
+- `test/good`: held-out pictures calibrate, all of test/good is new. This judges whether the dataset's own two parts
+  are exchangeable, as the promise presumes.
+"""
+
+import argparse
+import importlib.util
+import json
+import logging
+import math
+import sys
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
+from pipelines.score_calibration import Measurement, ScoreCalibration
+from training.calibration import FITTED_SHARE, fit_image_ranks
+from training.data import GoodImages, find_images
+from training.finish import TRAINING_RECORD
+from training.process import keep_large_buffers, use_all_cores
+
+RATES = (0.01, 0.02, 0.05, 0.1, 0.2)
+MIN_HELD_OUT = 20
+
+NEW_SHARE = 0.25
+"""Share of the held-out pictures that is new in a split; of the rest, `FITTED_SHARE` fits the normalisation."""
+
+NUM_SIMULATED = 2000
+"""Splits of exchangeable pictures that a Kolmogorov-Smirnov distance is compared with."""
+
+logger = logging.getLogger(__name__)
+
+
+class SplitPValues(NamedTuple):
+    """P-values of new good pictures over splits, float64, (splits, pictures), and the last split's calibration.
+
+    `smoothed` ones are drawn uniformly from what ties and the finite number of ranks leave open, so that they are
+    exactly uniform on [0, 1] if new and ranked pictures are exchangeable. `redrawn` says whether each split has new
+    pictures of its own rather than the same ones.
+    """
+
+    p_values: torch.Tensor
+    smoothed: torch.Tensor
+    calibration: ScoreCalibration
+    redrawn: bool
+
+
+def main(argv=None):
+    """Run the command; a user's mistake ends it with one sentence and exit status 1."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--model", required=True, help="checkpoint folder")
+    parser.add_argument("--data_dir", required=True, help="category in MVTec-AD layout that the model was trained on")
+    parser.add_argument("--category", help="what it shows, for a checkpoint of several categories")
+    parser.add_argument("--splits", type=int, default=200, help="random splits of each pool")
+    parser.add_argument("--seed", type=int, default=0, help="draws the splits and smooths the p-values")
+    parser.add_argument("--output_dir", help="results and plot; default outputs/calibration/CATEGORY")
+    args = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    keep_large_buffers()
+    use_all_cores()
+    try:
+        if importlib.util.find_spec("matplotlib") is None:
+            raise ValueError("the plot needs matplotlib; install requirements-test.txt.")
+        pools = run(args)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    results = {name: summarize(pool, args.seed) for name, pool in pools.items()}
+    output_dir = Path(args.output_dir or Path("outputs", "calibration", Path(args.data_dir).resolve().name))
+    output_dir.mkdir(parents=True, exist_ok=True)
+    record = {"splits": args.splits, "seed": args.seed, "pools": results}
+    (output_dir / "results.json").write_text(json.dumps(record, indent=2) + "\n")
+    plot(pools, results, output_dir / "plot.png")
+    print(format_table(results))
+    print(f"results and plot: {output_dir}")
+
+
+def run(args):
+    """Measure the pictures as the command line says and split them: `dict[str, SplitPValues]` of the pools."""
+    if args.splits < 1:
+        raise ValueError(f"splits are {args.splits}; there must be at least 1.")
+    pipe = AnomalyScoringPipeline.from_pretrained(args.model)
+    if torch.cuda.is_available():
+        pipe.to("cuda")
+    pipe = pipe.for_category(args.category)
+    if pipe.calibration is None:
+        raise ValueError(f"{args.model} has no calibration; run training/calibration.py on good pictures first.")
+    held_out, test_good = find_held_out(args.model, args.data_dir, args.category), []
+    try:
+        test_good = find_images(Path(args.data_dir, "test", "good"))
+    except ValueError as error:
+        logger.warning("new pictures of test/good are left out: %s", error)
+    good = measure_pictures(pipe, held_out)
+    over_splits = partial(split_p_values, pipe.calibration, pipe.alpha, good, splits=args.splits, seed=args.seed)
+    pools = {"held out": over_splits()}
+    if test_good:
+        pools["test/good"] = over_splits(new=measure_pictures(pipe, test_good))
+    return pools
+
+
+def find_held_out(model, data_dir, category=None):
+    """The pictures of `data_dir`/train/good that a checkpoint's training record names as held out, `list[Path]`.
+
+    Raises:
+        ValueError: if there is no record, or it names fewer than `MIN_HELD_OUT` or others than are there.
+    """
+    path, folder = Path(model) / TRAINING_RECORD, Path(data_dir) / "train" / "good"
+    if not path.is_file():
+        raise ValueError(f"{model} has no {TRAINING_RECORD}, which names the pictures it was not trained on.")
+    held_out = json.loads(path.read_text()).get("held_out")
+    if not isinstance(held_out, dict):
+        raise ValueError(f"{path} does not name held-out pictures by category; train the model with this version.")
+    category = next(iter(held_out)) if len(held_out) == 1 else category
+    names = held_out.get(category, [])
+    if len(names) < MIN_HELD_OUT:
+        raise ValueError(f"{path} names {len(names)} held-out pictures; at least {MIN_HELD_OUT} are needed.")
+    files = [file for file in find_images(folder) if file.name in set(names)]
+    if len(files) != len(names):
+        raise ValueError(f"{path} names {len(names)} held-out pictures, but {folder} holds {len(files)} of that name.")
+    return files
+
+
+def measure_pictures(pipe, files):
+    """`Measurement` of pictures on the CPU, at all timesteps and under the noise of the pipeline's calibration."""
+    timesteps = list(pipe.calibration.config.timesteps)
+    noise, batches = pipe.calibration.noise_fields(timesteps), []
+    with tqdm(total=len(files), desc="measuring", unit="image") as progress:
+        for samples in DataLoader(GoodImages(files, pipe.resolution), batch_size=8):
+            batches.append([maps.cpu() for maps in pipe.measure(samples, timesteps, noise, "no")])
+            progress.update(len(samples))
+    return Measurement(*(torch.cat(maps) for maps in zip(*batches, strict=True)))
+
+
+def split_p_values(calibration, alpha, good, new=None, splits=200, seed=0):
+    """`SplitPValues` of new good pictures under calibrations fitted to random splits of others.
+
+    Args:
+        calibration (`ScoreCalibration`): gives timesteps and weights; it is left as it is.
+        alpha (`float`): weight of the pixel part in Eq. 11.
+        good (`Measurement`): of the pictures that are split.
+        new (`Measurement`, *optional*): of new pictures; without it, each split takes `NEW_SHARE` of `good` for them.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    count, timesteps = len(good.kl), list(calibration.config.timesteps)
+    num_new = round(NEW_SHARE * count) if new is None else 0
+    num_fitted = round(FITTED_SHARE * (count - num_new))
+    sizes = {"num_fitted": num_fitted, "num_ranked": count - num_new - num_fitted}
+    fresh = ScoreCalibration.from_config(calibration.config, **sizes, cross_fitted=False)
+    smallest, p_values, smoothed = 1 / (sizes["num_ranked"] + 1), [], []
+    for _ in tqdm(range(splits), desc="splitting", unit="split"):
+        parts = torch.randperm(count, generator=generator).split([*sizes.values(), num_new])
+        fitted, ranked, drawn = (Measurement(*(maps[part] for maps in good)) for part in parts)
+        fit_image_ranks(fresh, fitted, ranked)
+        standardized = fresh.standardize(drawn if new is None else new, timesteps)
+        scores = fresh.image_score(standardized, alpha, timesteps)
+        p_value = fresh.p_value(scores, alpha, timesteps)
+        lowest = fresh.p_value(scores.nextafter(torch.tensor(math.inf)), alpha, timesteps) - smallest  # without ties
+        p_values.append(p_value)
+        smoothed.append(torch.lerp(lowest, p_value, torch.rand(p_value.shape, generator=generator).double()))
+    return SplitPValues(torch.stack(p_values), torch.stack(smoothed), fresh, new is None)
+
+
+def summarize(pool, seed=0):
+    """What is reported of a pool.
+
+    Returns:
+        `dict`: fitted, ranked, new (pictures in a split); uniformity (see there); rates, one dict for each promise: the
+        rate asked for, the promised (effective) one, the exact one of exchangeable pictures without ties, the measured
+        one (mean over splits), its 95 % interval and whether the promise is kept, that is, not below the interval.
+    """
+    num_ranked, rates = pool.calibration.config.num_ranked, {}
+    for asked in RATES:
+        promised = pool.calibration.effective_rate(asked)
+        exact = math.floor(promised * (num_ranked + 1) + 1e-9) / (num_ranked + 1)
+        measured = (pool.p_values <= promised + 1e-12).double().mean().item()
+        low, high = wilson_interval(measured, independent_pictures(pool))
+        row = {"asked": asked, "promised": promised, "exact": exact, "measured": measured}
+        row |= {"interval": (low, high), "kept": low <= promised}
+        rates.setdefault(promised, row)  # rates too small to be promised all become the smallest that can
+    sizes = {"fitted": pool.calibration.config.num_fitted, "ranked": num_ranked, "new": pool.p_values.shape[1]}
+    return {**sizes, "uniformity": uniformity(pool, seed), "rates": list(rates.values())}
+
+
+def independent_pictures(pool):
+    """So many independent pictures would leave a false alarm rate as uncertain as the mean over a pool's splits is.
+
+    In a split with n ranked and m new exchangeable pictures the threshold's true rate follows Beta(k, n + 1 - k), with
+    mean p = k / (n + 1) (Vovk, "Conditional validity of inductive conformal predictors"), so that the measured one has
+    variance p (1 - p) (1 / m + (1 - 1 / m) / (n + 2)): one split counts as 1 / (1 / m + …) independent pictures.
+
+    Splits share pictures. Where new ones are redrawn, all this holds given the pictures already, and given them splits
+    are independent: they add up. Where they are the same in each, all splits count as one, for the variance of a mean
+    is at most that of one of its terms: the interval is rather too wide.
+    """
+    (splits, num_new), num_ranked = pool.p_values.shape, pool.calibration.config.num_ranked
+    one_split = 1 / (1 / num_new + (1 - 1 / num_new) / (num_ranked + 2))
+    return splits * one_split if pool.redrawn else one_split
+
+
+def wilson_interval(rate, count):
+    """Wilson's 95 % interval, (low, high), of a share measured on `count` independent pictures."""
+    spread = 1.96**2 / count
+    centre, margin = rate + spread / 2, math.sqrt(spread * rate * (1 - rate) + spread**2 / 4)
+    return (centre - margin) / (1 + spread), (centre + margin) / (1 + spread)
+
+
+def uniformity(pool, seed=0):
+    """Kolmogorov-Smirnov test of the smoothed p-values, split by split.
+
+    Those of a split share its ranks, so their distance from the uniform distribution is not compared with the test's
+    own table, which is for independent values, but with simulated splits of as many exchangeable pictures.
+
+    Returns:
+        `dict`: the test's p-value in the first_split; over all splits, their median and the share_below 0.05. Splits
+        share pictures: the share is 0.05 on average if new pictures are redrawn; if not, splits tend to agree.
+    """
+    (_, num_new), num_ranked = pool.smoothed.shape, pool.calibration.config.num_ranked
+    generator = torch.Generator().manual_seed(seed)
+    ranked, new, within = (
+        torch.rand(NUM_SIMULATED, count, generator=generator, dtype=torch.float64)
+        for count in (num_ranked, num_new, num_new)
+    )
+    simulated = (torch.searchsorted(ranked.sort(dim=1).values, new) + within) / (num_ranked + 1)
+    expected = distance_from_uniform(simulated).sort().values
+    as_far = NUM_SIMULATED - torch.searchsorted(expected, distance_from_uniform(pool.smoothed))
+    p_values = (1 + as_far.double()) / (1 + NUM_SIMULATED)
+    first, median, share = p_values[0], p_values.quantile(0.5), (p_values < 0.05).double().mean()
+    return {"first_split": first.item(), "median": median.item(), "share_below": share.item()}
+
+
+def distance_from_uniform(values):
+    """Kolmogorov-Smirnov distance from the uniform distribution on [0, 1], (rows, values) to (rows,)."""
+    ordered, count = values.sort(dim=1).values, values.shape[1]
+    steps = torch.arange(count + 1, dtype=values.dtype) / count
+    return torch.maximum(steps[1:] - ordered, ordered - steps[:-1]).amax(dim=1)
+
+
+def format_table(results):
+    """Markdown: one row for each pool and promise, then a sentence on the uniformity of each pool's p-values."""
+    lines = [
+        "| new pictures | asked | promised | exact | measured | 95 % interval | promise |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    sentences = [""]
+    for name, pool in results.items():
+        for row in pool["rates"]:
+            numbers = " | ".join(f"{row[key]:.3f}" for key in ("asked", "promised", "exact", "measured"))
+            interval = " to ".join(f"{end:.3f}" for end in row["interval"])
+            lines.append(f"| {name} | {numbers} | {interval} | {'kept' if row['kept'] else 'broken'} |")
+        test = pool["uniformity"]
+        sentences.append(
+            f"- {name}: {pool['fitted']} pictures fitted, {pool['ranked']} ranked, {pool['new']} new in a split. "
+            f"Kolmogorov-Smirnov p-value {test['first_split']:.2f} in the first split; over all splits, which share "
+            f"pictures, median {test['median']:.2f}, below 0.05 in {test['share_below']:.1%}."
+        )
+    return "\n".join([*lines, *sentences, ""])
+
+
+def plot(pools, results, path):
+    """Promised against measured rates with their intervals, and the distribution of smoothed p-values, as a PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, (rates, distribution) = pyplot.subplots(1, 2, figsize=(11, 4.5))
+    for name, pool in pools.items():
+        rows = results[name]["rates"]
+        promised, measured = ([row[key] for row in rows] for key in ("promised", "measured"))
+        errors = [[abs(row["interval"][end] - row["measured"]) for row in rows] for end in (0, 1)]
+        rates.errorbar(promised, measured, yerr=errors, fmt="o", markersize=4, capsize=2, label=name)
+        distribution.ecdf(pool.smoothed.flatten().numpy(), label=name)
+    rates.set(xlabel="promised false alarm rate", ylabel="measured, with 95 % intervals")
+    distribution.set(xlabel="smoothed p-value of new good pictures, all splits", ylabel="share at most as high")
+    for panel, end, name in ((rates, max(RATES), "promise"), (distribution, 1, "uniform")):
+        panel.plot([0, end], [0, end], color="grey", linewidth=1, label=name)
+        panel.grid(alpha=0.3)
+        panel.legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
+if __name__ == "__main__":
+    main()

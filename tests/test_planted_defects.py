@@ -1,0 +1,96 @@
+"""Planted defects: visible, where their masks say, reproducible; and the weights that are chosen on them."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.ndimage import binary_dilation, uniform_filter
+
+from training.blend_weights import ALPHAS, choose_weights
+from training.data import GoodImages
+from training.planted_defects import KINDS, MIN_VISIBLE_PIXELS, VISIBLE, PlantedDefects, plant
+
+SIZE = 128
+
+
+@pytest.fixture(scope="module")
+def images(tile_files):
+    return GoodImages(tile_files, SIZE)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_changes_the_picture_visibly_where_its_mask_says_and_nowhere_else(images, kind):
+    shares = []
+    for index in range(12):
+        good, donor = images[index].numpy(), images[index + 1].numpy()
+        sample, mask = plant(good, donor, kind, np.random.default_rng(index))
+        assert sample.dtype == np.float32
+        assert np.abs(sample).max() <= 1
+        change = np.abs(sample - good).max(axis=0)
+        if mask.sum() >= MIN_VISIBLE_PIXELS:
+            assert change[mask].mean() > VISIBLE / 3
+        assert uniform_filter(change, 5)[~binary_dilation(mask, iterations=2)].max(initial=0) < 1.2 * VISIBLE
+        shares.append(mask.mean())
+    assert np.mean(np.array(shares) * SIZE**2 >= MIN_VISIBLE_PIXELS) > 0.7
+    assert max(shares) < 0.5
+    assert len(set(shares)) > 6
+
+
+def test_what_is_planted_follows_seed_and_place_and_kinds_take_turns(images, monkeypatch):
+    planted = PlantedDefects(images, 40, seed=1)
+    assert len(planted) == len(list(planted)) == 40
+    for index in (0, 7, 39):
+        (sample, mask), (again, mask_again) = planted[index], PlantedDefects(images, 100, seed=1)[index]
+        assert torch.equal(sample, again)
+        assert torch.equal(mask, mask_again)
+    assert not torch.equal(planted[3][0], PlantedDefects(images, 40, seed=2)[3][0])
+    assert not torch.equal(planted[0][0], planted[len(images)][0])  # the same picture with another defect
+    drawn = []
+    for kind in KINDS:
+        monkeypatch.setitem(KINDS, kind, lambda sample, *_, kind=kind: drawn.append(kind) or sample + 0.5)
+    list(planted)
+    assert drawn[: len(KINDS)] == list(KINDS)
+    assert max(drawn.count(kind) for kind in KINDS) - min(drawn.count(kind) for kind in KINDS) <= 1
+
+
+def parts_of(count, informative, masks=None, strength=2.0):
+    """Standard normal parts (KL, feature error, two references); the informative ones rise where the masks are."""
+    parts = torch.randn(count, 4, 8, 8, generator=torch.Generator().manual_seed(count))
+    if masks is not None:
+        rise = strength * torch.nn.functional.avg_pool2d(masks[:, None].float(), 8)
+        for part in informative:
+            parts[:, part : part + 1] += rise
+    return parts
+
+
+@pytest.fixture
+def masks():
+    masks = torch.zeros(40, 64, 64, dtype=torch.bool)
+    for index, mask in enumerate(masks):
+        mask[8 * (index % 6) :, :][:16, 16:32] = True
+    return masks
+
+
+@pytest.mark.parametrize("informative", [1, 2, 3])
+def test_the_part_that_separates_planted_defects_gets_most_of_the_weight(masks, informative):
+    weights = choose_weights(parts_of(60, []), parts_of(40, [informative], masks), masks, 64, 1.0)
+    shares = [weights.map_weights, weights.image_weights]
+    for share in shares:
+        assert sum(share) == pytest.approx(1)
+        assert share[informative - 1] == max(share) >= 0.5
+    assert weights.alpha <= 0.1
+    assert weights.planted_image_auroc > 0.75
+    assert weights.planted_pro > 0.7
+
+
+def test_alpha_rises_with_what_the_pixel_part_knows_and_is_kept_if_given(masks):
+    good, planted = parts_of(60, []), parts_of(40, [0], masks)
+    chosen = choose_weights(good, planted, masks, 64, 1.0)
+    assert chosen.alpha == max(ALPHAS)
+    kept = choose_weights(good, planted, masks, 64, 1.0, alpha=0.15)
+    assert kept.alpha == 0.15
+    assert kept.planted_pro < chosen.planted_pro
+
+
+def test_without_references_all_of_the_feature_part_is_the_feature_error(masks):
+    weights = choose_weights(parts_of(60, [])[:, :2], parts_of(40, [1], masks)[:, :2], masks, 64, 1.0)
+    assert weights.map_weights == weights.image_weights == [1.0]
