@@ -49,7 +49,8 @@ OURS = {
     "ours, Eq. 9 alone": {"alpha": 1.0},
 }
 REFERENCES = "ours, without a network"
-METHODS = [*OURS, REFERENCES, *RIVALS]
+LIBRARY = ("PaDiM (anomalib)", "PatchCore (anomalib)")
+METHODS = [*OURS, REFERENCES, *RIVALS, *LIBRARY]
 METRICS = ("image_auroc", "pixel_auroc", "pixel_ap", "pro")
 
 
@@ -59,7 +60,14 @@ def main(argv=None):
         description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument("categories", nargs="+", help="folders in MVTec-AD layout")
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS, metavar="METHOD", help=str(METHODS))
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        choices=METHODS,
+        default=[*OURS, REFERENCES, *RIVALS],
+        metavar="METHOD",
+        help=str(METHODS),
+    )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="of splits, training, coresets and channels")
     parser.add_argument("--backbone", default=PRESETS["fast"]["feature_extractor"], help="everyone's backbone")
     parser.add_argument("--max_train_steps", type=int, help="of our models; default that of training/train.py")
@@ -70,6 +78,8 @@ def main(argv=None):
     try:
         if importlib.util.find_spec("matplotlib") is None:
             raise ValueError("the plot needs matplotlib; install requirements-test.txt.")
+        if set(args.methods) & set(LIBRARY) and importlib.util.find_spec("anomalib") is None:
+            raise ValueError("that method needs anomalib; install it into an environment of its own.")
         results = run(args)
     except ValueError as error:
         sys.exit(f"error: {error}")
@@ -111,6 +121,11 @@ def _measure(data, method):
         scores, maps = _ours(data, **OURS[method])
     elif method == REFERENCES:
         scores, maps = _references(data)
+    elif method in LIBRARY:
+        from benchmarks.anomalib_rivals import ANOMALIB
+
+        generator = torch.Generator().manual_seed(data.seed)
+        scores, maps = ANOMALIB[method](data.extractor, data.batches(data.files), data.test, generator)
     else:
         generator = torch.Generator().manual_seed(data.seed)
         grid_maps = RIVALS[method](data.extractor, data.batches(data.files), data.test, generator)

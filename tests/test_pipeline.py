@@ -133,7 +133,7 @@ def test_the_score_blends_the_worst_hundredth_of_each_part_in_deviations_of_good
     worst = [np.sort(part.ravel())[-round(0.01 * part.size) :].mean() for part in parts[0].numpy()]
     standardized = (np.array(worst) - calibration.part_score_mean[-1].numpy()) / calibration.part_score_std[-1].numpy()
     for alpha in (0.0, 0.3, 1.0):
-        weights = [alpha, (1 - alpha) * 0.2, (1 - alpha) * 0.4, (1 - alpha) * 0.4]  # KL, error, Gaussian, memory
+        weights = [alpha, *((1 - alpha) * np.array(calibration.config.image_weights))]
         score = pipe(Image.open(tile_files[0]), alpha=alpha).anomaly_score[0]
         assert score == pytest.approx(float(standardized @ weights), abs=1e-4)
 

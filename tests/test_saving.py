@@ -365,11 +365,11 @@ def test_a_damaged_index_is_refused(tiny_checkpoint, tmp_path, content):
         AnomalyScoringPipeline.from_pretrained(folder)
 
 
-@pytest.mark.parametrize("version", [3, 99, "later"])
+@pytest.mark.parametrize("version", [4, 99, "later"])
 def test_a_checkpoint_of_a_later_format_is_refused(tiny_checkpoint, tmp_path, version):
     folder = copy_of(tiny_checkpoint, tmp_path)
     index = json.loads((folder / "model_index.json").read_text())
-    assert index["_format_version"] == 2
+    assert index["_format_version"] == 3
     (folder / "model_index.json").write_text(json.dumps(index | {"_format_version": version}))
     with refused(ValueError, str(version)):
         AnomalyScoringPipeline.from_pretrained(folder)
