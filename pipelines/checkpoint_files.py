@@ -209,6 +209,14 @@ def _owns_card(path):
     return not path.exists() or CARD_MARK in path.read_text(errors="replace")
 
 
+def _weights_in_words(config):
+    """What the map is made of, in per cent, as the calibration chose it."""
+    names = ("feature error", "Gaussian of good features", "memory of good features")
+    shares = [config.alpha, *((1 - config.alpha) * share for share in config.map_weights)]
+    parts = zip(("KL", *names), shares, strict=False)
+    return " The map is made of " + ", ".join(f"{name} {share:.0%}" for name, share in parts if share) + "."
+
+
 def _model_card(pipe):
     calibration = pipe.calibration
     if pipe.categories is not None:
@@ -224,6 +232,7 @@ def _model_card(pipe):
         )
         if config.cross_fitted:
             promise += " They also fitted the normalisation (cross-fitting), so that the rate is an estimate."
+        promise += _weights_in_words(config)
     return f"""---
 library_name: diffusers
 pipeline_tag: image-segmentation

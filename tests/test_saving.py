@@ -289,6 +289,8 @@ def test_the_model_card_states_what_the_calibration_promises_and_survives_a_late
     assert "24 good pictures" in card
     assert "4 %" in card
     assert "cross-fitting" in card
+    weight = tiny_pipeline.calibration.config.map_weights[1] * (1 - tiny_pipeline.alpha)
+    assert f"Gaussian of good features {weight:.0%}" in card
     assert "not calibrated" in (bare_checkpoint / "README.md").read_text()
     folder = copy_of(tiny_checkpoint, tmp_path)
     (folder / "README.md").write_text("my own words")
