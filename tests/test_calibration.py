@@ -14,10 +14,10 @@ from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from pipelines.score_calibration import NUM_ALPHAS, Measurement, ScoreCalibration, timestep_subsets
 from training.calibration import (
     MIN_DISJOINT,
-    _fit_normalisation,
     describe,
     draw_noise_fields,
     fit_calibration,
+    fit_normalisation,
     main,
 )
 from training.data import GoodImages, find_good_images
@@ -328,7 +328,7 @@ def test_normalisation_levels_places_as_far_as_the_pictures_can_tell_them_apart(
         maps = 5 + slope + (1 + slope.abs()) * torch.randn(count, 1, 8, 8, generator=torch.Generator().manual_seed(0))
         calibration = ScoreCalibration(timesteps=[5], resolution=8, grid_size=8, num_ranked=count)
         measured = Measurement(maps, maps, maps[:, :0])
-        _fit_normalisation(calibration, measured)
+        fit_normalisation(calibration, measured)
         return maps[:, 0], calibration.standardize(measured, [5])[:, 0]
 
     def unevenness(maps):

@@ -113,7 +113,7 @@ def fit_calibration(pipe, files, timesteps, seed=0, batch_size=8, alpha=None):
         planted = measured(planted())
 
     sigma = pipe.config.smoothing_sigma
-    _fit_normalisation(calibration, fitted)
+    fit_normalisation(calibration, fitted)
     fitted, planted = (calibration.standardize(parts, timesteps) for parts in (fitted, planted))
     weights = choose_weights(fitted, planted, torch.cat(masks), pipe.resolution, sigma, alpha)
     calibration.register_to_config(**asdict(weights))
@@ -137,7 +137,7 @@ def fit_image_ranks(calibration, fitted, ranked):
         fitted (`Measurement`): of the pictures that fit the normalisation, at all of the calibration's timesteps.
         ranked (`Measurement`): of those whose scores are ranked, as many as its `num_ranked`.
     """
-    _fit_normalisation(calibration, fitted)
+    fit_normalisation(calibration, fitted)
     calibration.part_scores.copy_(_part_scores(calibration, ranked))
 
 
@@ -151,7 +151,7 @@ def draw_noise_fields(seed, timesteps, resolution):
     )
 
 
-def _fit_normalisation(calibration, measured):
+def fit_normalisation(calibration, measured):
     """Set mean and deviation of every part's maps, then of its worst places, from good pictures."""
     for name in ("kl", "feature_error"):
         mean, std = _shrunk_statistics(getattr(measured, name))
@@ -215,12 +215,12 @@ def _cross_fit(calibration, measured, sigma):
     standardized, map_maxima = torch.empty_like(calibration.part_scores), torch.empty_like(calibration.map_maxima)
     for fold in folds.unique():
         inside = folds == fold
-        _fit_normalisation(calibration, Measurement(*(maps[~inside] for maps in measured)))
+        fit_normalisation(calibration, Measurement(*(maps[~inside] for maps in measured)))
         part_scores, maxima = _score_all(calibration, Measurement(*(maps[inside] for maps in measured)), sigma)
         mean, std = calibration.part_score_mean[:, None], calibration.part_score_std[:, None]
         standardized[:, inside] = (part_scores - mean) / std
         map_maxima[..., inside] = maxima
-    _fit_normalisation(calibration, measured)
+    fit_normalisation(calibration, measured)
     return standardized * calibration.part_score_std[:, None] + calibration.part_score_mean[:, None], map_maxima
 
 

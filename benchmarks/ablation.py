@@ -1,0 +1,176 @@
+"""What each choice in scoring is worth: noise draws, timesteps, smoothing and the image score, one changed at a time.
+
+    python benchmarks/ablation.py CATEGORY [CATEGORY …]
+
+Each variant is measured on defects planted into held-out good pictures, by which it may be chosen, and on real ones,
+which only report how well that foresees them. Nothing is trained but a model that OUT/models does not hold yet.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+import torch
+from scipy.stats import spearmanr
+from sklearn.metrics import roc_auc_score
+from tqdm.auto import tqdm
+
+from benchmarks.category import Category
+from pipelines.anomaly_maps import blend, render, worst_mean
+from pipelines.score_calibration import Measurement, ScoreCalibration
+from training.arguments import PRESETS
+from training.calibration import draw_noise_fields, fit_normalisation
+from training.metrics import per_region_overlap
+from training.process import keep_large_buffers, use_all_cores
+
+NUM_DRAWS = 4
+REDUCTION = 2
+"""Maps are compared on squares this many times smaller than the model's."""
+
+IMAGE_SCORES = {
+    "largest value": lambda parts: parts.amax(dim=(-2, -1)),
+    "mean of the worst 1 %": worst_mean,
+    "mean of the worst 5 %": lambda parts: parts.flatten(-2).topk(max(1, parts[0, 0].numel() // 20)).values.mean(-1),
+    "mean of all": lambda parts: parts.mean(dim=(-2, -1)),
+}
+
+
+class Measured:
+    """A category's good, planted and real pictures, measured once for every noise draw."""
+
+    def __init__(self, data):
+        self.data, self.pipe = data, data.pipeline
+        self.timesteps = sorted(self.pipe.config.timesteps)
+        self.planted_masks = [mask.numpy() for _, masks in data.planted for mask in masks]
+        sources = {
+            "good": list(data.batches(data.held_out)),
+            "planted": [samples for samples, _ in data.planted],
+            "real": data.test,
+        }
+        self.draws = {name: self._measure(batches, name) for name, batches in sources.items()}
+
+    @torch.inference_mode()
+    def _measure(self, batches, name):
+        """One `Measurement` of all pictures for each draw; the first is the checkpoint's own."""
+        fields = [self.pipe.calibration.noise_fields(self.timesteps)]
+        fields += [draw_noise_fields(1000 + d, self.timesteps, self.pipe.resolution) for d in range(1, NUM_DRAWS)]
+        found = [[] for _ in fields]
+        for batch in tqdm(batches, desc=f"{self.data.folder.name}, {name}", unit="batch"):
+            for draw, noise in zip(found, fields, strict=True):
+                draw.append(self.pipe.measure(batch, self.timesteps, noise))
+        return [Measurement(*(torch.cat(maps) for maps in zip(*draw, strict=True))) for draw in found]
+
+    def parts(self, draws, timesteps):
+        """Standardised parts of good, planted and real pictures, the first `draws` draws averaged."""
+        config = self.pipe.calibration.config
+        chosen = [self.timesteps.index(timestep) for timestep in timesteps]
+        calibration = ScoreCalibration(
+            timesteps,
+            self.pipe.resolution,
+            config.grid_size,
+            map_weights=config.map_weights,
+            image_weights=config.image_weights,
+        )
+        averaged = {}
+        for name, measurements in self.draws.items():
+            kl, error = (
+                torch.stack([getattr(each, part)[:, chosen] for each in measurements[:draws]]).mean(dim=0)
+                for part in ("kl", "feature_error")
+            )
+            averaged[name] = Measurement(kl, error, measurements[0].reference)
+        fit_normalisation(calibration, averaged["good"])
+        return {name: calibration.standardize(each, timesteps) for name, each in averaged.items()}
+
+    def row(self, name, draws=1, timesteps=None, sigma=None, image_score=worst_mean):
+        """Image AUROC and PRO of one variant, on planted and on real defects."""
+        sigma = self.pipe.config.smoothing_sigma if sigma is None else sigma
+        config, alpha = self.pipe.calibration.config, self.pipe.alpha
+        parts = self.parts(draws, list(timesteps or self.timesteps))
+        scores = {kind: image_score(each) for kind, each in parts.items()}
+        std, mean = torch.std_mean(scores["good"], dim=0)
+        weights = torch.tensor([alpha, *((1 - alpha) * share for share in config.image_weights)])
+        scores = {kind: ((each - mean) / std * weights).sum(dim=1).numpy() for kind, each in scores.items()}
+        real, defective = scores["real"], self.data.defective
+        planted = np.concatenate([scores["good"], scores["planted"]])
+        is_planted = np.arange(len(planted)) >= len(scores["good"])
+        return {
+            "category": self.data.folder.name,
+            "variant": name,
+            "planted_image_auroc": float(roc_auc_score(is_planted, planted)),
+            "planted_pro": self._pro(parts["planted"], self.planted_masks, sigma, alpha),
+            "image_auroc": float(roc_auc_score(defective, real)),
+            "pro": self._pro(parts["real"], self.data.masks, sigma, alpha),
+        }
+
+    def _pro(self, parts, masks, sigma, alpha):
+        shares = torch.tensor(self.pipe.calibration.config.map_weights).view(-1, 1, 1)
+        two_parts = torch.stack([parts[:, 0], (parts[:, 1:] * shares).sum(dim=1)], dim=1)
+        maps = render(two_parts, self.pipe.resolution // REDUCTION, sigma / REDUCTION)
+        small_masks = [mask[::REDUCTION, ::REDUCTION] for mask in masks]
+        return per_region_overlap(small_masks, list(blend(*maps.unbind(dim=1), alpha).numpy()))
+
+
+def ablate(data):
+    """The rows of one category."""
+    measured = Measured(data)
+    rows = [measured.row("as shipped")]
+    rows += [measured.row(f"{draws} noise draws", draws=draws) for draws in (2, NUM_DRAWS)]
+    rows += [measured.row(f"T = {timestep}", timesteps=[timestep]) for timestep in measured.timesteps]
+    rows += [measured.row(f"smoothing {sigma:g} pixels", sigma=sigma) for sigma in (0.0, 2.0, 6.0, 8.0)]
+    rows += [measured.row(f"score: {name}", image_score=score) for name, score in IMAGE_SCORES.items()]
+    return rows
+
+
+def format_rows(rows):
+    """A Markdown table, and for each category how planted defects rank the variants as real ones do."""
+    names = ("planted_image_auroc", "planted_pro", "image_auroc", "pro")
+    lines = [
+        "| category | variant | planted image AUROC | planted PRO | image AUROC | PRO |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in rows:
+        lines.append(f"| {row['category']} | {row['variant']} | " + " | ".join(f"{row[n]:.3f}" for n in names) + " |")
+    lines.append("")
+    for category in dict.fromkeys(row["category"] for row in rows):
+        values = {name: [row[name] for row in rows if row["category"] == category] for name in names}
+        image = spearmanr(values["planted_image_auroc"], values["image_auroc"]).statistic
+        pixel = spearmanr(values["planted_pro"], values["pro"]).statistic
+        lines.append(
+            f"{category}: rank correlation of planted with real defects {image:.2f} (image), {pixel:.2f} (PRO)"
+        )
+    return "\n".join(lines)
+
+
+def main(argv=None):
+    """Run the command; a user's mistake ends it with one sentence and exit status 1."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("categories", nargs="+", help="folders in MVTec-AD layout")
+    parser.add_argument("--seed", type=int, default=0, help="of splits and training")
+    parser.add_argument("--backbone", default=PRESETS["fast"]["feature_extractor"], help="of the features")
+    parser.add_argument("--max_train_steps", type=int, help="of a model that must be trained; default the preset's")
+    parser.add_argument("--output_dir", default="outputs/ablation", help="models and table")
+    args = parser.parse_args(argv)
+    keep_large_buffers()
+    use_all_cores()
+    output_dir = Path(args.output_dir)
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        rows = []
+        for folder in args.categories:
+            rows += ablate(Category(Path(folder), args.seed, args.backbone, output_dir, args.max_train_steps))
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    table = format_rows(rows)
+    (output_dir / "ablation.json").write_text(json.dumps(rows, indent=2) + "\n")
+    (output_dir / "ablation.md").write_text(table + "\n")
+    print(table)
+
+
+if __name__ == "__main__":
+    main()
