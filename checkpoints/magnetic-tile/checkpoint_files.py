@@ -12,14 +12,17 @@ from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """Written to `model_index.json`; a checkpoint of a later format is refused by name."""
 
-CALIBRATION_VERSION = 2
+CALIBRATION_VERSION = 3
 """A calibration of an earlier format ranks another score: it is left out, and the checkpoint asks to be calibrated."""
 
-HALF_PRECISION_COMPONENTS = ("unet", "feature_extractor", "gaussian", "memory")
+HALF_PRECISION_COMPONENTS = ("unet", "feature_extractor", "gaussian", "memory", "categories")
 """Stored in float16 where half precision is asked for; training rounds them before they are calibrated."""
+
+FLOAT32_TENSORS = ("feature_", "pixel_", "calibration.")
+"""What begins like this stays in float32 all the same: statistics of pixels, features and scores."""
 
 MODEL_INDEX = "model_index.json"
 CARD = "README.md"
@@ -189,7 +192,7 @@ def _sibling_modules(entry):
 def _store_half_precision(path):
     """Rewrite a safetensors file with its networks' weights in float16; statistics of pixels and features stay."""
     tensors = {
-        name: tensor if name.startswith(("feature_", "pixel_")) or tensor.dtype != torch.float32 else tensor.half()
+        name: tensor if name.startswith(FLOAT32_TENSORS) or tensor.dtype != torch.float32 else tensor.half()
         for name, tensor in load_file(path).items()
     }
     save_file(tensors, path, metadata={"format": "pt"})
@@ -206,9 +209,20 @@ def _owns_card(path):
     return not path.exists() or CARD_MARK in path.read_text(errors="replace")
 
 
+def _weights_in_words(config):
+    """What the map is made of, in per cent, as the calibration chose it."""
+    names = ("feature error", "Gaussian of good features", "memory of good features")
+    shares = [config.alpha, *((1 - config.alpha) * share for share in config.map_weights)]
+    parts = zip(("KL", *names), shares, strict=False)
+    return " The map is made of " + ", ".join(f"{name} {share:.0%}" for name, share in parts if share) + "."
+
+
 def _model_card(pipe):
     calibration = pipe.calibration
-    if calibration is None:
+    if pipe.categories is not None:
+        names = ", ".join(pipe.categories.config.names)
+        promise = f"One checkpoint for several categories: `pipe(image, category=…)` with one of {names}."
+    elif calibration is None:
         promise = "This checkpoint is not calibrated yet: it measures maps but gives no verdict."
     else:
         config = calibration.config
@@ -218,6 +232,7 @@ def _model_card(pipe):
         )
         if config.cross_fitted:
             promise += " They also fitted the normalisation (cross-fitting), so that the rate is an estimate."
+        promise += _weights_in_words(config)
     return f"""---
 library_name: diffusers
 pipeline_tag: image-segmentation
@@ -246,5 +261,5 @@ result = pipe(Image.open("part.png"))
 {promise}
 
 Pictures are squashed to {pipe.resolution}×{pipe.resolution} pixels. Settings: timesteps
-{list(pipe.config.timesteps)}, alpha {pipe.config.alpha}.
+{list(pipe.config.timesteps)}, alpha {pipe.alpha}.
 """

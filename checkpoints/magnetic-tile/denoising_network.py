@@ -7,16 +7,21 @@ grid p times coarser, and its output 2 * 3 p^2 channels (noise, variance) follow
 import torch
 import torch.nn.functional as F
 
+from .gaussian_diffusion import noise_from_sample
 
-def predict(unet, noisy_sample, timesteps, patch_size, feature_grid):
+
+def predict(unet, scheduler, noisy_sample, timesteps, patch_size, feature_grid, class_labels=None):
     """Run the UNet on x_t.
 
     Args:
         unet (`UNet2DModel`): 3 p^2 channels in, 6 p^2 + number of features out.
+        scheduler (`DDPMScheduler`): its `prediction_type` says what the first 3 p^2 channels are: the noise
+            ("epsilon", as in the paper) or x_0 ("sample"), from which the noise follows by Eq. 1.
         noisy_sample (`torch.Tensor`): x_t, float, (batch, 3, height, width), height and width multiples of p.
         timesteps (`torch.Tensor`): int64, (batch,).
         patch_size (`int`): p.
         feature_grid (`int`): height and width of the predicted features.
+        class_labels (`torch.Tensor`, *optional*): int64, (batch,), of a UNet for several categories.
 
     Returns:
         `tuple[torch.Tensor, torch.Tensor, torch.Tensor]`: predicted noise and `learned_range` variance, float32, the
@@ -25,14 +30,17 @@ def predict(unet, noisy_sample, timesteps, patch_size, feature_grid):
     """
     channels = noisy_sample.shape[1] * patch_size**2
     model_input = F.pixel_unshuffle(noisy_sample.to(unet.dtype), patch_size)
-    model_output = unet(model_input, timesteps, return_dict=False)[0].float()
-    predicted_noise, predicted_variance, predicted_features = model_output.split(
+    model_output = unet(model_input, timesteps, class_labels, return_dict=False)[0].float()
+    prediction, predicted_variance, predicted_features = model_output.split(
         [channels, channels, model_output.shape[1] - 2 * channels], dim=1
     )
+    prediction = F.pixel_shuffle(prediction, patch_size)
+    if scheduler.config.prediction_type == "sample":
+        prediction = noise_from_sample(noisy_sample, prediction, scheduler.alphas_cumprod, timesteps)
     if predicted_features.shape[-1] != feature_grid:
         predicted_features = F.adaptive_avg_pool2d(predicted_features, feature_grid)
     return (
-        F.pixel_shuffle(predicted_noise, patch_size),
+        prediction,
         F.pixel_shuffle(predicted_variance, patch_size),
         predicted_features,
     )

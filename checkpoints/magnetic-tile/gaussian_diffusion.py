@@ -73,6 +73,12 @@ def predict_sample(noisy_sample, predicted_noise, alphas_cumprod, timesteps):
     return (noisy_sample.float() - (1 - alpha_prod).sqrt() * predicted_noise.float()) / alpha_prod.sqrt()
 
 
+def noise_from_sample(noisy_sample, predicted_sample, alphas_cumprod, timesteps):
+    """Solve Eq. 1 for the noise, float32, given x_t and the predicted x_0."""
+    alpha_prod = _at_timesteps(alphas_cumprod, timesteps, noisy_sample.ndim)
+    return (noisy_sample.float() - alpha_prod.sqrt() * predicted_sample.float()) / (1 - alpha_prod).sqrt()
+
+
 def gaussian_kl(mean1, log_variance1, mean2, log_variance2):
     """KL(N1 || N2) per element, in nats, for diagonal Gaussians given by mean and log variance (broadcast together)."""
     log_ratio = log_variance1 - log_variance2

@@ -7,26 +7,26 @@ the picture (Eq. 9) and about its features (Eq. 10), there is a defect.
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from diffusers import DDPMScheduler, DiffusionPipeline, ModelMixin, UNet2DModel
 
 from .anomaly_maps import blend, render, resize_map
 from .anomaly_scoring_output import AnomalyScoringOutput, postprocess
-from .checkpoint_files import load_components, save_checkpoint
-from .denoising_network import has_bfloat16, predict
-from .feature_extraction import TimmFeatureExtractor
-from .feature_gaussian import FeatureGaussian
-from .feature_memory import FeatureMemory
-from .float32_component import Float32Component  # noqa: F401  diffusers copies only siblings that this file names
-from .gaussian_diffusion import add_noise, variational_bound
-from .image_preprocessing import contrast_scale, normalize_contrast, preprocess
-from .score_calibration import Measurement, ScoreCalibration
 
-BFLOAT16_TOLERANCE = 0.05
-"""bfloat16 is used by itself if no calibration picture's score moved by more than this many deviations."""
+# diffusers copies only the siblings that this file names: those marked F401 are what trained_model.py needs.
+from .category_bank import CategoryBank  # noqa: F401
+from .checkpoint_files import load_components  # noqa: F401
+from .denoising_network import predict  # noqa: F401
+from .feature_extraction import TimmFeatureExtractor  # noqa: F401
+from .feature_gaussian import FeatureGaussian  # noqa: F401
+from .feature_memory import FeatureMemory  # noqa: F401
+from .float32_component import Float32Component  # noqa: F401
+from .gaussian_diffusion import add_noise  # noqa: F401
+from .image_preprocessing import preprocess
+from .score_calibration import ScoreCalibration  # noqa: F401
+from .trained_model import TrainedModel
 
 
-class AnomalyScoringPipeline(DiffusionPipeline):
+class AnomalyScoringPipeline(TrainedModel, DiffusionPipeline):
     """Score pictures of parts with a diffusion model of good parts.
 
     Args:
@@ -36,18 +36,21 @@ class AnomalyScoringPipeline(DiffusionPipeline):
         gaussian (`FeatureGaussian`, *optional*): features of good parts, place by place.
         memory (`FeatureMemory`, *optional*): features of good parts at any place.
         calibration (`ScoreCalibration`, *optional*): what good pictures score; without it only `measure` works.
+        categories (`CategoryBank`, *optional*): for several categories, what belongs to each; the other three are then
+            left out.
         patch_size (`int`): pixel-unshuffle factor of the UNet.
         data_mean, data_std (`float`): brightness and contrast of good pictures in [-1, 1]; see `normalize_contrast`.
         timesteps (`list[int]`): default T of Eq. 11.
-        alpha (`float`): default weight of the pixel part in Eq. 11.
+        alpha (`float`, *optional*): default weight of the pixel part in Eq. 11; without it, that of the calibration.
         smoothing_sigma (`float`): Gaussian smoothing of the maps, in pixels of the model's square.
         score_grid (`int`): height and width of the grid that pictures are scored on.
         mixed_precision (`str`): "auto" runs the UNet in bfloat16 where the hardware has it and calibration found the
             scores to agree, "no" never does, "bf16" always.
+        class_label (`int`, *optional*): of a UNet for several categories, the one that this pipeline scores.
     """
 
     model_cpu_offload_seq = "feature_extractor->unet"
-    _optional_components: ClassVar = ["gaussian", "memory", "calibration"]
+    _optional_components: ClassVar = ["gaussian", "memory", "calibration", "categories"]
 
     def __init__(
         self,
@@ -57,14 +60,16 @@ class AnomalyScoringPipeline(DiffusionPipeline):
         gaussian: ModelMixin | None = None,
         memory: ModelMixin | None = None,
         calibration: ModelMixin | None = None,
+        categories: ModelMixin | None = None,
         patch_size: int = 4,
         data_mean: float = 0.0,
         data_std: float = 0.5,
         timesteps: list[int] = (5, 50, 100),
-        alpha: float = 0.5,
+        alpha: float | None = None,
         smoothing_sigma: float = 4.0,
         score_grid: int = 32,
         mixed_precision: str = "auto",
+        class_label: int | None = None,
     ):
         super().__init__()
         if scheduler.config.variance_type != "learned_range":
@@ -78,6 +83,7 @@ class AnomalyScoringPipeline(DiffusionPipeline):
             gaussian=gaussian,
             memory=memory,
             calibration=calibration,
+            categories=categories,
         )
         self.register_to_config(
             patch_size=patch_size,
@@ -88,17 +94,14 @@ class AnomalyScoringPipeline(DiffusionPipeline):
             smoothing_sigma=smoothing_sigma,
             score_grid=min(score_grid, feature_extractor.config.grid_size),
             mixed_precision=mixed_precision,
+            class_label=class_label,
         )
-
-    @property
-    def resolution(self):
-        """Height and width of the model's square, in pixels."""
-        return self.unet.config.sample_size * self.config.patch_size
 
     @torch.inference_mode()
     def __call__(
         self,
         image,
+        category=None,
         timesteps=None,
         alpha=None,
         false_alarm_rate=None,
@@ -113,6 +116,7 @@ class AnomalyScoringPipeline(DiffusionPipeline):
             image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of them): each at its own size and mode.
                 Arrays are (height, width[, channel]), tensors (channel, height, width); uint8, uint16 or float in
                 [0, 1]. Pictures are squashed to the model's square; maps come back at the picture's own size.
+            category (`str`, *optional*): what the pictures show, for a checkpoint of several categories.
             timesteps (`list[int]`, *optional*): T of Eq. 11, a subset of the calibrated ones.
             alpha (`float`, *optional*): weight of the pixel part, in [0, 1].
             false_alarm_rate (`float`, *optional*): share of good parts that may be rejected, in (0, 1]. The default
@@ -140,9 +144,21 @@ class AnomalyScoringPipeline(DiffusionPipeline):
             >>> print(result.is_anomalous[0], result.p_value[0])
             ```
         """
+        if self.categories is not None or category is not None:
+            return self.for_category(category)(
+                image,
+                timesteps=timesteps,
+                alpha=alpha,
+                false_alarm_rate=false_alarm_rate,
+                batch_size=batch_size,
+                generator=generator,
+                output_type=output_type,
+                return_dict=return_dict,
+            )
+
         # 1. Check inputs
         timesteps = list(self.config.timesteps if timesteps is None else timesteps)
-        alpha = self.config.alpha if alpha is None else float(alpha)
+        alpha = self.alpha if alpha is None else float(alpha)
         self._check_inputs(timesteps, alpha, false_alarm_rate, batch_size, output_type)
         samples, sizes = preprocess(image, self.resolution)
         noise = self._noise_fields(timesteps, generator)
@@ -192,7 +208,7 @@ class AnomalyScoringPipeline(DiffusionPipeline):
             `dict`: p_value, is_anomalous, pred_mask (tensors), false_alarm_rate, image_threshold and pixel_threshold
             as in `AnomalyScoringOutput`.
         """
-        alpha = self.config.alpha if alpha is None else alpha
+        alpha = self.alpha if alpha is None else alpha
         timesteps = self.config.timesteps if timesteps is None else timesteps
         rate = self.calibration.effective_rate(false_alarm_rate)
         pixel_threshold = self.calibration.pixel_threshold(rate, alpha, timesteps)
@@ -210,91 +226,6 @@ class AnomalyScoringPipeline(DiffusionPipeline):
             "image_threshold": self.calibration.image_threshold(rate, alpha, timesteps),
             "pixel_threshold": pixel_threshold,
         }
-
-    @torch.inference_mode()
-    def measure(self, samples, timesteps, noise, mixed_precision=None):
-        """KL (Eq. 9), feature error (Eq. 10) and distances from good features, before any normalisation.
-
-        Args:
-            samples (`torch.Tensor`): float in [-1, 1], (batch, 3, resolution, resolution).
-            timesteps (`list[int]`): T.
-            noise (`torch.Tensor`): one field per timestep, (len(timesteps), 3, resolution, resolution).
-            mixed_precision (`str`, *optional*): overrides the pipeline's own setting.
-
-        Returns:
-            `Measurement`: averages over the cells of the score grid.
-        """
-        device, count, grid = self.unet.device, len(timesteps), self.config.score_grid
-        sample = samples.to(device)
-        features = self.feature_extractor(sample)
-        distances = [
-            F.interpolate(reference(features)[:, None], size=(grid, grid), mode="bilinear", align_corners=False)
-            for reference in self.references
-        ]
-        sample = normalize_contrast(sample, self.config.data_mean, self.config.data_std)
-        sample = sample.repeat_interleave(count, dim=0)
-        t = torch.tensor(timesteps, device=device).repeat(len(samples))
-        alphas_cumprod = self.scheduler.alphas_cumprod.to(device)
-        noisy_sample = add_noise(sample, noise.to(device).repeat(len(samples), 1, 1, 1), alphas_cumprod, t)
-        with torch.autocast(device.type, torch.bfloat16, enabled=self._uses_bfloat16(mixed_precision)):
-            predicted_noise, predicted_variance, predicted_features = predict(
-                self.unet, noisy_sample, t, self.config.patch_size, features.shape[-1]
-            )
-        predicted_features = predicted_features.unflatten(0, (len(samples), count))
-        feature_error = (features[:, None] - predicted_features).square_().mean(dim=2)
-        del features, predicted_features  # the largest tensors of the call
-        bin_width = 2 / 255 * contrast_scale(self.config.data_std)
-        kl = variational_bound(
-            sample, noisy_sample, predicted_noise, predicted_variance, alphas_cumprod, t, bin_width
-        ).mean(dim=1)
-        return Measurement(
-            F.adaptive_avg_pool2d(kl.unflatten(0, (len(samples), count)), grid),
-            F.adaptive_avg_pool2d(feature_error, grid),
-            torch.cat(distances, dim=1) if distances else kl.new_zeros(len(samples), 0, grid, grid),
-        )
-
-    @property
-    def references(self):
-        """What the features of a picture are compared with: Gaussian and memory, those that the checkpoint has."""
-        return [reference for reference in (self.gaussian, self.memory) if reference is not None]
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
-        """Load a checkpoint, a folder or a Hub id, with this project's own classes: no code from it is run.
-
-        Args:
-            pretrained_model_name_or_path (`str` or `Path`): a folder that `save_pretrained` wrote, or a Hub id.
-            **kwargs: `torch_dtype`; components or scalars to use instead of the checkpoint's; `revision`, `token`,
-                `cache_dir` and `local_files_only` for the Hub.
-        """
-        classes = {
-            "unet": UNet2DModel,
-            "scheduler": DDPMScheduler,
-            "feature_extractor": TimmFeatureExtractor,
-            "gaussian": FeatureGaussian,
-            "memory": FeatureMemory,
-            "calibration": ScoreCalibration,
-        }
-        return cls(**load_components(pretrained_model_name_or_path, cls, classes, kwargs))
-
-    def save_pretrained(self, save_directory, half_precision=False, **kwargs):
-        """Save weights (safetensors), configs, calibration, a short model card and the code that runs them.
-
-        The folder loads in this project and, through `DiffusionPipeline.from_pretrained(folder,
-        trust_remote_code=True)`, anywhere else. Nothing half-written is left if saving fails.
-
-        Args:
-            save_directory (`str` or `Path`): created if it does not exist.
-            half_precision (`bool`): whether networks and references take half the space; they are read back as float32.
-        """
-        save_checkpoint(self, super().save_pretrained, save_directory, half_precision, kwargs)
-
-    def _uses_bfloat16(self, mixed_precision=None):
-        mixed_precision = mixed_precision or self.config.mixed_precision
-        if mixed_precision != "auto":
-            return mixed_precision == "bf16"
-        deviation = None if self.calibration is None else self.calibration.config.bfloat16_deviation
-        return deviation is not None and deviation <= BFLOAT16_TOLERANCE and has_bfloat16(self.unet.device)
 
     def _noise_fields(self, timesteps, generator):
         if generator is None:

@@ -8,7 +8,7 @@ class Float32Component(ModelMixin):
     """Buffers follow a move to another device, but no change of dtype."""
 
     def _apply(self, fn, recurse=True):
-        before = dict(self.named_buffers())
+        before = dict(self.named_buffers(recurse=False))
         super()._apply(fn, recurse)
         for name, buffer in before.items():
             moved = getattr(self, name)

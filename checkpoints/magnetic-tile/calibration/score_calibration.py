@@ -43,8 +43,12 @@ class ScoreCalibration(Float32Component, ConfigMixin):
         timesteps (`list[int]`): the calibrated T of Eq. 11.
         resolution (`int`): height and width of the model's square.
         grid_size (`int`): height and width of the score grid.
-        num_references (`int`): references of good features that the picture is compared with.
-        reference_weight (`float`): their share of the feature part; the rest is the feature error of Eq. 10.
+        alpha (`float`): weight of the pixel part in Eq. 11, unless a caller asks for another.
+        map_weights (`list[float]`): shares of the feature part in the map, adding to 1: feature error (Eq. 10), then
+            each reference of good features that the picture is compared with.
+        image_weights (`list[float]`): the same for the score of the whole picture.
+        planted_pro, planted_image_auroc (`float`, *optional*): PRO and image AUROC of these weights on the defects
+            planted into good pictures that they were chosen on.
         num_ranked (`int`): good pictures whose scores are ranked.
         num_fitted (`int`): good pictures that the normalisation was fitted on.
         cross_fitted (`bool`): both parts are the same pictures, normalised in turn by the others. The rate is then an
@@ -73,14 +77,20 @@ class ScoreCalibration(Float32Component, ConfigMixin):
         timesteps: list[int] = (5, 50, 100),
         resolution: int = 256,
         grid_size: int = 32,
-        num_references: int = 0,
-        reference_weight: float = 0.0,
+        alpha: float = 0.5,
+        map_weights: list[float] = (1.0,),
+        image_weights: list[float] = (1.0,),
+        planted_pro: float | None = None,
+        planted_image_auroc: float | None = None,
         num_ranked: int = 1,
         num_fitted: int = 1,
         cross_fitted: bool = False,
         bfloat16_deviation: float | None = None,
     ):
         super().__init__()
+        if len(map_weights) != len(image_weights):
+            raise ValueError(f"map_weights are {len(map_weights)}, but image_weights {len(image_weights)}.")
+        num_references = len(map_weights) - 1
         count, subsets, parts = len(timesteps), 2 ** len(timesteps) - 1, 2 + num_references
         self.register_buffer("noise", torch.zeros(count, 3, resolution, resolution))
         for name in ("kl", "feature_error"):
@@ -119,15 +129,8 @@ class ScoreCalibration(Float32Component, ConfigMixin):
 
     def two_parts(self, parts):
         """Pixel part, and feature error with the references as one: (batch, parts, …) to (batch, 2, …)."""
-        weights = self.part_weights(0.0).to(parts.device).view(-1, 1, 1)
-        return torch.stack([parts[:, 0], (parts * weights).sum(dim=1)], dim=1)
-
-    def part_weights(self, alpha):
-        """Weight of each part in Eq. 11, (parts,): alpha for KL, the rest shared by feature error and references."""
-        references = self.config.num_references
-        share = self.config.reference_weight if references else 0.0
-        feature_weights = [1 - share] + [share / max(references, 1)] * references
-        return torch.tensor([alpha] + [(1 - alpha) * weight for weight in feature_weights], dtype=torch.float32)
+        weights = torch.tensor(self.config.map_weights, device=parts.device).view(-1, 1, 1)
+        return torch.stack([parts[:, 0], (parts[:, 1:] * weights).sum(dim=1)], dim=1)
 
     def image_score(self, parts, alpha, timesteps):
         """Anomaly score of each picture: the worst places of each part, standardised and blended as in Eq. 11.
@@ -189,8 +192,9 @@ class ScoreCalibration(Float32Component, ConfigMixin):
     def _blend_scores(self, worst, alpha, timesteps):
         subset = self._subset(timesteps)
         standardized = (worst - self.part_score_mean[subset]) / self.part_score_std[subset]
+        weights = torch.tensor([alpha] + [(1 - alpha) * weight for weight in self.config.image_weights])
         # Not a matrix product: its rounding could depend on the batch size, and a score must not.
-        return (standardized * self.part_weights(alpha).to(standardized.device)).sum(dim=-1)
+        return (standardized * weights.to(standardized.device)).sum(dim=-1)
 
     def _column(self, table, alpha, timesteps):
         """Largest map values of the good pictures for one alpha and subset of timesteps, (n,).

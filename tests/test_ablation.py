@@ -1,0 +1,27 @@
+"""The ablation, with the tiny pipeline where a trained model would be."""
+
+import json
+
+import pytest
+from conftest import TILES
+
+from benchmarks import ablation, category
+
+
+@pytest.mark.usefixtures("one_core")
+def test_each_variant_is_measured_on_planted_and_on_real_defects(tiny_pipeline, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(category, "RESOLUTION", 64)
+    monkeypatch.setattr(category, "NUM_PLANTED", 12)
+    tiny_pipeline.save_pretrained(tmp_path / "models" / f"{TILES.name}-0")
+    ablation.main([str(TILES), "--output_dir", str(tmp_path)])
+    rows = {row["variant"]: row for row in json.loads((tmp_path / "ablation.json").read_text())}
+    shipped = rows["as shipped"]
+    metrics = ("planted_image_auroc", "planted_pro", "image_auroc", "pro")
+    assert all(0 <= row[metric] <= 1 for row in rows.values() for metric in metrics)
+    for metric in metrics:
+        assert rows["score: mean of the worst 1 %"][metric] == shipped[metric]
+    assert rows["smoothing 8 pixels"]["planted_pro"] != shipped["planted_pro"]
+    assert rows["smoothing 8 pixels"]["image_auroc"] == shipped["image_auroc"]
+    assert rows["score: mean of all"]["planted_image_auroc"] != shipped["planted_image_auroc"]
+    assert rows["T = 5"]["planted_pro"] != rows["T = 100"]["planted_pro"]
+    assert "rank correlation" in capsys.readouterr().out
