@@ -197,10 +197,10 @@ def test_bad_files_are_refused_in_one_sentence(client, tmp_path):
     assert_sentence(visitors_error(client, tmp_path / "huge.png"), "9000×8000 pixels", "at most 64 million")
 
 
-def test_refused_picture_leaves_the_page_working(client, tmp_path):
+def test_refused_picture_leaves_the_page_working(client, tiny_pipeline, tmp_path):
     (tmp_path / "text.png").write_text("no picture")
     visitors_error(client, tmp_path / "text.png")
-    assert inspect(client, TILE)[3]["p_value"] == 0.48
+    assert_same_verdict(inspect(client, TILE)[3], tiny_pipeline(Image.open(TILE), false_alarm_rate=0.2))
 
 
 def test_uploads_of_more_than_32_megabytes_are_refused(url):
