@@ -25,6 +25,7 @@ from typing import NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
+from scipy.stats import norm
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
@@ -181,14 +182,15 @@ def summarize(pool, seed=0):
     Returns:
         `dict`: fitted, ranked, new (pictures in a split); uniformity (see there); rates, one dict for each promise: the
         rate asked for, the promised (effective) one, the exact one of exchangeable pictures without ties, the measured
-        one (mean over splits), its 95 % interval and whether the promise is kept, that is, not below the interval.
+        one (mean over splits), its interval (95 % for all rates together) and whether the promise is kept, that is,
+        not below the interval.
     """
     num_ranked, rates = pool.calibration.config.num_ranked, {}
     for asked in RATES:
         promised = pool.calibration.effective_rate(asked)
         exact = math.floor(promised * (num_ranked + 1) + 1e-9) / (num_ranked + 1)
         measured = (pool.p_values <= promised + 1e-12).double().mean().item()
-        low, high = wilson_interval(measured, independent_pictures(pool))
+        low, high = wilson_interval(measured, independent_pictures(pool), 0.05 / len(RATES))
         row = {"asked": asked, "promised": promised, "exact": exact, "measured": measured}
         row |= {"interval": (low, high), "kept": low <= promised}
         rates.setdefault(promised, row)  # rates too small to be promised all become the smallest that can
@@ -212,9 +214,9 @@ def independent_pictures(pool):
     return splits * one_split if pool.redrawn else one_split
 
 
-def wilson_interval(rate, count):
-    """Wilson's 95 % interval, (low, high), of a share measured on `count` independent pictures."""
-    spread = 1.96**2 / count
+def wilson_interval(rate, count, error=0.05):
+    """Wilson's interval, (low, high), of a share measured on `count` independent pictures; 95 % by default."""
+    spread = float(norm.isf(error / 2)) ** 2 / count
     centre, margin = rate + spread / 2, math.sqrt(spread * rate * (1 - rate) + spread**2 / 4)
     return (centre - margin) / (1 + spread), (centre + margin) / (1 + spread)
 
@@ -253,7 +255,7 @@ def distance_from_uniform(values):
 def format_table(results):
     """Markdown: one row for each pool and promise, then a sentence on the uniformity of each pool's p-values."""
     lines = [
-        "| new pictures | asked | promised | exact | measured | 95 % interval | promise |",
+        "| new pictures | asked | promised | exact | measured | 95 % interval of all | promise |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     sentences = [""]
