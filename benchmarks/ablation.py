@@ -28,6 +28,9 @@ from training.metrics import per_region_overlap
 from training.process import keep_large_buffers, use_all_cores
 
 NUM_DRAWS = 4
+PAPER_ALPHA = 0.5
+"""Weight of the pixel part where the network is measured alone, without references."""
+
 REDUCTION = 2
 """Maps are compared on squares this many times smaller than the model's."""
 
@@ -85,14 +88,18 @@ class Measured:
         fit_normalisation(calibration, averaged["good"])
         return {name: calibration.standardize(each, timesteps) for name, each in averaged.items()}
 
-    def row(self, name, draws=1, timesteps=None, sigma=None, image_score=worst_mean):
+    def row(self, name, draws=1, timesteps=None, sigma=None, image_score=worst_mean, network_alone=False):
         """Image AUROC and PRO of one variant, on planted and on real defects."""
         sigma = self.pipe.config.smoothing_sigma if sigma is None else sigma
         config, alpha = self.pipe.calibration.config, self.pipe.alpha
+        map_weights, image_weights = config.map_weights, config.image_weights
+        if network_alone:
+            alpha = PAPER_ALPHA
+            map_weights = image_weights = [1.0] + [0.0] * len(self.pipe.references)
         parts = self.parts(draws, list(timesteps or self.timesteps))
         scores = {kind: image_score(each) for kind, each in parts.items()}
         std, mean = torch.std_mean(scores["good"], dim=0)
-        weights = torch.tensor([alpha, *((1 - alpha) * share for share in config.image_weights)])
+        weights = torch.tensor([alpha, *((1 - alpha) * share for share in image_weights)])
         scores = {kind: ((each - mean) / std * weights).sum(dim=1).numpy() for kind, each in scores.items()}
         real, defective = scores["real"], self.data.defective
         planted = np.concatenate([scores["good"], scores["planted"]])
@@ -101,13 +108,13 @@ class Measured:
             "category": self.data.folder.name,
             "variant": name,
             "planted_image_auroc": float(roc_auc_score(is_planted, planted)),
-            "planted_pro": self._pro(parts["planted"], self.planted_masks, sigma, alpha),
+            "planted_pro": self._pro(parts["planted"], self.planted_masks, sigma, alpha, map_weights),
             "image_auroc": float(roc_auc_score(defective, real)),
-            "pro": self._pro(parts["real"], self.data.masks, sigma, alpha),
+            "pro": self._pro(parts["real"], self.data.masks, sigma, alpha, map_weights),
         }
 
-    def _pro(self, parts, masks, sigma, alpha):
-        shares = torch.tensor(self.pipe.calibration.config.map_weights).view(-1, 1, 1)
+    def _pro(self, parts, masks, sigma, alpha, map_weights):
+        shares = torch.tensor(map_weights).view(-1, 1, 1)
         two_parts = torch.stack([parts[:, 0], (parts[:, 1:] * shares).sum(dim=1)], dim=1)
         maps = render(two_parts, self.pipe.resolution // REDUCTION, sigma / REDUCTION)
         small_masks = [mask[::REDUCTION, ::REDUCTION] for mask in masks]
@@ -118,8 +125,10 @@ def ablate(data):
     """The rows of one category."""
     measured = Measured(data)
     rows = [measured.row("as shipped")]
-    rows += [measured.row(f"{draws} noise draws", draws=draws) for draws in (2, NUM_DRAWS)]
-    rows += [measured.row(f"T = {timestep}", timesteps=[timestep]) for timestep in measured.timesteps]
+    for alone, of in ((False, ""), (True, "network alone, ")):
+        draws = (2, NUM_DRAWS) if not alone else (1, 2, NUM_DRAWS)
+        rows += [measured.row(f"{of}{count} noise draws", draws=count, network_alone=alone) for count in draws]
+        rows += [measured.row(f"{of}T = {t}", timesteps=[t], network_alone=alone) for t in measured.timesteps]
     rows += [measured.row(f"smoothing {sigma:g} pixels", sigma=sigma) for sigma in (0.0, 2.0, 6.0, 8.0)]
     rows += [measured.row(f"score: {name}", image_score=score) for name, score in IMAGE_SCORES.items()]
     return rows

@@ -23,5 +23,6 @@ def test_each_variant_is_measured_on_planted_and_on_real_defects(tiny_pipeline, 
     assert rows["smoothing 8 pixels"]["planted_pro"] != shipped["planted_pro"]
     assert rows["smoothing 8 pixels"]["image_auroc"] == shipped["image_auroc"]
     assert rows["score: mean of all"]["planted_image_auroc"] != shipped["planted_image_auroc"]
+    assert rows["network alone, 1 noise draws"]["planted_pro"] != rows["network alone, 4 noise draws"]["planted_pro"]
     assert rows["T = 5"]["planted_pro"] != rows["T = 100"]["planted_pro"]
     assert "rank correlation" in capsys.readouterr().out
