@@ -223,18 +223,19 @@ def main(argv=None):
         default=os.environ.get("MODEL", str(EMBEDDED_MODEL)),
         help="checkpoint folder or Hub id; the default is $MODEL, else the embedded checkpoint",
     )
+    parser.add_argument("--category", help="what is inspected, for a checkpoint of several categories")
     parser.add_argument("--host", help="address to listen on; the default is $GRADIO_SERVER_NAME, else 127.0.0.1")
     parser.add_argument("--port", type=int, help="the default is $GRADIO_SERVER_PORT, else the first free from 7860")
     args = parser.parse_args(argv)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     keep_large_buffers()
     try:
-        pipe = AnomalyScoringPipeline.from_pretrained(args.model)
+        pipe = AnomalyScoringPipeline.from_pretrained(args.model).for_category(args.category)
         if torch.cuda.is_available():
             pipe.to("cuda")
         pipe(np.zeros((8, 8, 3), np.uint8))  # the first picture takes longest: let it be none of a visitor's
         examples = EXAMPLES if Path(args.model).resolve() == EMBEDDED_MODEL else None
-        demo = build_page(pipe, Path(args.model).name.replace("-", " "), examples)
+        demo = build_page(pipe, (args.category or Path(args.model).name).replace("-", " "), examples)
         demo.launch(server_name=args.host, server_port=args.port, **LAUNCH)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")

@@ -19,20 +19,16 @@ from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 from tqdm.auto import tqdm
 
-from benchmarks.category import Category
-from pipelines.anomaly_maps import blend, render, worst_mean
+from benchmarks.category import PAPER_ALPHA, Category, blended_maps, without_references
+from pipelines.anomaly_maps import worst_mean
 from pipelines.score_calibration import Measurement, ScoreCalibration
 from training.arguments import PRESETS
+from training.blend_weights import REDUCTION
 from training.calibration import draw_noise_fields, fit_normalisation
 from training.metrics import per_region_overlap
 from training.process import keep_large_buffers, use_all_cores
 
 NUM_DRAWS = 4
-PAPER_ALPHA = 0.5
-"""Weight of the pixel part where the network is measured alone, without references."""
-
-REDUCTION = 2
-"""Maps are compared on squares this many times smaller than the model's."""
 
 IMAGE_SCORES = {
     "largest value": lambda parts: parts.amax(dim=(-2, -1)),
@@ -69,15 +65,8 @@ class Measured:
 
     def parts(self, draws, timesteps):
         """Standardised parts of good, planted and real pictures, the first `draws` draws averaged."""
-        config = self.pipe.calibration.config
         chosen = [self.timesteps.index(timestep) for timestep in timesteps]
-        calibration = ScoreCalibration(
-            timesteps,
-            self.pipe.resolution,
-            config.grid_size,
-            map_weights=config.map_weights,
-            image_weights=config.image_weights,
-        )
+        calibration = ScoreCalibration.from_config(self.pipe.calibration.config, timesteps=timesteps)
         averaged = {}
         for name, measurements in self.draws.items():
             kl, error = (
@@ -90,35 +79,30 @@ class Measured:
 
     def row(self, name, draws=1, timesteps=None, sigma=None, image_score=worst_mean, network_alone=False):
         """Image AUROC and PRO of one variant, on planted and on real defects."""
-        sigma = self.pipe.config.smoothing_sigma if sigma is None else sigma
-        config, alpha = self.pipe.calibration.config, self.pipe.alpha
-        map_weights, image_weights = config.map_weights, config.image_weights
+        calibration, alpha = self.pipe.calibration, self.pipe.alpha
         if network_alone:
-            alpha = PAPER_ALPHA
-            map_weights = image_weights = [1.0] + [0.0] * len(self.pipe.references)
+            calibration, alpha = without_references(calibration), PAPER_ALPHA
         parts = self.parts(draws, list(timesteps or self.timesteps))
         scores = {kind: image_score(each) for kind, each in parts.items()}
         std, mean = torch.std_mean(scores["good"], dim=0)
-        weights = torch.tensor([alpha, *((1 - alpha) * share for share in image_weights)])
+        weights = torch.tensor([alpha, *((1 - alpha) * share for share in calibration.config.image_weights)])
         scores = {kind: ((each - mean) / std * weights).sum(dim=1).numpy() for kind, each in scores.items()}
         real, defective = scores["real"], self.data.defective
         planted = np.concatenate([scores["good"], scores["planted"]])
+
+        def pro(kind, masks):
+            maps = blended_maps(self.pipe, calibration, parts[kind], alpha, REDUCTION, sigma)
+            return per_region_overlap([mask[::REDUCTION, ::REDUCTION] for mask in masks], list(maps.numpy()))
+
         is_planted = np.arange(len(planted)) >= len(scores["good"])
         return {
             "category": self.data.folder.name,
             "variant": name,
             "planted_image_auroc": float(roc_auc_score(is_planted, planted)),
-            "planted_pro": self._pro(parts["planted"], self.planted_masks, sigma, alpha, map_weights),
+            "planted_pro": pro("planted", self.planted_masks),
             "image_auroc": float(roc_auc_score(defective, real)),
-            "pro": self._pro(parts["real"], self.data.masks, sigma, alpha, map_weights),
+            "pro": pro("real", self.data.masks),
         }
-
-    def _pro(self, parts, masks, sigma, alpha, map_weights):
-        shares = torch.tensor(map_weights).view(-1, 1, 1)
-        two_parts = torch.stack([parts[:, 0], (parts[:, 1:] * shares).sum(dim=1)], dim=1)
-        maps = render(two_parts, self.pipe.resolution // REDUCTION, sigma / REDUCTION)
-        small_masks = [mask[::REDUCTION, ::REDUCTION] for mask in masks]
-        return per_region_overlap(small_masks, list(blend(*maps.unbind(dim=1), alpha).numpy()))
 
 
 def ablate(data):

@@ -20,12 +20,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from tqdm.auto import tqdm
 
 from benchmarks.bootstrap import standard_errors
-from benchmarks.category import Category
+from benchmarks.category import Category, blended_maps, without_references
+from benchmarks.plotting import pyplot, require_matplotlib
 from benchmarks.rivals import PADIM_REDUCED, padim, patchcore, spade
-from pipelines.anomaly_maps import blend, render, worst_mean
+from pipelines.anomaly_maps import render, worst_mean
 from training.arguments import PRESETS
 from training.blend_weights import choose_weights
 from training.data import GoodImages
@@ -76,8 +78,7 @@ def main(argv=None):
     keep_large_buffers()
     use_all_cores()
     try:
-        if importlib.util.find_spec("matplotlib") is None:
-            raise ValueError("the plot needs matplotlib; install requirements-test.txt.")
+        require_matplotlib()
         if set(args.methods) & set(LIBRARY) and importlib.util.find_spec("anomalib") is None:
             raise ValueError("that method needs anomalib; install it into an environment of its own.")
         results = run(args)
@@ -148,16 +149,11 @@ def _measure(data, method):
 @torch.inference_mode()
 def _ours(data, alpha=None, references=True):
     """Scores and maps of a trained model, with another alpha or without its references where that is asked for."""
-    pipe, calibration = data.pipeline, data.pipeline.calibration
-    stored = {name: calibration.config[name] for name in ("map_weights", "image_weights")}
-    if not references:
-        feature_error_alone = [1.0] + [0.0] * len(pipe.references)
-        calibration.register_to_config(map_weights=feature_error_alone, image_weights=feature_error_alone)
+    pipe = data.pipeline
+    calibration = pipe.calibration if references else without_references(pipe.calibration)
     alpha = pipe.alpha if alpha is None else alpha
-    maps = render(calibration.two_parts(data.parts), pipe.resolution, pipe.config.smoothing_sigma)
     scores = calibration.image_score(data.parts, alpha, list(pipe.config.timesteps))
-    calibration.register_to_config(**stored)
-    return scores, blend(*maps.unbind(dim=1), alpha)
+    return scores, blended_maps(pipe, calibration, data.parts, alpha)
 
 
 @torch.inference_mode()
@@ -178,9 +174,8 @@ def _references(data):
         for parts in (held_out, distances(samples for samples, _ in data.planted), distances(data.test))
     )
     masks = torch.cat([masks for _, masks in data.planted])
-    no_kl = (torch.zeros_like(parts[:, :1]) for parts in (held_out, planted))
-    with_kl = [torch.cat([kl, parts], dim=1) for kl, parts in zip(no_kl, (held_out, planted), strict=True)]
-    weights = choose_weights(*with_kl, masks, data.resolution, SMOOTHING_SIGMA, alpha=0.0)
+    with_empty_kl = (F.pad(parts, (0, 0, 0, 0, 1, 0)) for parts in (held_out, planted))
+    weights = choose_weights(*with_empty_kl, masks, data.resolution, SMOOTHING_SIGMA, alpha=0.0)
     map_weights, image_weights = torch.tensor(weights.map_weights), torch.tensor(weights.image_weights)
     std, mean = torch.std_mean(worst_mean(held_out), dim=0)
     scores = ((worst_mean(new) - mean) / std * image_weights).sum(dim=1)
@@ -243,15 +238,10 @@ def _rows(title, rows):
 
 def plot(results, path):
     """Image AUROC and PRO of every method and category, with standard errors, as a PNG."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     summary = summarize(results)
     categories = list(dict.fromkeys(category for category, _ in summary))
     methods = list(dict.fromkeys(method for _, method in summary))
-    figure, panels = pyplot.subplots(1, 2, figsize=(12, 1.2 + 0.32 * len(methods)), sharey=True)
+    figure, panels = pyplot().subplots(1, 2, figsize=(12, 1.2 + 0.32 * len(methods)), sharey=True)
     for panel, (metric, title) in zip(panels, (("image_auroc", "image AUROC"), ("pro", "PRO")), strict=True):
         for offset, category in enumerate(categories):
             values, errors = zip(*(summary[category, method][metric] for method in methods), strict=True)

@@ -13,7 +13,6 @@ checkpoint's weights of Eq. 11, and give p-values to pictures that took no part.
 """
 
 import argparse
-import importlib.util
 import json
 import logging
 import math
@@ -29,6 +28,7 @@ from scipy.stats import norm
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from benchmarks.plotting import pyplot, require_matplotlib
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from pipelines.score_calibration import Measurement, ScoreCalibration
 from training.calibration import FITTED_SHARE, fit_image_ranks
@@ -76,8 +76,7 @@ def main(argv=None):
     keep_large_buffers()
     use_all_cores()
     try:
-        if importlib.util.find_spec("matplotlib") is None:
-            raise ValueError("the plot needs matplotlib; install requirements-test.txt.")
+        require_matplotlib()
         pools = run(args)
     except ValueError as error:
         sys.exit(f"error: {error}")
@@ -275,12 +274,7 @@ def format_table(results):
 
 def plot(pools, results, path):
     """Promised against measured rates with their intervals, and the distribution of smoothed p-values, as a PNG."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, (rates, distribution) = pyplot.subplots(1, 2, figsize=(11, 4.5))
+    figure, (rates, distribution) = pyplot().subplots(1, 2, figsize=(11, 4.5))
     for name, pool in pools.items():
         rows = results[name]["rates"]
         promised, measured = ([row[key] for row in rows] for key in ("promised", "measured"))

@@ -9,7 +9,10 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from pipelines.anomaly_maps import blend, render
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
+from pipelines.score_calibration import ScoreCalibration
+from training.arguments import CALIBRATION_FRACTION
 from training.calibration import NUM_PLANTED
 from training.data import GoodImages, find_good_images, find_labelled_images, hold_out, read_image
 from training.evaluate import nearest_mask
@@ -18,7 +21,9 @@ from training.planted_defects import PlantedDefects
 
 RESOLUTION = 256
 FEATURE_GRID = 64
-HELD_OUT = 0.25
+
+PAPER_ALPHA = 0.5
+"""The paper's weight of the pixel part, the same for all categories."""
 
 
 class Category:
@@ -37,7 +42,7 @@ class Category:
         self.output_dir, self.max_train_steps = output_dir, max_train_steps
         self.labelled = find_labelled_images(folder)
         self.files = find_good_images(folder)
-        self.training_files, self.held_out = hold_out(self.files, HELD_OUT, seed)
+        self.training_files, self.held_out = hold_out(self.files, CALIBRATION_FRACTION, seed)
         self.defective = np.array([item.defect != "good" for item in self.labelled])
         sizes = [read_image(item.path).size[::-1] for item in self.labelled]
         masks = [item.read_mask(size) for item, size in zip(self.labelled, sizes, strict=True)]
@@ -75,33 +80,58 @@ class Category:
         return standardized_parts(self.pipeline, self.test)
 
     def trained(self, variant="", options=()):
-        """A model of ours trained with further options of `training/train.py`."""
+        """A model of ours trained with further options of `training/train.py`, which `variant` names."""
         name = "-".join(part for part in (self.folder.name, str(self.seed), variant) if part)
-        options = ["--feature_extractor", self.backbone, *options]
-        return train([self.folder], self.output_dir / "models" / name, self.seed, self.max_train_steps, options)
+        return train([self.folder], name, self.seed, self.backbone, self.output_dir, self.max_train_steps, options)
 
 
-def train(folders, checkpoint, seed, max_train_steps=None, options=()):
-    """Load the model of a folder, after training it there if it does not exist (or going on where that was stopped).
+def train(folders, name, seed, backbone, output_dir, max_train_steps=None, options=()):
+    """Load the model `name` from OUT/models, after training it if it is not there (or going on where that stopped).
+
+    A model trained for other than the preset's steps has them in its folder's name.
 
     Raises:
-        ValueError: if training fails.
+        ValueError: if training fails, or the model that is there has another backbone.
     """
-    checkpoint = Path(checkpoint).resolve()
+    steps = f"-{max_train_steps}-steps" if max_train_steps else ""
+    checkpoint = (Path(output_dir) / "models" / f"{name}{steps}").resolve()
     if not (checkpoint / "model_index.json").is_file():
         command = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "training/train.py"]
         command += ["--train_data_dir", *(str(Path(folder).resolve()) for folder in folders)]
-        command += ["--output_dir", str(checkpoint), "--seed", str(seed), "--resume_from_checkpoint", "latest"]
+        command += ["--output_dir", str(checkpoint), "--seed", str(seed), "--feature_extractor", backbone]
+        command += ["--resume_from_checkpoint", "latest"]
         command += ["--max_train_steps", str(max_train_steps)] if max_train_steps else []
         if subprocess.run([*command, *options], cwd=Path(__file__).resolve().parents[1]).returncode:
             raise ValueError(f"training {checkpoint.name} failed; its reason is printed above.")
-    return AnomalyScoringPipeline.from_pretrained(checkpoint)
+    pipe = AnomalyScoringPipeline.from_pretrained(checkpoint)
+    found = pipe.feature_extractor.config.backbone_name
+    if found != backbone:
+        raise ValueError(f"{checkpoint} has the backbone {found}, not {backbone}; choose another --output_dir.")
+    return pipe
+
+
+def without_references(calibration):
+    """A copy of a `ScoreCalibration` whose feature part is the feature error of Eq. 10 alone."""
+    weights = [1.0] + [0.0] * (len(calibration.config.map_weights) - 1)
+    copy = ScoreCalibration.from_config(calibration.config, map_weights=weights, image_weights=weights)
+    copy.load_state_dict(calibration.state_dict())
+    return copy
+
+
+def blended_maps(pipe, calibration, parts, alpha, reduction=1, sigma=None):
+    """Anomaly maps of standardised parts, (pictures, size, size), size being the model's divided by `reduction`.
+
+    Weights are those of `calibration`; `sigma` (pixels of the model's square) defaults to the pipeline's smoothing.
+    """
+    sigma = pipe.config.smoothing_sigma if sigma is None else sigma
+    maps = render(calibration.two_parts(parts), pipe.resolution // reduction, sigma / reduction)
+    return blend(*maps.unbind(dim=1), alpha)
 
 
 @torch.inference_mode()
-def standardized_parts(pipe, batches, timesteps=None):
+def standardized_parts(pipe, batches):
     """What the calibration makes of batches of samples: (pictures, parts, grid, grid)."""
-    timesteps = list(pipe.config.timesteps) if timesteps is None else timesteps
+    timesteps = list(pipe.config.timesteps)
     noise = pipe.calibration.noise_fields(timesteps)
     measured = (pipe.measure(batch, timesteps, noise) for batch in batches)
     return torch.cat([pipe.calibration.standardize(batch, timesteps) for batch in measured])

@@ -10,7 +10,6 @@ Models are kept in OUT/models and trained when they are not there. Nothing is ch
 """
 
 import argparse
-import importlib.util
 import json
 import sys
 from dataclasses import dataclass
@@ -24,12 +23,22 @@ import torch.nn.functional as F
 from scipy.stats import spearmanr
 from tqdm.auto import tqdm
 
-from benchmarks.category import Category, standardized_parts, train
-from pipelines.anomaly_maps import blend, render
+from benchmarks.category import (
+    PAPER_ALPHA,
+    Category,
+    blended_maps,
+    standardized_parts,
+    train,
+    without_references,
+)
+from benchmarks.plotting import pyplot, require_matplotlib
 from pipelines.denoising_network import predict
 from pipelines.gaussian_diffusion import add_noise, predict_sample
 from pipelines.image_preprocessing import normalize_contrast
+from pipelines.score_calibration import Measurement, ScoreCalibration
 from training.arguments import PRESETS
+from training.blend_weights import REDUCTION
+from training.calibration import fit_normalisation
 from training.metrics import pixel_metrics
 from training.process import keep_large_buffers, use_all_cores
 
@@ -53,7 +62,6 @@ PAPER_TABLE_1 = {
 """Pixel AUROC and PRO in per cent of PaDiM, CFlow, DRAEM and the paper's method (same settings everywhere)."""
 
 PAPER_COLUMNS = ("PaDiM", "CFlow", "DRAEM", "the paper")
-PAPER_ALPHA = 0.5
 STRIDES = ([16], [8, 16], [4, 8, 16], [2, 4, 8, 16])
 GRIDS = (8, 16)
 """Tried beside the preset's grid, which is that of the UNet."""
@@ -80,14 +88,10 @@ class Row:
 
 def measure(data, pipe, parts, method, alpha=None, references=True, masks=None, reduction=1):
     """Pixel metrics of the maps that a pipeline's parts give, on a square that is `reduction` times smaller."""
-    weights = torch.tensor(pipe.calibration.config.map_weights if references else [1.0, 0.0, 0.0])
-    feature_part = (parts[:, 1:] * weights[: parts.shape[1] - 1].view(-1, 1, 1)).sum(dim=1)
-    two_parts = torch.stack([parts[:, 0], feature_part], dim=1)
-    maps = render(two_parts, pipe.resolution // reduction, pipe.config.smoothing_sigma / reduction)
-    blended = blend(*maps.unbind(dim=1), pipe.alpha if alpha is None else alpha)
+    calibration = pipe.calibration if references else without_references(pipe.calibration)
+    maps = blended_maps(pipe, calibration, parts, pipe.alpha if alpha is None else alpha, reduction)
     masks = [mask[::reduction, ::reduction] for mask in (data.masks if masks is None else masks)]
-    metrics = pixel_metrics(masks, list(blended.numpy()))
-    return Row(data.folder.name, method, **metrics)
+    return Row(data.folder.name, method, **pixel_metrics(masks, list(maps.numpy())))
 
 
 def table1(args):
@@ -125,8 +129,9 @@ def table3(args):
         raise ValueError("table3 compares one model for several categories with separate ones; name at least two.")
     steps = args.max_train_steps or PRESETS["fast"]["max_train_steps"]
     name = "unified-" + "-".join(sorted(Path(folder).resolve().name for folder in args.categories))
-    path = Path(args.output_dir) / "models" / f"{name}-{args.seed}"
-    unified = train(args.categories, path, args.seed, UNIFIED_FACTOR * steps, ["--feature_extractor", args.backbone])
+    unified = train(
+        args.categories, f"{name}-{args.seed}", args.seed, args.backbone, args.output_dir, UNIFIED_FACTOR * steps
+    )
     rows = []
     for data in _categories(args):
         for method, pipe in (("separate", data.pipeline), ("unified", unified.for_category(data.folder.name))):
@@ -140,13 +145,16 @@ def figure5(args):
     """PRO and pixel AUROC for alpha from 0 to 1, on real defects and on those planted into held-out good pictures."""
     rows = []
     for data in _categories(args):
-        planted = standardized_parts(data.pipeline, (samples for samples, _ in data.planted))
+        pipe = data.pipeline
+        planted = standardized_parts(pipe, (samples for samples, _ in data.planted))
         planted_masks = [mask.numpy() for _, masks in data.planted for mask in masks]
         kinds = (("real", data.parts, None), ("planted", planted, planted_masks))
         curves = {}
         for kind, parts, masks in kinds:
             curves[kind] = [
-                measure(data, data.pipeline, parts, f"{kind}, alpha {alpha:.1f}", alpha, masks=masks, reduction=2)
+                measure(
+                    data, data.pipeline, parts, f"{kind}, alpha {alpha:.1f}", alpha, masks=masks, reduction=REDUCTION
+                )
                 for alpha in tqdm(ALPHAS, desc=f"{data.folder.name}, {kind}", unit="alpha")
             ]
             rows += curves[kind]
@@ -161,15 +169,25 @@ def figure6(args):
     rows = []
     for data in _categories(args):
         pipe = data.pipeline
-        good = rgb_difference(pipe, tqdm(data.batches(data.held_out), desc="RGB, good", unit="batch"))
-        new = rgb_difference(pipe, tqdm(data.test, desc="RGB, test", unit="batch"))
-        std, mean = torch.std_mean(good, dim=(0, 2, 3), keepdim=True)
         rgb_parts = data.parts.clone()
-        rgb_parts[:, :1] = ((new - mean) / std).mean(dim=1, keepdim=True)
+        rgb_parts[:, :1] = standardized_rgb(
+            pipe,
+            rgb_difference(pipe, tqdm(data.batches(data.held_out), desc="RGB, good", unit="batch")),
+            rgb_difference(pipe, tqdm(data.test, desc="RGB, test", unit="batch")),
+        )
         for name, parts in (("KL", data.parts), ("RGB", rgb_parts)):
             rows.append(measure(data, pipe, parts, f"{name} alone", 1.0))
             rows.append(measure(data, pipe, parts, f"{name} with Eq. 10, alpha {PAPER_ALPHA}", PAPER_ALPHA, False))
     return rows
+
+
+def standardized_rgb(pipe, good, new):
+    """RGB differences of new pictures in deviations of good ones at each timestep and place, exactly as KL is."""
+    timesteps, grid = list(pipe.config.timesteps), pipe.config.score_grid
+    calibration = ScoreCalibration(timesteps, pipe.resolution, grid)
+    good, new = (Measurement(maps, maps, maps.new_zeros(len(maps), 0, grid, grid)) for maps in (good, new))
+    fit_normalisation(calibration, good)
+    return calibration.standardize(new, timesteps)[:, :1]
 
 
 @torch.inference_mode()
@@ -191,12 +209,7 @@ def rgb_difference(pipe, batches):
 
 def plot_alpha(rows, path):
     """PRO against alpha for each category, real defects drawn through and planted ones dashed, as a PNG."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, panel = pyplot.subplots(figsize=(6, 4))
+    figure, panel = pyplot().subplots(figsize=(6, 4))
     for index, category in enumerate(dict.fromkeys(row.category for row in rows)):
         for kind, style in (("real", "-"), ("planted", "--")):
             values = [row.pro for row in rows if row.category == category and row.method.startswith(kind)]
@@ -246,8 +259,7 @@ def main(argv=None):
     use_all_cores()
     output_dir = Path(args.output_dir)
     try:
-        if importlib.util.find_spec("matplotlib") is None:
-            raise ValueError("the plots need matplotlib; install requirements-test.txt.")
+        require_matplotlib()
         output_dir.mkdir(parents=True, exist_ok=True)
         rows = TABLES[args.what](args)
     except (ValueError, OSError) as error:

@@ -45,9 +45,10 @@ def random_pictures(pipe, batch_size):
     return list(np.random.default_rng(0).integers(0, 256, shape, "uint8"))
 
 
-def peak_memory_of(model, precision, batch_size):
+def peak_memory_of(model, category, precision, batch_size):
     """Peak memory in GB of a fresh process that loads a checkpoint and scores three batches."""
     command = [sys.executable, __file__, "--model", model, "--batch_size", str(batch_size), "--memory_of", precision]
+    command += ["--category", category] if category else []
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
@@ -82,13 +83,14 @@ def main():
     """Measure and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--model", default="checkpoints/magnetic-tile", help="checkpoint folder")
+    parser.add_argument("--category", help="for a checkpoint of several categories")
     parser.add_argument("--batch_size", type=int, default=8, help="pictures per batch")
     parser.add_argument("--repeats", type=int, default=5, help="timed batches")
     parser.add_argument("--memory_of", choices=PRECISIONS, help="print only the peak memory in GB of this precision")
     args = parser.parse_args()
     keep_large_buffers()
     use_all_cores()
-    pipe = AnomalyScoringPipeline.from_pretrained(args.model)
+    pipe = AnomalyScoringPipeline.from_pretrained(args.model).for_category(args.category)
     pipe.set_progress_bar_config(disable=True)
     if args.memory_of:
         pipe.register_to_config(mixed_precision=args.memory_of)
@@ -114,7 +116,7 @@ def main():
         )
     for precision, name in PRECISIONS.items():
         if any(name == measured for _, measured, _ in rows):
-            memory = peak_memory_of(args.model, precision, args.batch_size)
+            memory = peak_memory_of(args.model, args.category, precision, args.batch_size)
             print(f"peak memory of a process that scores in {name}: {memory:.2f} GB")
 
 

@@ -51,13 +51,15 @@ class TrainedModel:
                 raise ValueError(f"this checkpoint knows one category only; leave category {category!r} out.")
             return self
         settings = {name: self.config[name] for name in SHARED_SETTINGS}
-        return type(self)(
+        view = type(self)(
             unet=self.unet,
             scheduler=self.scheduler,
             feature_extractor=self.feature_extractor,
             **self.categories.of(category),
             **settings,
         )
+        view.set_progress_bar_config(**getattr(self, "_progress_bar_config", {}))
+        return view
 
     @torch.inference_mode()
     def measure(self, samples, timesteps, noise, mixed_precision=None):

@@ -10,6 +10,7 @@ import torch
 from conftest import TILES
 from scipy.spatial import cKDTree
 from scipy.spatial.distance import mahalanobis
+from sentences import refused
 from sklearn.metrics import roc_auc_score
 
 from benchmarks import accuracy, category
@@ -176,3 +177,20 @@ def test_our_model_and_its_parts_are_measured_on_a_category(tiny_pipeline, tmp_p
     for each in measured:
         assert 0 <= each["image_auroc"] <= 1
         assert each["standard_error"].keys() == set(accuracy.METRICS)
+
+
+def test_a_kept_model_serves_only_the_backbone_and_the_steps_it_was_trained_for(tiny_pipeline, tmp_path, monkeypatch):
+    tiny_pipeline.save_pretrained(tmp_path / "models" / f"{TILES.name}-0")
+    commands = []
+    monkeypatch.setattr(
+        category.subprocess, "run", lambda command, **_: commands.append(command) or SimpleNamespace(returncode=1)
+    )
+    data = category.Category(TILES, 0, "tf_efficientnet_lite0", tmp_path)
+    assert data.pipeline.unet.config.sample_size == 16
+    assert commands == []
+    with refused(ValueError, "tf_efficientnet_lite0", "resnet18"):
+        category.Category(TILES, 0, "resnet18", tmp_path).trained()
+    with refused(ValueError, f"{TILES.name}-0-7-steps"):
+        category.Category(TILES, 0, "tf_efficientnet_lite0", tmp_path, max_train_steps=7).trained()
+    assert commands[0][-2:] == ["--max_train_steps", "7"]
+    assert commands[0][commands[0].index("--feature_extractor") + 1] == "tf_efficientnet_lite0"

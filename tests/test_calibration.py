@@ -6,13 +6,14 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from sentences import assert_sentence
 
 from pipelines.anomaly_maps import blend
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from pipelines.score_calibration import NUM_ALPHAS, Measurement, ScoreCalibration, timestep_subsets
 from training.calibration import (
+    FITTED_SHARE,
     MIN_DISJOINT,
     describe,
     draw_noise_fields,
@@ -20,7 +21,7 @@ from training.calibration import (
     fit_normalisation,
     main,
 )
-from training.data import GoodImages, find_good_images
+from training.data import GoodImages, find_good_images, hold_out
 
 TIMESTEPS = [5, 50, 100]
 RATES = ["0.001", "0.01", "0.02", "0.03", "0.05", "0.07", "0.1", "0.29", "0.57", "0.58", "0.99", "1"]
@@ -304,6 +305,22 @@ def test_ranked_pictures_and_those_that_fit_the_normalisation_are_disjoint(disjo
         torch.testing.assert_close(means, getattr(maps, name).mean(dim=(0, 2, 3)), rtol=0.02, atol=0)
     torch.testing.assert_close(calibration.reference_mean, maps.reference.mean(dim=(0, 2, 3)))
     assert_standard(calibration, maps)
+
+
+def test_weights_are_chosen_without_a_look_at_the_ranked_pictures(disjoint_pipeline, many_files, tmp_path):
+    ranked, fitted = hold_out(many_files, FITTED_SHARE, "ranks 0")
+    files = []
+    for path in many_files:
+        files.append(tmp_path / path.parent.name / path.name)  # the split goes by these names
+        files[-1].parent.mkdir(exist_ok=True)
+        picture = Image.open(path)
+        (ImageOps.invert(picture) if path in ranked else picture).save(files[-1])
+    other = fit_calibration(disjoint_pipeline, files, TIMESTEPS)
+    calibration = disjoint_pipeline.calibration
+    assert len(fitted) == other.config.num_fitted
+    for name in ("alpha", "map_weights", "image_weights", "planted_pro", "planted_image_auroc"):
+        assert other.config[name] == calibration.config[name], name
+    assert (other.part_scores - calibration.part_scores).abs().mean() > 1
 
 
 def assert_standard(calibration, maps):

@@ -116,6 +116,20 @@ def test_a_category_must_be_named_where_there_are_several_and_left_out_where_the
         tiny_pipeline(Image.new("L", (64, 64)), category="tile")
 
 
+def test_a_category_keeps_the_settings_of_the_whole(unified, negative_files, capfd):
+    loaded = AnomalyScoringPipeline.from_pretrained(unified, alpha=0.2)
+    view = loaded.for_category("negative")
+    assert view.alpha == 0.2
+    assert list(view.config.timesteps) == TIMESTEPS
+    assert view.unet is loaded.unet
+    pictures = [Image.open(path) for path in negative_files[:2]]
+    for is_disabled in (False, True):
+        loaded.set_progress_bar_config(disable=is_disabled)
+        capfd.readouterr()
+        loaded(pictures, category="negative", batch_size=1)
+        assert ("2/2" in capfd.readouterr().err) != is_disabled
+
+
 def test_one_category_is_recalibrated_and_the_other_left_as_it_was(unified, negative_files, tmp_path):
     output = tmp_path / "again"
     options = ["--model", str(unified), "--data_dir", str(negative_files[0].parent), "--output_dir", str(output)]

@@ -73,6 +73,20 @@ def test_rgb_difference_is_that_of_the_predicted_picture(tiny_pipeline, tile_fil
     assert difference[:, [0, 2]].max() < 1e-4
 
 
+def test_rgb_is_standardised_place_by_place_as_kl_is(tiny_pipeline):
+    generator = torch.Generator().manual_seed(0)
+    scale = torch.ones(3, 16, 16)
+    scale[:, :8] = 3.0  # good pictures differ three times as much in their upper half
+    good, new = (scale * torch.rand(400, 3, 16, 16, generator=generator) for _ in range(2))
+    standardized = paper.standardized_rgb(tiny_pipeline, good, new)
+    assert standardized.shape == (400, 1, 16, 16)
+    upper, lower = standardized[:, :, :6].std(), standardized[:, :, 10:].std()
+    assert 0.5 < lower / upper < 1  # a common deviation would leave a third
+    moved = new.clone()
+    moved[:, :, 12] += 1
+    assert (paper.standardized_rgb(tiny_pipeline, good, moved) - standardized)[:, :, 12].mean() > 0
+
+
 def test_one_category_is_not_enough_for_table_3(tmp_path):
     with refused(SystemExit, "at least two"):
         paper.main(["table3", str(TILES), "--output_dir", str(tmp_path)])

@@ -37,6 +37,9 @@ PRESETS = {
 """fast: a CPU trains it in less than an hour. paper: the paper's network and settings, for a GPU."""
 
 
+CALIBRATION_FRACTION = 0.25
+
+
 def parse_args(argv=None):
     """Parse the command line; what a preset fixes can be overridden one by one."""
     parser = _build_parser()
@@ -64,7 +67,10 @@ def _build_parser():
     data.add_argument("--resolution", type=int, default=256, help="pictures are squashed to this square")
     data.add_argument("--rotation_degrees", type=float, default=5.0, help="largest random rotation either way")
     data.add_argument(
-        "--calibration_fraction", type=float, default=0.25, help="share of the good pictures held out for calibration"
+        "--calibration_fraction",
+        type=float,
+        default=CALIBRATION_FRACTION,
+        help="share of the good pictures held out for calibration",
     )
     data.add_argument("--dataloader_num_workers", type=int, default=1, help="processes that read pictures")
 
@@ -79,7 +85,7 @@ def _build_parser():
         type=int,
         nargs="+",
         default=[2, 4, 8, 16],
-        help="feature maps of the backbone that are used",
+        help="feature maps of a timm model that are used; a checkpoint's extractor keeps its own",
     )
     model.add_argument("--feature_grid", type=int, help="height and width of the features")
     model.add_argument(
@@ -94,7 +100,7 @@ def _build_parser():
     loss = parser.add_argument_group("loss")
     loss.add_argument("--vlb_weight", type=float, default=0.001, help="weight of the variational bound")
     loss.add_argument("--feature_weight", type=float, default=1.0, help="weight of the feature loss (Eq. 10)")
-    loss.add_argument("--snr_gamma", type=float, help="min-SNR weighting of the noise's error; none by default")
+    loss.add_argument("--snr_gamma", type=float, help="min-SNR weighting of the noise's error (see the preset)")
     loss.add_argument("--low_noise_share", type=float, help="share of timesteps drawn below --low_noise_limit")
     loss.add_argument("--low_noise_limit", type=int, default=200, help="see --low_noise_share")
 
@@ -138,6 +144,8 @@ def _check(parser, args):
             parser.error(f"--{name} is {getattr(args, name)}; it must be at least 1")
     if not 0 < args.calibration_fraction < 1:
         parser.error(f"--calibration_fraction is {args.calibration_fraction}; it must lie between 0 and 1")
+    if args.snr_gamma is not None and not args.snr_gamma > 0:
+        parser.error(f"--snr_gamma is {args.snr_gamma}; it must be above 0")
     if args.alpha is not None and not 0 <= args.alpha <= 1:
         parser.error(f"--alpha is {args.alpha}; it must lie in [0, 1]")
     if len(set(args.timesteps)) < len(args.timesteps) or any(not 0 <= t < 1000 for t in args.timesteps):

@@ -52,7 +52,8 @@ def fit_calibration(pipe, files, timesteps, seed=0, batch_size=8, alpha=None):
     """Calibrate a pipeline on good pictures that its model was not trained on.
 
     The pictures that fit the normalisation also serve, with defects planted into them, to choose the weights of
-    Eq. 11; those that are ranked do not, so that the promised rate holds whatever is chosen.
+    Eq. 11; those that are ranked do not, so that the promised rate holds whatever is chosen. (Where pictures are too
+    few to be split, the same do both, and the rate is an estimate.)
 
     Args:
         pipe (`AnomalyScoringPipeline`): its own calibration, if any, is not used.
@@ -101,7 +102,7 @@ def fit_calibration(pipe, files, timesteps, seed=0, batch_size=8, alpha=None):
 
         masks = []
 
-        def planted():
+        def plant_defects():
             images = PlantedDefects(GoodImages(fitted_files, pipe.resolution), NUM_PLANTED, seed)
             for samples, sample_masks in DataLoader(images, batch_size=batch_size):
                 masks.append(sample_masks)
@@ -110,7 +111,7 @@ def fit_calibration(pipe, files, timesteps, seed=0, batch_size=8, alpha=None):
         ranked = measured(good(ranked_files))
         rough = measured(good(bfloat16_files), "bf16") if bfloat16_files else None
         fitted = ranked if cross_fitted else measured(good(fitted_files))
-        planted = measured(planted())
+        planted = measured(plant_defects())
 
     sigma = pipe.config.smoothing_sigma
     fit_normalisation(calibration, fitted)

@@ -56,6 +56,7 @@ class DenoisingLoss:
 
     @property
     def num_timesteps(self):
+        """T of the noise schedule."""
         return self.scheduler.config.num_train_timesteps
 
     def draw_timesteps(self, batch_size, generator):

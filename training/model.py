@@ -89,7 +89,7 @@ def load_pretrained_extractor(name_or_path, grid_size, strides=(2, 4, 8, 16)):
         extractor.register_to_config(grid_size=grid_size)
         round_to_half(extractor.backbone)
         return extractor
-    extractor = TimmFeatureExtractor(name_or_path, sorted(strides), grid_size, **_normalisation(name_or_path))
+    extractor = TimmFeatureExtractor(name_or_path, sorted(set(strides)), grid_size, **_normalisation(name_or_path))
     weights = _packaged_weights(name_or_path)
     if weights is None:
         weights = _hub_weights(name_or_path)

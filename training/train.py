@@ -32,7 +32,10 @@ from training.model import build_scheduler, build_unet, fit_feature_statistics, 
 from training.process import keep_large_buffers, use_all_cores
 
 STATISTICS_PICTURES = 256
-"""Channel statistics and contrast are measured on at most this many pictures."""
+"""Channel statistics and contrast are measured on this many pictures, shared out among the categories."""
+
+MIN_STATISTICS_PICTURES = 8
+"""Of each category, however many there are."""
 
 MIN_CONTRAST = 0.02
 
@@ -198,7 +201,7 @@ def _fit_statistics(args, categories, extractor, accelerator):
 
     They are 0 and 0.5 where contrast is left alone.
     """
-    share = STATISTICS_PICTURES // len(categories)
+    share = max(STATISTICS_PICTURES // len(categories), MIN_STATISTICS_PICTURES)
     chosen = []
     for images in categories:
         places = torch.linspace(0, len(images) - 1, min(len(images), share)).long().tolist()
