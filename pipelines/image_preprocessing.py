@@ -28,10 +28,23 @@ def preprocess(images, resolution):
         TypeError: for something that is not a picture.
         ValueError: for a picture that cannot be read as one: no pixels, too many, NaN, values out of range.
     """
-    pictures = [_to_array(image, f"image {index}") for index, image in enumerate(_as_list(images))]
-    sizes = [picture.shape[:2] for picture in pictures]
+    pictures = read_pictures(images)
+    return to_samples(pictures, resolution), [picture.shape[:2] for picture in pictures]
+
+
+def read_pictures(images):
+    """Pictures as `preprocess` takes them, each to RGB at its own size: uint8, or float32 in [0, 1] beyond 8 bits.
+
+    Returns:
+        `list[np.ndarray]`: (height, width, 3) each.
+    """
+    return [_to_array(image, f"image {index}") for index, image in enumerate(_as_list(images))]
+
+
+def to_samples(pictures, resolution):
+    """Squash what `read_pictures` returned: float32 in [-1, 1], (batch, 3, resolution, resolution)."""
     squares = np.stack([_squash(picture, resolution) for picture in pictures])
-    return torch.from_numpy(squares).permute(0, 3, 1, 2).contiguous().mul_(2).sub_(1), sizes
+    return torch.from_numpy(squares).permute(0, 3, 1, 2).contiguous().mul_(2).sub_(1)
 
 
 def normalize_contrast(sample, data_mean, data_std):
@@ -41,6 +54,11 @@ def normalize_contrast(sample, data_mean, data_std):
     0.5 leave the paper's [-1, 1].
     """
     return (sample - data_mean) * contrast_scale(data_std)
+
+
+def restore_contrast(sample, data_mean, data_std):
+    """The inverse of `normalize_contrast`."""
+    return sample / contrast_scale(data_std) + data_mean
 
 
 def contrast_scale(data_std):
@@ -70,6 +88,31 @@ def to_rgb(image, name="image"):
 def as_uint8(picture):
     """A picture of `to_rgb` as uint8: float32 in [0, 1] is rounded to 256 levels."""
     return picture if picture.dtype == np.uint8 else (picture * 255).round().astype(np.uint8)
+
+
+def read_mask(mask, size, name="mask"):
+    """A mask of the caller's: what is neither 0 nor False is marked.
+
+    Args:
+        mask (`PIL.Image.Image`, `np.ndarray` or `torch.Tensor`): (height, width), a grey or binary picture.
+        size (`tuple[int, int]`): height and width of the picture it belongs to.
+
+    Returns:
+        `torch.Tensor`: bool, (height, width).
+
+    Raises:
+        ValueError: if it has another size than the picture, or more than one channel.
+    """
+    if isinstance(mask, Image.Image):
+        mask = np.asarray(mask.convert("L"))
+    values = torch.from_numpy(np.array(mask)) if isinstance(mask, np.ndarray) else mask
+    if not isinstance(values, torch.Tensor):
+        raise TypeError(f"{name} is a {type(mask).__name__}; a PIL image, an array or a tensor is accepted.")
+    values = values.detach().cpu().squeeze()
+    if tuple(values.shape) != tuple(size):
+        given = "×".join(str(length) for length in reversed(values.shape))
+        raise ValueError(f"{name} is {given} pixels, its picture {size[1]}×{size[0]}; give it the picture's own size.")
+    return values != 0
 
 
 def _as_list(images):

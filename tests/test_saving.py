@@ -16,6 +16,7 @@ from sentences import refused
 
 from pipelines.feature_extraction import TimmFeatureExtractor
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
+from pipelines.pipeline_gradient_denoise import GradientDenoisePipeline
 
 ROOT = Path(__file__).resolve().parents[1]
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -34,11 +35,27 @@ def fingerprint(pipe, files):
     ]
 
 
+def repaired(pipe, files):
+    """Hash of a repaired picture; runs in the fresh processes too. Its mask takes in a quarter of the first picture."""
+    import hashlib
+
+    import numpy as np
+    from PIL import Image
+
+    pipe.set_progress_bar_config(disable=True)
+    image = Image.open(files[0])
+    mask = np.zeros(image.size[::-1])
+    mask[: len(mask) // 2, : mask.shape[1] // 2] = 1
+    output = pipe(image, mask=mask, num_inference_steps=20, num_gradient_steps=5, output_type="np")
+    return hashlib.sha256(output.images[0].tobytes()).hexdigest()
+
+
 SCORING = f"""
 import json, sys
 import torch
 
 {inspect.getsource(fingerprint)}
+{inspect.getsource(repaired)}
 torch.set_num_threads({{threads}})
 files = {{files}}
 """
@@ -54,6 +71,11 @@ except ValueError as error:
 pipe = DiffusionPipeline.from_pretrained("{folder}", trust_remote_code=True)
 answer["module"] = type(pipe).__module__
 answer["scores"] = fingerprint(pipe, files)
+repair = DiffusionPipeline.from_pretrained(
+    "{folder}", custom_pipeline="pipeline_gradient_denoise", trust_remote_code=True
+)
+answer["repair"] = [type(repair).__name__, repaired(repair, files)]
+answer["from_pipe"] = repaired(type(repair).from_pipe(pipe), files)
 pipe.save_pretrained("resaved")
 again = DiffusionPipeline.from_pretrained("resaved", trust_remote_code=True)
 answer["resaved"] = fingerprint(again, files)
@@ -184,6 +206,14 @@ def test_the_local_class_scores_both_bit_by_bit_alike_without_remote_code(
     assert answer[str(tiny_checkpoint)] == expected
     assert answer["resaved"] == expected
     assert answer["remote_modules"] == []
+
+
+def test_a_foreign_process_repairs_like_this_one_with_the_second_pipeline_of_the_folder(
+    foreign, tiny_pipeline, pictures
+):
+    expected = repaired(GradientDenoisePipeline.from_pipe(tiny_pipeline), pictures)
+    assert foreign[0]["repair"] == ["GradientDenoisePipeline", expected]
+    assert foreign[0]["from_pipe"] == expected
 
 
 def test_a_foreign_process_saves_all_that_it_loaded(foreign, tiny_checkpoint, workplace):

@@ -32,7 +32,7 @@ NUM_PROJECTED = 64
 """The greedy coreset is chosen by distances in a random projection to this many dimensions, as PatchCore does."""
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def fit_feature_reference(extractor, images, seed=0, batch_size=8):
     """Fit Gaussian and memory to the standardised features of pictures.
 

@@ -24,6 +24,9 @@ HALF_PRECISION_COMPONENTS = ("unet", "feature_extractor", "gaussian", "memory", 
 FLOAT32_TENSORS = ("feature_", "pixel_", "calibration.")
 """What begins like this stays in float32 all the same: statistics of pixels, features and scores."""
 
+ENTRY_MODULES = ("pipeline_anomaly_scoring", "pipeline_gradient_denoise")
+"""A checkpoint carries the code of both pipelines: the second is loaded by `custom_pipeline`."""
+
 MODEL_INDEX = "model_index.json"
 CARD = "README.md"
 CARD_MARK = "<!-- Written by save_pretrained. Remove this line to keep the card as you edit it. -->"
@@ -157,11 +160,17 @@ def _forget_origin(folder):
 def _write_code(pipe, folder):
     """Copy the code of the pipeline and its components, and name them in `model_index.json` as the loader expects.
 
-    The pipeline's file and its siblings go to the root, each component's file and its siblings into its folder too.
+    The pipelines' files and their siblings go to the root, each component's file and its siblings into its folder too.
+    A foreign process that has loaded one of the pipelines has only that one's code at hand; the other's is taken from
+    the folder that it was loaded from, if it still is there.
     """
     entry = Path(inspect.getfile(type(pipe)))
-    for name in _sibling_modules(entry):
-        shutil.copyfile(entry.parent / f"{name}.py", folder / f"{name}.py")
+    for module in {entry.stem, *ENTRY_MODULES}:
+        for source in (entry.parent, Path(pipe.config.get("_name_or_path") or entry.parent)):
+            if (source / f"{module}.py").is_file():
+                for name in _sibling_modules(source / f"{module}.py"):
+                    shutil.copyfile(source / f"{name}.py", folder / f"{name}.py")
+                break
     index_path = folder / MODEL_INDEX
     index = json.loads(index_path.read_text())
     index["_class_name"] = [entry.stem, type(pipe).__name__]

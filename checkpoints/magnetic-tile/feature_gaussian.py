@@ -70,9 +70,10 @@ class FeatureGaussian(Float32Component, ConfigMixin):
         """L^-1 of each cell, (num_cells^2, C, C), unpacked once."""
         if self._whitening is None or self._whitening.device != self.packed_whitening.device:
             channels = self.config.num_features
-            whitening = self.packed_whitening.new_zeros(len(self.packed_whitening), channels, channels)
-            rows, columns = torch.tril_indices(channels, channels, device=whitening.device)
-            whitening[:, rows, columns] = self.packed_whitening
+            with torch.inference_mode(False), torch.no_grad():  # kept beyond a call that may be one of inference
+                whitening = self.packed_whitening.new_zeros(len(self.packed_whitening), channels, channels)
+                rows, columns = torch.tril_indices(channels, channels, device=whitening.device)
+                whitening[:, rows, columns] = self.packed_whitening
             self._whitening = whitening
         return self._whitening
 

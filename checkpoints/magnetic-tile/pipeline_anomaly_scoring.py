@@ -4,10 +4,8 @@ Noise of several scales is added to a picture; where the diffusion model, traine
 the picture (Eq. 9) and about its features (Eq. 10), there is a defect.
 """
 
-from typing import ClassVar
-
 import torch
-from diffusers import DDPMScheduler, DiffusionPipeline, ModelMixin, UNet2DModel
+from diffusers import DiffusionPipeline
 
 from .anomaly_maps import blend, render, resize_map
 from .anomaly_scoring_output import AnomalyScoringOutput, postprocess
@@ -29,73 +27,8 @@ from .trained_model import TrainedModel
 class AnomalyScoringPipeline(TrainedModel, DiffusionPipeline):
     """Score pictures of parts with a diffusion model of good parts.
 
-    Args:
-        unet (`UNet2DModel`): predicts noise, variance and features of x_0 from the pixel-unshuffled x_t.
-        scheduler (`DDPMScheduler`): noise schedule with `variance_type="learned_range"`.
-        feature_extractor (`TimmFeatureExtractor`): the frozen backbone of Eq. 10.
-        gaussian (`FeatureGaussian`, *optional*): features of good parts, place by place.
-        memory (`FeatureMemory`, *optional*): features of good parts at any place.
-        calibration (`ScoreCalibration`, *optional*): what good pictures score; without it only `measure` works.
-        categories (`CategoryBank`, *optional*): for several categories, what belongs to each; the other three are then
-            left out.
-        patch_size (`int`): pixel-unshuffle factor of the UNet.
-        data_mean, data_std (`float`): brightness and contrast of good pictures in [-1, 1]; see `normalize_contrast`.
-        timesteps (`list[int]`): default T of Eq. 11.
-        alpha (`float`, *optional*): default weight of the pixel part in Eq. 11; without it, that of the calibration.
-        smoothing_sigma (`float`): Gaussian smoothing of the maps, in pixels of the model's square.
-        score_grid (`int`): height and width of the grid that pictures are scored on.
-        mixed_precision (`str`): "auto" runs the UNet in bfloat16 where the hardware has it and calibration found the
-            scores to agree, "no" never does, "bf16" always.
-        class_label (`int`, *optional*): of a UNet for several categories, the one that this pipeline scores.
+    Components and settings are those of `TrainedModel`.
     """
-
-    model_cpu_offload_seq = "feature_extractor->unet"
-    _optional_components: ClassVar = ["gaussian", "memory", "calibration", "categories"]
-
-    def __init__(
-        self,
-        unet: UNet2DModel,
-        scheduler: DDPMScheduler,
-        feature_extractor: ModelMixin,
-        gaussian: ModelMixin | None = None,
-        memory: ModelMixin | None = None,
-        calibration: ModelMixin | None = None,
-        categories: ModelMixin | None = None,
-        patch_size: int = 4,
-        data_mean: float = 0.0,
-        data_std: float = 0.5,
-        timesteps: list[int] = (5, 50, 100),
-        alpha: float | None = None,
-        smoothing_sigma: float = 4.0,
-        score_grid: int = 32,
-        mixed_precision: str = "auto",
-        class_label: int | None = None,
-    ):
-        super().__init__()
-        if scheduler.config.variance_type != "learned_range":
-            raise ValueError(f"the scheduler predicts {scheduler.config.variance_type} variance, not learned_range.")
-        if mixed_precision not in ("auto", "no", "bf16"):
-            raise ValueError(f"mixed_precision is {mixed_precision!r}; auto, no and bf16 are accepted.")
-        self.register_modules(
-            unet=unet,
-            scheduler=scheduler,
-            feature_extractor=feature_extractor,
-            gaussian=gaussian,
-            memory=memory,
-            calibration=calibration,
-            categories=categories,
-        )
-        self.register_to_config(
-            patch_size=patch_size,
-            data_mean=data_mean,
-            data_std=data_std,
-            timesteps=list(timesteps),
-            alpha=alpha,
-            smoothing_sigma=smoothing_sigma,
-            score_grid=min(score_grid, feature_extractor.config.grid_size),
-            mixed_precision=mixed_precision,
-            class_label=class_label,
-        )
 
     @torch.inference_mode()
     def __call__(
@@ -167,9 +100,9 @@ class AnomalyScoringPipeline(TrainedModel, DiffusionPipeline):
         scores, both = [], []
         batches = samples.split(batch_size)
         for batch in self.progress_bar(batches) if len(batches) > 1 else batches:
-            parts = self.calibration.standardize(self.measure(batch, timesteps, noise), timesteps)
-            scores.append(self.calibration.image_score(parts, alpha, timesteps).cpu())
-            both.append(self.calibration.two_parts(parts).cpu())
+            batch_scores, grids = self.score(batch, timesteps, alpha, noise)
+            scores.append(batch_scores.cpu())
+            both.append(grids.cpu())
         scores, both = torch.cat(scores), torch.cat(both)
 
         # 3. Maps at each picture's own size

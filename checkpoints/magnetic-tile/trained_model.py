@@ -1,8 +1,10 @@
 """What every pipeline of a checkpoint does alike: load, save, choose a category, measure a picture (Eq. 9 and 10)."""
 
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
-from diffusers import DDPMScheduler, UNet2DModel
+from diffusers import DDPMScheduler, ModelMixin, UNet2DModel
 
 from .category_bank import CategoryBank
 from .checkpoint_files import load_components, save_checkpoint
@@ -21,9 +23,79 @@ BFLOAT16_TOLERANCE = 0.05
 SHARED_SETTINGS = ("patch_size", "timesteps", "alpha", "smoothing_sigma", "score_grid", "mixed_precision")
 """What the pipelines of all categories of a checkpoint have in common."""
 
+CATEGORY_SETTINGS = ("data_mean", "data_std", "class_label")
+
 
 class TrainedModel:
-    """Base of the pipelines, beside `DiffusionPipeline`; its components and settings are those of the pipeline."""
+    """Base of the pipelines, beside `DiffusionPipeline`: a checkpoint's components and settings.
+
+    Args:
+        unet (`UNet2DModel`): predicts noise, variance and features of x_0 from the pixel-unshuffled x_t.
+        scheduler (`DDPMScheduler`): noise schedule with `variance_type="learned_range"`.
+        feature_extractor (`TimmFeatureExtractor`): the frozen backbone of Eq. 10.
+        gaussian (`FeatureGaussian`, *optional*): features of good parts, place by place.
+        memory (`FeatureMemory`, *optional*): features of good parts at any place.
+        calibration (`ScoreCalibration`, *optional*): what good pictures score; without it only `measure` works.
+        categories (`CategoryBank`, *optional*): for several categories, what belongs to each; the other three are then
+            left out.
+        patch_size (`int`): pixel-unshuffle factor of the UNet.
+        data_mean, data_std (`float`): brightness and contrast of good pictures in [-1, 1]; see `normalize_contrast`.
+        timesteps (`list[int]`): default T of Eq. 11.
+        alpha (`float`, *optional*): default weight of the pixel part in Eq. 11; without it, that of the calibration.
+        smoothing_sigma (`float`): Gaussian smoothing of the maps, in pixels of the model's square.
+        score_grid (`int`): height and width of the grid that pictures are scored on.
+        mixed_precision (`str`): "auto" runs the UNet in bfloat16 where the hardware has it and calibration found the
+            scores to agree, "no" never does, "bf16" always.
+        class_label (`int`, *optional*): of a UNet for several categories, the one that this pipeline scores.
+    """
+
+    model_cpu_offload_seq = "feature_extractor->unet"
+    _optional_components: ClassVar = ["gaussian", "memory", "calibration", "categories"]
+
+    def __init__(
+        self,
+        unet: UNet2DModel,
+        scheduler: DDPMScheduler,
+        feature_extractor: ModelMixin,
+        gaussian: ModelMixin | None = None,
+        memory: ModelMixin | None = None,
+        calibration: ModelMixin | None = None,
+        categories: ModelMixin | None = None,
+        patch_size: int = 4,
+        data_mean: float = 0.0,
+        data_std: float = 0.5,
+        timesteps: list[int] = (5, 50, 100),
+        alpha: float | None = None,
+        smoothing_sigma: float = 4.0,
+        score_grid: int = 32,
+        mixed_precision: str = "auto",
+        class_label: int | None = None,
+    ):
+        super().__init__()
+        if scheduler.config.variance_type != "learned_range":
+            raise ValueError(f"the scheduler predicts {scheduler.config.variance_type} variance, not learned_range.")
+        if mixed_precision not in ("auto", "no", "bf16"):
+            raise ValueError(f"mixed_precision is {mixed_precision!r}; auto, no and bf16 are accepted.")
+        self.register_modules(
+            unet=unet,
+            scheduler=scheduler,
+            feature_extractor=feature_extractor,
+            gaussian=gaussian,
+            memory=memory,
+            calibration=calibration,
+            categories=categories,
+        )
+        self.register_to_config(
+            patch_size=patch_size,
+            data_mean=data_mean,
+            data_std=data_std,
+            timesteps=list(timesteps),
+            alpha=alpha,
+            smoothing_sigma=smoothing_sigma,
+            score_grid=min(score_grid, feature_extractor.config.grid_size),
+            mixed_precision=mixed_precision,
+            class_label=class_label,
+        )
 
     @property
     def resolution(self):
@@ -84,13 +156,9 @@ class TrainedModel:
         sample = normalize_contrast(sample, self.config.data_mean, self.config.data_std)
         sample = sample.repeat_interleave(count, dim=0)
         t = torch.tensor(timesteps, device=device).repeat(len(samples))
-        labels = None if self.config.class_label is None else torch.full_like(t, self.config.class_label)
         alphas_cumprod = self.scheduler.alphas_cumprod.to(device)
         noisy_sample = add_noise(sample, noise.to(device).repeat(len(samples), 1, 1, 1), alphas_cumprod, t)
-        with torch.autocast(device.type, torch.bfloat16, enabled=self._uses_bfloat16(mixed_precision)):
-            predicted_noise, predicted_variance, predicted_features = predict(
-                self.unet, self.scheduler, noisy_sample, t, self.config.patch_size, features.shape[-1], labels
-            )
+        predicted_noise, predicted_variance, predicted_features = self.predict(noisy_sample, t, mixed_precision)
         predicted_features = predicted_features.unflatten(0, (len(samples), count))
         feature_error = (features[:, None] - predicted_features).square_().mean(dim=2)
         del features, predicted_features  # the largest tensors of the call
@@ -103,6 +171,26 @@ class TrainedModel:
             F.adaptive_avg_pool2d(feature_error, grid),
             torch.cat(distances, dim=1) if distances else kl.new_zeros(len(samples), 0, grid, grid),
         )
+
+    @torch.inference_mode()
+    def score(self, samples, timesteps, alpha, noise):
+        """Anomaly score of each sample, (batch,), and both parts on the score grid, (batch, 2, grid, grid).
+
+        Arguments are those of `measure`; `alpha` blends the parts (Eq. 11).
+        """
+        parts = self.calibration.standardize(self.measure(samples, timesteps, noise), timesteps)
+        return self.calibration.image_score(parts, alpha, timesteps), self.calibration.two_parts(parts)
+
+    def predict(self, noisy_sample, timesteps, mixed_precision=None):
+        """Noise, variance and features that the UNet predicts for x_t; see `denoising_network.predict`.
+
+        The precision is the pipeline's own, unless `mixed_precision` is given.
+        """
+        label = self.config.class_label
+        labels = None if label is None else torch.full_like(timesteps, label)
+        grid = self.feature_extractor.config.grid_size
+        with torch.autocast(noisy_sample.device.type, torch.bfloat16, enabled=self._uses_bfloat16(mixed_precision)):
+            return predict(self.unet, self.scheduler, noisy_sample, timesteps, self.config.patch_size, grid, labels)
 
     @property
     def references(self):
@@ -128,6 +216,17 @@ class TrainedModel:
             "categories": CategoryBank,
         }
         return cls(**load_components(pretrained_model_name_or_path, cls, classes, kwargs))
+
+    @classmethod
+    def from_pipe(cls, pipeline, **kwargs):
+        """A pipeline of this class that shares every component with another one of the checkpoint; nothing is copied.
+
+        Args:
+            pipeline (`TrainedModel`): the other pipeline.
+            **kwargs: components or settings to use instead of its own.
+        """
+        settings = {name: pipeline.config[name] for name in (*SHARED_SETTINGS, *CATEGORY_SETTINGS)}
+        return cls(**(pipeline.components | settings | kwargs))
 
     def save_pretrained(self, save_directory, half_precision=False, **kwargs):
         """Save weights (safetensors), configs, calibration, a short model card and the code that runs them.

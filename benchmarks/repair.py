@@ -1,0 +1,345 @@
+"""How well defects are removed: planted ones, where the truth is known, and real ones, where only scoring can judge.
+
+    python benchmarks/repair.py --model CKPT --data_dir CATEGORY [--output_dir OUT]
+
+Planted defects change good test pictures that no training saw, by clearly more than their texture varies. Beside our
+repair stand the paper's Algorithm 1, Eq. 13 without a diffusion model and a plain round trip through one (AnoDDPM).
+OUT gets a table, JSON, contact sheets and the curve of Eq. 12.
+"""
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+import torch
+from PIL import Image
+from scipy.ndimage import gaussian_filter
+from tqdm.auto import tqdm
+
+from benchmarks.plotting import pyplot, require_matplotlib
+from pipelines.pipeline_gradient_denoise import GradientDenoisePipeline
+from rendering.repair_views import side_by_side, strip
+from training.data import GoodImages, find_labelled_images, read_image
+from training.planted_defects import plant
+from training.process import keep_large_buffers, use_all_cores
+
+KINDS = ("stain", "scratch", "patch", "missing")
+
+STRENGTH = 2.0
+"""A planted defect changes its pixels by at least this many deviations of the texture (root mean square)."""
+
+TEXTURE_SIGMA = 8.0
+"""Texture is what a Gaussian filter of this many pixels takes away."""
+
+MAX_ATTEMPTS = 50
+
+RATE = 0.05
+"""False alarm rate of the scoring that accepts or rejects."""
+
+METHODS = {
+    "ours": {},
+    "ours, true mask": {},
+    "resampling alone": {"num_gradient_steps": 0},
+    "Algorithm 1": {"strengths": (), "denoise_every": 5, "gradient_scale": 1.0, "use_memory": False},
+    "Eq. 13 alone": {"strengths": (), "gradient_scale": 1.0, "use_memory": False},
+    "DDPM round trip": {"strengths": (0.25,), "num_resamples": 1, "fill_mask": False, "num_gradient_steps": 0},
+}
+"""Arguments of the pipeline. Those after the third are not told where the defect is: they may change every pixel."""
+
+WITH_TRUE_MASK = ("ours, true mask",)
+EVERYWHERE = ("Algorithm 1", "Eq. 13 alone", "DDPM round trip")
+
+
+@dataclass
+class Planted:
+    """A good picture, the same with a defect, (3, height, width) in [-1, 1], and the defect's pixels, bool."""
+
+    kind: str
+    good: np.ndarray
+    defective: np.ndarray
+    mask: np.ndarray
+
+
+@dataclass
+class Row:
+    """One method on one set of pictures; shares and errors are over pictures, NaN where there is no truth."""
+
+    pictures: str
+    method: str
+    count: int
+    rejected_before: float
+    accepted: float
+    error_left: float
+    median_error_left: float
+    psnr_outside: float
+    ssim_outside: float
+    changed_share: float
+    seconds: float
+
+
+def plant_defects(samples, count, seed=0):
+    """Plant `count` clear defects into good pictures, every kind equally often.
+
+    Args:
+        samples (`list[np.ndarray]`): good pictures, (3, height, width) in [-1, 1].
+        count (`int`): how many.
+        seed (`int`): draws everything.
+
+    Raises:
+        ValueError: if no clear defect can be planted into some picture.
+    """
+    found = []
+    for index in range(count):
+        kind = KINDS[index % len(KINDS)]
+        good = samples[index % len(samples)]
+        texture = (good - gaussian_filter(good, (0, TEXTURE_SIGMA, TEXTURE_SIGMA))).std()
+        for attempt in range(MAX_ATTEMPTS):
+            random = np.random.default_rng((seed, index, attempt))
+            donor = samples[int(random.integers(len(samples)))]
+            defective, mask = plant(good, donor, "stain" if kind == "missing" else kind, random)
+            if kind == "missing":
+                defective = _without(good, mask)
+            if mask.any() and np.sqrt(((defective - good)[:, mask] ** 2).mean()) > STRENGTH * texture:
+                break
+        else:
+            raise ValueError(f"no clear {kind} could be planted into good picture {index % len(samples)}.")
+        found.append(Planted(kind, good, defective, mask))
+    return found
+
+
+def _without(good, mask):
+    """A piece is missing: an even dark or light grey of the picture is seen there, the one that differs more."""
+    greys = np.quantile(good.mean(axis=0), [0.02, 0.98])
+    grey = greys[np.abs(greys - good[:, mask].mean()).argmax()] if mask.any() else greys[0]
+    return np.where(mask, grey, good).astype(np.float32)
+
+
+def structural_similarity(first, second):
+    """SSIM of each pixel (Wang et al. 2004, Gaussian window of 1.5 pixels) of two grey pictures in [-1, 1]."""
+
+    def mean(values):
+        return gaussian_filter(values, 1.5, truncate=3.5)
+
+    mean1, mean2 = mean(first), mean(second)
+    variance1, variance2 = mean(first**2) - mean1**2, mean(second**2) - mean2**2
+    covariance = mean(first * second) - mean1 * mean2
+    c1, c2 = (0.01 * 2) ** 2, (0.03 * 2) ** 2
+    return ((2 * mean1 * mean2 + c1) * (2 * covariance + c2)) / (
+        (mean1**2 + mean2**2 + c1) * (variance1 + variance2 + c2)
+    )
+
+
+def compare(planted, repaired):
+    """Share of the defect's squared error that is left inside of its mask, and PSNR and SSIM outside of it."""
+    inside, outside = planted.mask, ~planted.mask
+    before, after = ((picture - planted.good) ** 2 for picture in (planted.defective, repaired))
+    mean_square = max(after[:, outside].mean(), 1e-10)
+    similarity = structural_similarity(planted.good.mean(axis=0), repaired.mean(axis=0))
+    return (
+        after[:, inside].sum() / before[:, inside].sum(),
+        10 * np.log10(4 / mean_square),
+        similarity[outside].mean(),
+    )
+
+
+def repair(pipe, pictures, masks, options, progress):
+    """Repair 8-bit pictures one by one; returns the outputs and the median of the seconds."""
+    outputs, seconds = [], []
+    for picture, mask in zip(pictures, masks, strict=True):
+        start = time.perf_counter()
+        outputs.append(pipe(picture, mask=mask, output_type="np", false_alarm_rate=RATE, return_steps=True, **options))
+        seconds.append(time.perf_counter() - start)
+        progress.update()
+    return outputs, float(np.median(seconds))
+
+
+def measure_planted(pipe, planted, method, progress):
+    """A `Row`, and the outputs, of one method on planted defects."""
+    pictures = [_picture(each.defective) for each in planted]
+    masks = [None] * len(planted)
+    if method in WITH_TRUE_MASK:
+        masks = [each.mask for each in planted]
+    elif method in EVERYWHERE:
+        masks = [np.ones_like(each.mask) for each in planted]
+    outputs, seconds = repair(pipe, pictures, masks, METHODS[method], progress)
+    left, psnr, ssim = np.transpose(
+        [compare(each, _sample(output.images[0])) for each, output in zip(planted, outputs, strict=True)]
+    )
+    row = _row(pipe, "planted", method, outputs, seconds)
+    row.error_left, row.median_error_left = float(left.mean()), float(np.median(left))
+    row.psnr_outside, row.ssim_outside = float(np.median(psnr)), float(ssim.mean())
+    return row, outputs
+
+
+def measure_real(pipe, paths, name, progress):
+    """A `Row`, and the outputs, of our repair on pictures without a known truth."""
+    pictures = [read_image(path).convert("RGB") for path in paths]
+    outputs, seconds = repair(pipe, pictures, [None] * len(paths), {}, progress)
+    return _row(pipe, name, "ours", outputs, seconds), outputs
+
+
+def _row(pipe, pictures, method, outputs, seconds):
+    scores = torch.tensor([output.anomaly_score[0] for output in outputs])
+    p_value = pipe.calibration.p_value(scores, pipe.alpha, list(pipe.config.timesteps)).cpu().numpy()
+    return Row(
+        pictures=pictures,
+        method=method,
+        count=len(outputs),
+        rejected_before=float((p_value <= outputs[0].false_alarm_rate + 1e-12).mean()),
+        accepted=float(np.mean([output.is_accepted[0] for output in outputs])),
+        error_left=float("nan"),
+        median_error_left=float("nan"),
+        psnr_outside=float("nan"),
+        ssim_outside=float("nan"),
+        changed_share=float(np.mean([(output.masks[0] > 0).mean() for output in outputs])),
+        seconds=seconds,
+    )
+
+
+def _picture(sample):
+    return Image.fromarray(np.rint((sample.transpose(1, 2, 0) + 1) * 127.5).clip(0, 255).astype(np.uint8))
+
+
+def _sample(image):
+    return image.transpose(2, 0, 1).astype(np.float32) / 127.5 - 1
+
+
+def contact_sheet(columns, size=160):
+    """Columns of pictures, each from top to bottom, as one."""
+    stacked = []
+    for pictures in columns:
+        column = Image.new("RGB", (size, size * len(pictures)))
+        for row, picture in enumerate(pictures):
+            column.paste(picture.convert("RGB").resize((size, size)), (0, row * size))
+        stacked.append(column)
+    return side_by_side(stacked)
+
+
+def _columns(pictures, outputs):
+    """Given picture, mask, repaired picture of each."""
+    return [
+        [picture, Image.fromarray((255 * output.masks[0]).astype(np.uint8)), Image.fromarray(output.images[0])]
+        for picture, output in zip(pictures, outputs, strict=True)
+    ]
+
+
+def plot_distance(curves, path):
+    """Eq. 12 against steps, one curve for each repaired picture of each method, as a PNG."""
+    figure, panel = pyplot().subplots(figsize=(6, 4))
+    for color, (method, distances) in enumerate(curves.items()):
+        for number, distance in enumerate(distances):
+            panel.plot(distance, color=f"C{color}", alpha=0.5, label=None if number else method)
+    panel.set_xlabel("step")
+    panel.set_ylabel("Eq. 12 per channel and place (good pictures: about 1)")
+    panel.set_yscale("log")
+    panel.grid(alpha=0.3)
+    panel.legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
+def format_rows(rows):
+    """A Markdown table."""
+    lines = [
+        "| pictures | method | n | rejected before | accepted after | error left, mean (median) | PSNR outside, dB | "
+        "SSIM outside | changed | s a picture |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in rows:
+        truth = ("–", "–", "–")
+        if not np.isnan(row.error_left):
+            truth = (
+                f"{row.error_left:.1%} ({row.median_error_left:.1%})",
+                f"{row.psnr_outside:.1f}",
+                f"{row.ssim_outside:.3f}",
+            )
+        cells = [row.pictures, row.method, row.count, f"{row.rejected_before:.0%}", f"{row.accepted:.0%}", *truth]
+        cells += [f"{row.changed_share:.1%}", f"{row.seconds:.1f}"]
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines)
+
+
+def main(argv=None):
+    """Run the command; a user's mistake ends it with one sentence and exit status 1."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--model", required=True, help="checkpoint folder")
+    parser.add_argument("--data_dir", required=True, help="category in MVTec-AD layout")
+    parser.add_argument("--category", help="for a checkpoint of several categories")
+    parser.add_argument("--num_planted", type=int, default=24, help="planted defects")
+    parser.add_argument("--num_real", type=int, default=12, help="pictures with real defects, evenly taken")
+    parser.add_argument("--num_good", type=int, default=40, help="good test pictures that should come back untouched")
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS), help="to compare")
+    parser.add_argument("--seed", type=int, default=0, help="of planted defects")
+    parser.add_argument("--output_dir", default="outputs/repair", help="table, JSON, sheets and curve")
+    args = parser.parse_args(argv)
+    keep_large_buffers()
+    use_all_cores()
+    try:
+        require_matplotlib()
+        pipe = GradientDenoisePipeline.from_pretrained(args.model).for_category(args.category)
+        pipe.set_progress_bar_config(disable=True)
+        if torch.cuda.is_available():
+            pipe.to("cuda")
+        labelled = find_labelled_images(Path(args.data_dir))
+        good = [item.path for item in labelled if item.defect == "good"]
+        defective = [item.path for item in labelled if item.defect != "good"]
+        if not good:
+            raise ValueError(f"{args.data_dir} has no good test pictures to plant defects into.")
+        samples = [sample.numpy() for sample in GoodImages(good, pipe.resolution)]
+        planted = plant_defects(samples, args.num_planted, args.seed)
+        output_dir = Path(args.output_dir)
+        output_dir.mkdir(parents=True, exist_ok=True)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    real, untouched = _evenly(defective, args.num_real), _evenly(good, args.num_good)
+
+    rows, curves = [], {}
+    total = len(args.methods) * len(planted) + len(real) + len(untouched)
+    with tqdm(total=total, desc="repairing", unit="image") as progress:
+        columns = [[_picture(each.good), _picture(each.defective)] for each in planted]
+        for method in args.methods:
+            row, outputs = measure_planted(pipe, planted, method, progress)
+            rows.append(row)
+            for column, output in zip(columns, outputs, strict=True):
+                column.append(Image.fromarray(output.images[0]))
+            curves[method] = [output.distance[0] for output in outputs[:4]]
+            longest = max(outputs, key=lambda output: len(output.steps[0]))
+            strip(longest.steps[0]).save(output_dir / f"strip-{method.lower().replace(' ', '-').replace(',', '')}.png")
+            _save(rows, output_dir)
+        contact_sheet(columns[:12]).save(output_dir / "planted.png")
+        for name, paths in (("real defects", real), ("good", untouched)):
+            if not paths:
+                continue
+            row, outputs = measure_real(pipe, paths, name, progress)
+            rows.append(row)
+            if name == "real defects":
+                contact_sheet(_columns([read_image(path) for path in paths], outputs)).save(output_dir / "real.png")
+                curves[name] = [output.distance[0] for output in outputs[:4]]
+            _save(rows, output_dir)
+    plot_distance(curves, output_dir / "distance.png")
+    print(format_rows(rows))
+    print(f"table, sheets and curve: {output_dir}")
+
+
+def _save(rows, output_dir):
+    (output_dir / "repair.json").write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n")
+    (output_dir / "repair.md").write_text(format_rows(rows) + "\n")
+
+
+def _evenly(items, count):
+    """At most `count` of the items, at even distances."""
+    if len(items) <= count:
+        return items
+    return [items[index] for index in np.linspace(0, len(items) - 1, count).round().astype(int)]
+
+
+if __name__ == "__main__":
+    main()

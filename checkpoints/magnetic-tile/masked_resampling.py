@@ -1,0 +1,126 @@
+"""What a repair is made of besides the network: masks, a first guess, fine texture. Pure tensor functions.
+
+A defect is replaced from coarse to fine: brightness from its surroundings, structure by the diffusion model, and grain
+that is too fine for the model from the most similar good places of the same picture.
+"""
+
+import torch
+import torch.nn.functional as F
+
+from .anomaly_maps import smooth
+
+PATCH, PATCH_STEP = 16, 4
+"""Size and distance, in pixels, of the patches whose grain is transferred."""
+
+SOURCE_STEP = 2
+"""Distance in pixels between the patches that grain may come from."""
+
+
+def grow_mask(anomaly_map, seed_threshold, share):
+    """Regions of a map that reach `seed_threshold`, down to where it has fallen to a share of that and of their peak.
+
+    Args:
+        anomaly_map (`torch.Tensor`): float, (height, width).
+        seed_threshold (`float`): a region holds a pixel of at least this value, or the map's largest.
+        share (`float`): in [0, 1].
+
+    Returns:
+        `torch.Tensor`: bool, (height, width), not empty unless the map's largest value is 0 or below.
+    """
+    seed_threshold = min(seed_threshold, anomaly_map.max().item())
+    if seed_threshold <= 0:
+        return torch.zeros_like(anomaly_map, dtype=torch.bool)
+    region = _spread((anomaly_map >= seed_threshold).float(), anomaly_map >= share * seed_threshold) > 0
+    peak = _spread(anomaly_map * region, region)
+    return region & (anomaly_map >= share * peak)
+
+
+def _spread(values, allowed):
+    """Give every place that is allowed the largest value that can be reached from it through allowed places."""
+    while True:
+        grown = dilate(values, 1) * allowed
+        if torch.equal(grown, values):
+            return grown
+        values = grown
+
+
+def dilate(mask, radius):
+    """Grow a mask, float, (…, height, width), by a square of `radius` pixels on each side."""
+    if not radius:
+        return mask
+    maps = mask.reshape(-1, 1, *mask.shape[-2:])
+    return F.max_pool2d(maps, 2 * radius + 1, stride=1, padding=radius).reshape(mask.shape)
+
+
+def close(mask, radius):
+    """Close gaps of a mask, bool, (height, width), that are narrower than twice `radius`; nothing shrinks."""
+    grown = dilate(mask.float(), radius)
+    return 1 - dilate(1 - grown, radius) > 0
+
+
+def feather(mask, radius, sigma):
+    """A soft mask in [0, 1] that is about 1 on `mask` and falls to exactly 0 outside of it.
+
+    Args:
+        mask (`torch.Tensor`): bool, (height, width).
+        radius (`int`): pixels that it is grown by.
+        sigma (`float`): deviation in pixels of the Gaussian that softens its edge; its tail is cut at 4 deviations.
+    """
+    return smooth(dilate(mask.float(), radius)[None, None], sigma)[0, 0].clamp(0, 1)
+
+
+def fill_from_surroundings(sample, hole):
+    """Replace what lies in the hole by a smooth continuation of its surroundings (a pyramid of local means).
+
+    Args:
+        sample (`torch.Tensor`): float, (batch, channel, height, width).
+        hole (`torch.Tensor`): float, 1 in the hole and 0 elsewhere, (batch, 1, height, width).
+
+    Returns:
+        `torch.Tensor`: the shape of `sample`; 0 where nothing at all is known.
+    """
+    known = 1 - hole
+    if min(sample.shape[-2:]) < 2:
+        mean = (sample * known).sum(dim=(2, 3), keepdim=True) / known.sum(dim=(2, 3), keepdim=True).clamp(min=1e-6)
+        return known * sample + hole * mean
+    share = F.avg_pool2d(known, 2, ceil_mode=True)
+    coarse = F.avg_pool2d(sample * known, 2, ceil_mode=True) / share.clamp(min=1e-6)
+    coarse = fill_from_surroundings(coarse, (share == 0).float())
+    return known * sample + hole * F.interpolate(coarse, size=sample.shape[-2:], mode="bilinear", align_corners=False)
+
+
+def transfer_grain(resampled, sample, denoised, hole):
+    """Give a resampled region the grain of the most similar places outside of it.
+
+    A network leaves grain out of what it draws; what it leaves out of the picture itself, `sample - denoised`, shows
+    how the grain looks. For each patch that touches the hole, the patch outside of it is found that the network sees as
+    most similar, and what the network left out there is added. Overlapping patches are averaged under a Hann window.
+
+    Args:
+        resampled (`torch.Tensor`): the picture with its hole redrawn by the network, (1, 3, height, width).
+        sample (`torch.Tensor`): the picture itself.
+        denoised (`torch.Tensor`): the picture as the network draws it.
+        hole (`torch.Tensor`): 1 in the hole and 0 elsewhere, (1, 1, height, width).
+
+    Returns:
+        `torch.Tensor`: `resampled` with grain in its hole; without change if no patch is free of the hole.
+    """
+    sources = F.unfold(denoised.mean(dim=1, keepdim=True), PATCH, stride=SOURCE_STEP)[0].T
+    grain = F.unfold(sample - denoised, PATCH, stride=SOURCE_STEP)[0].T
+    free = F.unfold(hole, PATCH, stride=SOURCE_STEP)[0].amax(dim=0) == 0
+    if not free.any():
+        return resampled
+    border = (PATCH,) * 4
+    framed = F.pad(resampled.mean(dim=1, keepdim=True), border, mode="reflect")
+    targets = F.unfold(framed, PATCH, stride=PATCH_STEP)[0].T
+    touched = F.unfold(F.pad(hole, border), PATCH, stride=PATCH_STEP)[0].amax(dim=0) > 0
+    nearest = torch.cdist(targets[touched], sources[free]).argmin(dim=1)
+
+    window = torch.hann_window(PATCH + 2, periodic=False, device=hole.device)[1:-1]
+    window = (window[:, None] * window).flatten().repeat(3)
+    weights = touched.float()[:, None] * window
+    patches = torch.zeros_like(weights)
+    patches[touched] = grain[free][nearest] * window
+    total, weight = (F.fold(p.T[None], framed.shape[-2:], PATCH, stride=PATCH_STEP) for p in (patches, weights))
+    added = (total / weight.clamp(min=1e-6))[..., PATCH:-PATCH, PATCH:-PATCH]
+    return resampled + hole * added

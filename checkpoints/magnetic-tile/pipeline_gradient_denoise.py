@@ -1,0 +1,249 @@
+"""GradientDenoisePipeline: what would the part look like without its defect? (paper, section 3.3, Eq. 12 and 13).
+
+What scoring found is drawn anew by the diffusion model, given what lies around it; then gradient steps (Eq. 13) bring
+the features near those of good parts (Eq. 12), until scoring accepts the picture. The paper's Algorithm 1 is a setting.
+"""
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+from PIL import Image
+
+from .anomaly_maps import resize_map
+
+# diffusers copies only the siblings that this file names: those marked F401 are what trained_model.py needs.
+from .category_bank import CategoryBank  # noqa: F401
+from .checkpoint_files import load_components  # noqa: F401
+from .defect_repair import DefectRepair
+from .denoising_network import predict  # noqa: F401
+from .feature_extraction import TimmFeatureExtractor  # noqa: F401
+from .feature_gaussian import FeatureGaussian  # noqa: F401
+from .feature_memory import FeatureMemory  # noqa: F401
+from .float32_component import Float32Component  # noqa: F401
+from .gaussian_diffusion import add_noise  # noqa: F401
+from .gradient_denoise_output import GradientDenoiseOutput
+from .image_preprocessing import read_mask, read_pictures, to_samples
+from .masked_resampling import transfer_grain  # noqa: F401
+from .score_calibration import ScoreCalibration  # noqa: F401
+from .trained_model import TrainedModel
+
+
+class GradientDenoisePipeline(TrainedModel, DiffusionPipeline):
+    """Remove what scoring rejects, and nothing else, with a diffusion model of good parts.
+
+    Components and settings are those of `TrainedModel`; it loads from the same checkpoint as `AnomalyScoringPipeline`,
+    and `GradientDenoisePipeline.from_pipe(scoring)` shares everything with one that is loaded.
+    """
+
+    _interrupt = False
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        image,
+        category=None,
+        mask=None,
+        num_inference_steps=50,
+        strengths=(0.1, 0.5),
+        num_resamples=2,
+        fill_mask=True,
+        num_gradient_steps=40,
+        learning_rate=0.02,
+        gradient_scale=0.15,
+        denoise_every=None,
+        use_memory=True,
+        false_alarm_rate=0.05,
+        generator=None,
+        callback_on_step_end=None,
+        return_steps=False,
+        output_type="pil",
+        return_dict=True,
+    ):
+        r"""Repair one picture or a list of them. A picture that scoring accepts comes back untouched.
+
+        Algorithm 1 of the paper, with the sign of Eq. 13, is `mask=ones, strengths=(), denoise_every=5,
+        gradient_scale=1, use_memory=False`.
+
+        Args:
+            image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of them): as for `AnomalyScoringPipeline`.
+            category (`str`, *optional*): what the pictures show, for a checkpoint of several categories.
+            mask (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of them, *optional*): what to replace,
+                (height, width) at the picture's own size, instead of what scoring finds. An empty one changes nothing.
+            num_inference_steps (`int`): reverse steps that the whole noise schedule is respaced to (paper: 250).
+            strengths (`tuple[float]`): share of the noise schedule that a region is drawn anew from, in (0, 1]: a
+                little repairs texture, much redraws structure. They are tried in turn until a result is accepted; else
+                the one that scores best goes on. An empty tuple leaves resampling out.
+            num_resamples (`int`): times that every reverse step is done, so that a region and its surroundings come to
+                agree (Lugmayr et al. 2022).
+            fill_mask (`bool`): whether resampling starts from a smooth fill of the region, or from the picture itself.
+            num_gradient_steps (`int`): at most so many iterations of Eq. 13; fewer if the picture is accepted before.
+            learning_rate (`float`): s of Eq. 13.
+            gradient_scale (`float`): root mean square, within the mask, that the first gradient is scaled to, in units
+                in which good pictures have deviation 0.5: the square root of the paper's beta_t. Later gradients keep
+                that factor.
+            denoise_every (`int`, *optional*): N_d, iterations of Eq. 13 between denoising steps of the diffusion model,
+                at the first timestep whose noise is as large as what they have added. By default there are none.
+            use_memory (`bool`): whether the distance from the nearest good feature is reduced with that of Eq. 12.
+            false_alarm_rate (`float`): pictures with a higher p-value are good: they are left alone, and repairs end.
+            generator (`torch.Generator`, *optional*): draws the noise; by default the same for every call.
+            callback_on_step_end (*optional*): called after each step as `callback(pipe, step, timestep, {"sample": …})`
+                with the model's square in [-1, 1] (timestep 0 for Eq. 13). Set `pipe.interrupt = True` in it to
+                stop: what has been reached by then is returned.
+            return_steps (`bool`): whether the picture after every step is returned too.
+            output_type (`str`): "pil", "np" or "pt".
+            return_dict (`bool`): whether to return a `GradientDenoiseOutput` or a plain tuple of its fields.
+
+        Returns:
+            `GradientDenoiseOutput` or `tuple`.
+
+        Raises:
+            TypeError: for something that is not a picture.
+            ValueError: for a picture or mask that cannot be read as one, or an argument out of range.
+
+        Example:
+            ```py
+            >>> from diffusers import DiffusionPipeline
+            >>> from PIL import Image
+
+            >>> pipe = DiffusionPipeline.from_pretrained(
+            ...     "checkpoints/magnetic-tile", custom_pipeline="pipeline_gradient_denoise", trust_remote_code=True
+            ... )
+            >>> result = pipe(Image.open("part.jpg"))
+            >>> result.images[0].save("repaired.png")
+            ```
+        """
+        settings = {name: value for name, value in locals().items() if name not in ("self", "image", "category")}
+        if self.categories is not None or category is not None:
+            return self.for_category(category)(image, **settings)
+
+        # 1. Check inputs
+        self._check_inputs(settings)
+        pictures = read_pictures(image)
+        masks = _one_for_each(mask, len(pictures))
+        masks = [
+            None if given is None else read_mask(given, picture.shape[:2], f"mask {index}")
+            for index, (given, picture) in enumerate(zip(masks, pictures, strict=True))
+        ]
+        samples = to_samples(pictures, self.resolution).to(self.unet.device)
+        rate = self.calibration.effective_rate(false_alarm_rate)
+        self._interrupt = False
+
+        # 2. Repair on the model's square, one picture after another
+        repairs = []
+        for sample, given in zip(samples.split(1), masks, strict=True):
+            seeded = torch.Generator().manual_seed(0) if generator is None else generator
+            repairs.append(DefectRepair(self, sample, given, rate, settings, seeded).run())
+
+        # 3. Add what changed to each picture at its own size
+        images, soft_masks = [], []
+        for picture, sample, repair in zip(pictures, samples, repairs, strict=True):
+            soft_mask = resize_map(repair.soft_mask[0, 0], picture.shape[:2]).cpu()
+            correction = resize_map((repair.square[0] - sample) / 2, picture.shape[:2]).cpu()
+            images.append(_postprocess(_corrected(picture, correction, soft_mask), output_type))
+            soft_masks.append(_postprocess_mask(soft_mask, output_type))
+        scores = torch.tensor([repair.score for repair in repairs])
+        p_value = self.calibration.p_value(scores, self.alpha, list(self.config.timesteps)).cpu().numpy()
+        output = GradientDenoiseOutput(
+            images=images,
+            masks=soft_masks,
+            steps=[repair.steps for repair in repairs] if return_steps else None,
+            distance=[np.array(repair.distance, dtype=np.float32) for repair in repairs],
+            num_resampled=np.array([repair.num_resampled for repair in repairs]),
+            anomaly_score=np.array([repair.first_score for repair in repairs], dtype=np.float32),
+            repaired_score=scores.numpy(),
+            p_value=p_value,
+            is_accepted=p_value > rate + 1e-12,
+            false_alarm_rate=rate,
+        )
+        return output if return_dict else output.to_tuple()
+
+    @property
+    def interrupt(self):
+        """Whether a callback has asked to stop."""
+        return self._interrupt
+
+    @interrupt.setter
+    def interrupt(self, value):
+        self._interrupt = value
+
+    def eq12(self, sample, weights):
+        """Squared distances of features from those of good parts, summed over places: Eq. 12, weighted by reference.
+
+        Args:
+            sample (`torch.Tensor`): float in [-1, 1], (batch, 3, resolution, resolution).
+            weights (`list[float]`): of the Gaussian and, if the checkpoint has it, of the memory.
+
+        Returns:
+            `torch.Tensor`: (batch,), each distance divided by the number of channels.
+        """
+        features = self.feature_extractor(sample)
+        distances = [
+            weight * reference(features).square().flatten(1).sum(dim=1)
+            for weight, reference in zip(weights, self.references, strict=True)
+            if weight
+        ]
+        return torch.stack(distances).sum(dim=0)
+
+    def reverse_timesteps(self, strength, num_inference_steps):
+        """Timesteps of the respaced reverse process from a share of the schedule on, descending, and their distance."""
+        total = self.scheduler.config.num_train_timesteps
+        step_size = max(1, total // num_inference_steps)
+        start = max(1, min(total, round(strength * total))) - 1
+        return list(range(start, -1, -step_size)), step_size
+
+    def _check_inputs(self, settings):
+        if self.calibration is None:
+            raise ValueError("this checkpoint has no calibration; run training/calibration.py on good pictures first.")
+        if self.gaussian is None:
+            raise ValueError("this checkpoint has no Gaussian of good features, which Eq. 12 needs; train it again.")
+        total = self.scheduler.config.num_train_timesteps
+        if not 1 <= settings["num_inference_steps"] <= total:
+            raise ValueError(f"num_inference_steps is {settings['num_inference_steps']}; it must be 1 to {total}.")
+        if any(not 0 < strength <= 1 for strength in settings["strengths"]):
+            raise ValueError(f"strengths are {settings['strengths']}; each must lie above 0 and at most at 1.")
+        if settings["num_resamples"] < 1:
+            raise ValueError(f"num_resamples is {settings['num_resamples']}; it must be at least 1.")
+        if settings["denoise_every"] is not None and settings["denoise_every"] < 1:
+            raise ValueError(f"denoise_every is {settings['denoise_every']}; it must be at least 1, or None.")
+        for name in ("num_gradient_steps", "learning_rate", "gradient_scale"):
+            if not settings[name] >= 0:
+                raise ValueError(f"{name} is {settings[name]}; it must not be negative.")
+        if not 0 < settings["false_alarm_rate"] <= 1:
+            raise ValueError(
+                f"false_alarm_rate is {settings['false_alarm_rate']}; it must lie above 0 and at most at 1."
+            )
+        if settings["output_type"] not in ("pil", "np", "pt"):
+            raise ValueError(f"output_type is {settings['output_type']!r}; pil, np and pt are accepted.")
+
+
+def _one_for_each(mask, count):
+    masks = list(mask) if isinstance(mask, (list, tuple)) else [mask] * (count if mask is None else 1)
+    if len(masks) != count:
+        raise ValueError(f"there are {count} pictures but {len(masks)} masks; give one mask for each picture.")
+    return masks
+
+
+def _corrected(picture, correction, soft_mask):
+    """Add a correction in units of the full range, (3, height, width), where the mask is not 0."""
+    change = correction.permute(1, 2, 0).numpy()
+    marked = (soft_mask > 0).numpy()[..., None]
+    if picture.dtype == np.uint8:
+        changed = np.rint(picture + 255 * change).clip(0, 255).astype(np.uint8)
+    else:
+        changed = (picture + change).clip(0, 1).astype(np.float32)
+    return np.where(marked, changed, picture)
+
+
+def _postprocess(picture, output_type):
+    if output_type == "np":
+        return picture
+    if output_type == "pt":
+        return torch.from_numpy(picture).permute(2, 0, 1)
+    return Image.fromarray(picture if picture.dtype == np.uint8 else np.rint(255 * picture).astype(np.uint8))
+
+
+def _postprocess_mask(soft_mask, output_type):
+    if output_type == "pt":
+        return soft_mask
+    array = soft_mask.numpy()
+    return array if output_type == "np" else Image.fromarray(np.ceil(255 * array).astype(np.uint8))

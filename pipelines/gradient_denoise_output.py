@@ -1,0 +1,40 @@
+"""The answer of `GradientDenoisePipeline`: its fields, their shapes and ranges."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from diffusers.utils import BaseOutput
+
+
+@dataclass
+class GradientDenoiseOutput(BaseOutput):
+    """Answer of `GradientDenoisePipeline`: lists and arrays with one entry for each picture.
+
+    Args:
+        images (`list`): the repaired pictures at their own sizes, RGB. `output_type="pil"`: 8-bit pictures; "np":
+            (height, width, 3), uint8, or float32 in [0, 1] for pictures that came with more than 8 bits; "pt":
+            (3, height, width) of the same types. Bit-identical to what was given wherever the mask is 0.
+        masks (`list`): what was changed, and how much of the repair shows there: float32 in [0, 1], (height, width),
+            an array, a tensor, or an 8-bit picture. All zeros for a picture that was left alone.
+        steps (`list[list[PIL.Image.Image]]`, *optional*): the model's square after every step, the given picture first.
+        distance (`list[np.ndarray]`): Eq. 12 after every step, divided by channels and places: float32, about 1 for a
+            good picture. The first value belongs to the given picture.
+        num_resampled (`np.ndarray`): int64, (n,), how many values of `distance` belong to the diffusion model, the
+            given picture's not counted; those after them belong to Eq. 13.
+        anomaly_score (`np.ndarray`): float32, (n,), of the given pictures, as the scoring pipeline has it.
+        repaired_score (`np.ndarray`): float32, (n,), of the repaired ones, on the model's square.
+        p_value (`np.ndarray`): float64, (n,), share of good pictures that score at least as high as the repaired one.
+        is_accepted (`np.ndarray`): bool, (n,), whether the repaired picture passes as a good one at `false_alarm_rate`.
+        false_alarm_rate (`float`): the rate that decided what is repaired and when it is done.
+    """
+
+    images: list
+    masks: list
+    steps: list | None
+    distance: list
+    num_resampled: np.ndarray
+    anomaly_score: np.ndarray
+    repaired_score: np.ndarray
+    p_value: np.ndarray
+    is_accepted: np.ndarray
+    false_alarm_rate: float
