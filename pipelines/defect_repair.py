@@ -42,7 +42,7 @@ class DefectRepair:
 
     def __init__(self, pipe, sample, mask, rate, settings, generator):
         self.pipe, self.rate, self.settings, self.generator = pipe, rate, settings, generator
-        self.square = sample
+        self.square = self.given = sample
         self.is_grey = bool((sample == sample[:, :1]).all())
         self.sample = normalize_contrast(sample, pipe.config.data_mean, pipe.config.data_std)
         self.pixel_range = [normalize_contrast(v, pipe.config.data_mean, pipe.config.data_std) for v in (-1.0, 1.0)]
@@ -50,6 +50,7 @@ class DefectRepair:
         self.timesteps = list(pipe.config.timesteps)
         self.noise = pipe.calibration.noise_fields(self.timesteps)
         self.num_resampled = 0
+        self.drawn, self.offsets = self.sample, None
         self.steps, self.distance = [], []
         self._record(sample)
         self.score, grids = self._score(sample)
@@ -63,7 +64,9 @@ class DefectRepair:
 
     def run(self):
         """Resample, then descend, until the picture is accepted; keeps the best picture on the way."""
-        if not self.hole.any():
+        if self.pipe.interrupt:  # at an earlier picture
+            self.soft_mask = torch.zeros_like(self.soft_mask)
+        if self.pipe.interrupt or not self.hole.any():
             return self
         settings, pipe = self.settings, self.pipe
         schedules = [pipe.reverse_timesteps(s, settings["num_inference_steps"]) for s in settings["strengths"]]
@@ -75,15 +78,17 @@ class DefectRepair:
                     self._step(drawn, timestep, progress)
                     if pipe.interrupt:
                         break
-                drawn = self._with_grain(drawn)
+                drawn, offsets = self._with_grain(drawn)
                 square = self._compose(drawn)
                 score, _ = self._score(square)
                 if best is None or score < self.score:
-                    best, self.square, self.score = drawn, square, score
+                    best, self.drawn, self.offsets = drawn, drawn, offsets
+                    self.square, self.score = square, score
                 if pipe.interrupt or self._is_accepted():
                     break
             self.num_resampled = len(self.distance) - 1
-            if pipe.interrupt:
+            if pipe.interrupt or (schedules and self._is_accepted()):
+                self._record(self.square)
                 return self
             for iteration, drawn in enumerate(self._descend(self.sample if best is None else best), start=1):
                 self._step(drawn, 0, progress)
@@ -92,10 +97,15 @@ class DefectRepair:
                     square = self._compose(drawn)
                     score, _ = self._score(square)
                     if score < self.score or settings["denoise_every"]:
-                        self.square, self.score = square, score
+                        self.drawn, self.square, self.score = drawn, square, score
                     if last or self._is_accepted():
                         break
+        self._record(self.square)
         return self
+
+    def whole(self):
+        """What was drawn, before its soft edge, at the model's square in [-1, 1]."""
+        return self._to_square(self.drawn)
 
     def _find(self, grids):
         """What scoring marks: regions of the map around the pixels that exceed the threshold, bool, (height, width)."""
@@ -129,10 +139,10 @@ class DefectRepair:
     def _descend(self, drawn):
         """Eq. 13 within the hole, and the denoising of Algorithm 1 if it is asked for; yields the picture."""
         settings, factor = self.settings, None
-        sample = self.hole * drawn + (1 - self.hole) * self.sample
+        sample = self.hole * self._grey(drawn) + (1 - self.hole) * self.sample
         added = (settings["learning_rate"] * settings["gradient_scale"]) ** 2  # beta hat of one iteration
         for iteration in range(1, settings["num_gradient_steps"] + 1):
-            gradient = self._gradient(sample) * self.hole
+            gradient = self._grey(self._gradient(sample)) * self.hole
             if factor is None:
                 size = (gradient.square().sum() / (self.hole.sum() * 3)).sqrt()
                 factor = settings["gradient_scale"] / size.clamp(min=1e-12)
@@ -200,11 +210,17 @@ class DefectRepair:
     def _compose(self, drawn):
         """The picture with what was drawn in its soft mask, in [-1, 1]; a grey picture stays grey."""
         config = self.pipe.config
-        drawn = restore_contrast(drawn, config.data_mean, config.data_std).clamp(-1, 1)
-        if self.is_grey:
-            drawn = drawn.mean(dim=1, keepdim=True).expand_as(drawn)
+        drawn = self._to_square(drawn)
         sample = restore_contrast(self.sample, config.data_mean, config.data_std)
         return torch.where(self.soft_mask > 0, sample + self.soft_mask * (drawn - sample), sample)
+
+    def _to_square(self, drawn):
+        config = self.pipe.config
+        return self._grey(restore_contrast(drawn, config.data_mean, config.data_std).clamp(-1, 1))
+
+    def _grey(self, values):
+        """The mean of the channels, for a grey picture."""
+        return values.mean(dim=1, keepdim=True).expand_as(values) if self.is_grey else values
 
     def _score(self, square):
         score, grids = self.pipe.score(square, self.timesteps, self.pipe.alpha, self.noise)

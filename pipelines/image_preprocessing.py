@@ -103,16 +103,20 @@ def read_mask(mask, size, name="mask"):
     Raises:
         ValueError: if it has another size than the picture, or more than one channel.
     """
-    if isinstance(mask, Image.Image):
-        mask = np.asarray(mask.convert("L"))
-    values = torch.from_numpy(np.array(mask)) if isinstance(mask, np.ndarray) else mask
-    if not isinstance(values, torch.Tensor):
+    if isinstance(mask, torch.Tensor):
+        values = mask.detach().cpu().numpy() if mask.dtype != torch.bfloat16 else mask.detach().cpu().float().numpy()
+    elif isinstance(mask, (np.ndarray, Image.Image)):
+        values = np.asarray(mask)
+    else:
         raise TypeError(f"{name} is a {type(mask).__name__}; a PIL image, an array or a tensor is accepted.")
-    values = values.detach().cpu().squeeze()
-    if tuple(values.shape) != tuple(size):
-        given = "×".join(str(length) for length in reversed(values.shape))
+    if values.ndim == 3 and 1 in (values.shape[0], values.shape[-1]):
+        values = values[0] if values.shape[0] == 1 else values[..., 0]
+    if values.ndim != 2:
+        raise ValueError(f"{name} has shape {values.shape}; one channel, (height, width), is accepted.")
+    if values.shape != tuple(size):
+        given = f"{values.shape[1]}×{values.shape[0]}"
         raise ValueError(f"{name} is {given} pixels, its picture {size[1]}×{size[0]}; give it the picture's own size.")
-    return values != 0
+    return torch.from_numpy(values != 0)
 
 
 def _as_list(images):

@@ -4,6 +4,7 @@ A defect is replaced from coarse to fine: brightness from its surroundings, stru
 that is too fine for the model from the most similar good places of the same picture.
 """
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -14,6 +15,11 @@ PATCH, PATCH_STEP = 16, 4
 
 SOURCE_STEP = 2
 """Distance in pixels between the patches that grain may come from."""
+
+TARGETS_AT_ONCE = 64
+
+NO_SOURCE = -(2**31)
+"""Stands for an offset where no grain is transferred."""
 
 
 def grow_mask(anomaly_map, seed_threshold, share):
@@ -27,18 +33,19 @@ def grow_mask(anomaly_map, seed_threshold, share):
     Returns:
         `torch.Tensor`: bool, (height, width), not empty unless the map's largest value is 0 or below.
     """
-    seed_threshold = min(seed_threshold, anomaly_map.max().item())
-    if seed_threshold <= 0:
+    highest = anomaly_map.max().item()
+    if not highest > 0:
         return torch.zeros_like(anomaly_map, dtype=torch.bool)
+    seed_threshold = min(seed_threshold, highest) if seed_threshold > 0 else highest
     region = _spread((anomaly_map >= seed_threshold).float(), anomaly_map >= share * seed_threshold) > 0
-    peak = _spread(anomaly_map * region, region)
+    peak = _spread(torch.where(region, anomaly_map, 0.0), region)
     return region & (anomaly_map >= share * peak)
 
 
 def _spread(values, allowed):
     """Give every place that is allowed the largest value that can be reached from it through allowed places."""
     while True:
-        grown = dilate(values, 1) * allowed
+        grown = torch.where(allowed, dilate(values, 1), 0.0)
         if torch.equal(grown, values):
             return grown
         values = grown
@@ -103,24 +110,67 @@ def transfer_grain(resampled, sample, denoised, hole):
         hole (`torch.Tensor`): 1 in the hole and 0 elsewhere, (1, 1, height, width).
 
     Returns:
-        `torch.Tensor`: `resampled` with grain in its hole; without change if no patch is free of the hole.
+        `tuple[torch.Tensor, torch.Tensor]`: `resampled` with grain in its hole, and where the grain of every block of
+        `PATCH_STEP` pixels comes from: int64, (2, height / PATCH_STEP, width / PATCH_STEP), rows and columns from there
+        to its source, or `NO_SOURCE` where nothing is transferred.
     """
+    height, width = sample.shape[-2:]
+    offsets = torch.full((2, height // PATCH_STEP, width // PATCH_STEP), NO_SOURCE, device=hole.device)
     sources = F.unfold(denoised.mean(dim=1, keepdim=True), PATCH, stride=SOURCE_STEP)[0].T
     grain = F.unfold(sample - denoised, PATCH, stride=SOURCE_STEP)[0].T
-    free = F.unfold(hole, PATCH, stride=SOURCE_STEP)[0].amax(dim=0) == 0
-    if not free.any():
-        return resampled
+    free = (F.unfold(hole, PATCH, stride=SOURCE_STEP)[0].amax(dim=0) == 0).nonzero()[:, 0]
+    if not len(free):
+        return resampled, offsets
     border = (PATCH,) * 4
     framed = F.pad(resampled.mean(dim=1, keepdim=True), border, mode="reflect")
     targets = F.unfold(framed, PATCH, stride=PATCH_STEP)[0].T
     touched = F.unfold(F.pad(hole, border), PATCH, stride=PATCH_STEP)[0].amax(dim=0) > 0
-    nearest = torch.cdist(targets[touched], sources[free]).argmin(dim=1)
+    nearest = free[
+        torch.cat([torch.cdist(few, sources[free]).argmin(dim=1) for few in targets[touched].split(TARGETS_AT_ONCE)])
+    ]
 
     window = torch.hann_window(PATCH + 2, periodic=False, device=hole.device)[1:-1]
     window = (window[:, None] * window).flatten().repeat(3)
     weights = touched.float()[:, None] * window
     patches = torch.zeros_like(weights)
-    patches[touched] = grain[free][nearest] * window
+    patches[touched] = grain[nearest] * window
     total, weight = (F.fold(p.T[None], framed.shape[-2:], PATCH, stride=PATCH_STEP) for p in (patches, weights))
     added = (total / weight.clamp(min=1e-6))[..., PATCH:-PATCH, PATCH:-PATCH]
-    return resampled + hole * added
+
+    # The patch in whose middle a block lies; patches start at the frame's corner, one patch outside of the picture.
+    per_row = (framed.shape[-1] - PATCH) // PATCH_STEP + 1
+    sources_per_row = (width - PATCH) // SOURCE_STEP + 1
+    place = touched.nonzero()[:, 0]
+    row, column = place // per_row * PATCH_STEP - PATCH, place % per_row * PATCH_STEP - PATCH
+    source_row, source_column = nearest // sources_per_row * SOURCE_STEP, nearest % sources_per_row * SOURCE_STEP
+    block_row, block_column = ((start + PATCH // 2) // PATCH_STEP for start in (row, column))
+    inside = (block_row >= 0) & (block_row < offsets.shape[1]) & (block_column >= 0)
+    inside &= block_column < offsets.shape[2]
+    found = torch.stack([source_row - row, source_column - column])
+    offsets[:, block_row[inside], block_column[inside]] = found[:, inside]
+    return resampled + hole * added, offsets
+
+
+def shift_detail(detail, offsets, rows, columns, scale):
+    """Detail of the picture at its own size, fetched from where the grain of the same place came from.
+
+    Args:
+        detail (`np.ndarray`): what the model's square does not hold, (height, width, channel).
+        offsets (`np.ndarray`): from `transfer_grain`, in pixels of the square.
+        rows, columns (`np.ndarray`): int, (n,), places of the picture where detail is wanted.
+        scale (`tuple[float, float]`): height and width of the picture in those of the square.
+
+    Returns:
+        `np.ndarray`: (n, channel); 0 where nothing is transferred.
+    """
+    blocks = [
+        np.minimum(places / factor / PATCH_STEP, length - 1).astype(int)
+        for places, factor, length in zip((rows, columns), scale, offsets.shape[1:], strict=True)
+    ]
+    offset = offsets[:, blocks[0], blocks[1]]
+    has_source = offset[0] != NO_SOURCE
+    sources = [
+        np.clip(np.rint(places + shift * factor).astype(int), 0, length - 1)
+        for places, shift, factor, length in zip((rows, columns), offset, scale, detail.shape[:2], strict=True)
+    ]
+    return np.where(has_source[:, None], detail[sources[0], sources[1]], 0)

@@ -23,7 +23,7 @@ from .float32_component import Float32Component  # noqa: F401
 from .gaussian_diffusion import add_noise  # noqa: F401
 from .gradient_denoise_output import GradientDenoiseOutput
 from .image_preprocessing import read_mask, read_pictures, to_samples
-from .masked_resampling import transfer_grain  # noqa: F401
+from .masked_resampling import shift_detail
 from .score_calibration import ScoreCalibration  # noqa: F401
 from .trained_model import TrainedModel
 
@@ -37,6 +37,7 @@ class GradientDenoisePipeline(TrainedModel, DiffusionPipeline):
 
     _interrupt = False
 
+    @torch.inference_mode(False)  # a caller may be in inference mode, where no gradient could be had
     @torch.no_grad()
     def __call__(
         self,
@@ -59,7 +60,7 @@ class GradientDenoisePipeline(TrainedModel, DiffusionPipeline):
         output_type="pil",
         return_dict=True,
     ):
-        r"""Repair one picture or a list of them. A picture that scoring accepts comes back untouched.
+        r"""Repair one picture or a list of them. One that scoring accepts at `false_alarm_rate` comes back untouched.
 
         Algorithm 1 of the paper, with the sign of Eq. 13, is `mask=ones, strengths=(), denoise_every=5,
         gradient_scale=1, use_memory=False`.
@@ -76,7 +77,8 @@ class GradientDenoisePipeline(TrainedModel, DiffusionPipeline):
             num_resamples (`int`): times that every reverse step is done, so that a region and its surroundings come to
                 agree (Lugmayr et al. 2022).
             fill_mask (`bool`): whether resampling starts from a smooth fill of the region, or from the picture itself.
-            num_gradient_steps (`int`): at most so many iterations of Eq. 13; fewer if the picture is accepted before.
+            num_gradient_steps (`int`): at most so many iterations of Eq. 13; none if resampling was enough, fewer if
+                the picture is accepted before.
             learning_rate (`float`): s of Eq. 13.
             gradient_scale (`float`): root mean square, within the mask, that the first gradient is scaled to, in units
                 in which good pictures have deviation 0.5: the square root of the paper's beta_t. Later gradients keep
@@ -87,8 +89,8 @@ class GradientDenoisePipeline(TrainedModel, DiffusionPipeline):
             false_alarm_rate (`float`): pictures with a higher p-value are good: they are left alone, and repairs end.
             generator (`torch.Generator`, *optional*): draws the noise; by default the same for every call.
             callback_on_step_end (*optional*): called after each step as `callback(pipe, step, timestep, {"sample": …})`
-                with the model's square in [-1, 1] (timestep 0 for Eq. 13). Set `pipe.interrupt = True` in it to
-                stop: what has been reached by then is returned.
+                with the model's square in [-1, 1] (timestep 0 for Eq. 13). Set `interrupt = True` on the pipe that
+                it is given to stop: what has been reached by then is returned, later pictures as they are.
             return_steps (`bool`): whether the picture after every step is returned too.
             output_type (`str`): "pil", "np" or "pt".
             return_dict (`bool`): whether to return a `GradientDenoiseOutput` or a plain tuple of its fields.
@@ -134,15 +136,18 @@ class GradientDenoisePipeline(TrainedModel, DiffusionPipeline):
             seeded = torch.Generator().manual_seed(0) if generator is None else generator
             repairs.append(DefectRepair(self, sample, given, rate, settings, seeded).run())
 
-        # 3. Add what changed to each picture at its own size
+        # 3. Put what was drawn into each picture at its own size, and score what comes out
         images, soft_masks = [], []
-        for picture, sample, repair in zip(pictures, samples, repairs, strict=True):
-            soft_mask = resize_map(repair.soft_mask[0, 0], picture.shape[:2]).cpu()
-            correction = resize_map((repair.square[0] - sample) / 2, picture.shape[:2]).cpu()
-            images.append(_postprocess(_corrected(picture, correction, soft_mask), output_type))
-            soft_masks.append(_postprocess_mask(soft_mask, output_type))
-        scores = torch.tensor([repair.score for repair in repairs])
+        for picture, repair in zip(pictures, repairs, strict=True):
+            soft_mask = resize_map(repair.soft_mask[0, 0], picture.shape[:2]).cpu().numpy()
+            images.append(_repaired(picture, repair, soft_mask))
+            soft_masks.append(soft_mask)
+        scores = self._final_scores(images, soft_masks, repairs)
         p_value = self.calibration.p_value(scores, self.alpha, list(self.config.timesteps)).cpu().numpy()
+
+        # 4. Postprocess
+        images = [_postprocess(image, output_type) for image in images]
+        soft_masks = [_postprocess_mask(soft_mask, output_type) for soft_mask in soft_masks]
         output = GradientDenoiseOutput(
             images=images,
             masks=soft_masks,
@@ -156,6 +161,18 @@ class GradientDenoisePipeline(TrainedModel, DiffusionPipeline):
             false_alarm_rate=rate,
         )
         return output if return_dict else output.to_tuple()
+
+    def _final_scores(self, images, soft_masks, repairs):
+        """Scores of the pictures that are returned, (n,); one that was not changed keeps its own."""
+        noise = self.calibration.noise_fields(list(self.config.timesteps))
+        scores = []
+        for image, soft_mask, repair in zip(images, soft_masks, repairs, strict=True):
+            if soft_mask.any():
+                sample = to_samples([image], self.resolution)
+                scores.append(self.score(sample, list(self.config.timesteps), self.alpha, noise)[0].item())
+            else:
+                scores.append(repair.first_score)
+        return torch.tensor(scores)
 
     @property
     def interrupt(self):
@@ -187,7 +204,7 @@ class GradientDenoisePipeline(TrainedModel, DiffusionPipeline):
     def reverse_timesteps(self, strength, num_inference_steps):
         """Timesteps of the respaced reverse process from a share of the schedule on, descending, and their distance."""
         total = self.scheduler.config.num_train_timesteps
-        step_size = max(1, total // num_inference_steps)
+        step_size = -(-total // num_inference_steps)  # never more steps than asked for
         start = max(1, min(total, round(strength * total))) - 1
         return list(range(start, -1, -step_size)), step_size
 
@@ -208,7 +225,13 @@ class GradientDenoisePipeline(TrainedModel, DiffusionPipeline):
         for name in ("num_gradient_steps", "learning_rate", "gradient_scale"):
             if not settings[name] >= 0:
                 raise ValueError(f"{name} is {settings[name]}; it must not be negative.")
-        if not 0 < settings["false_alarm_rate"] <= 1:
+        if settings["learning_rate"] * settings["gradient_scale"] > 1:
+            raise ValueError(
+                "learning_rate times gradient_scale is above 1; a step would add more noise than there is."
+            )
+        if settings["num_inference_steps"] == 1 and settings["strengths"]:
+            raise ValueError("num_inference_steps is 1; at least 2 are needed to resample.")
+        if settings["false_alarm_rate"] is None or not 0 < settings["false_alarm_rate"] <= 1:
             raise ValueError(
                 f"false_alarm_rate is {settings['false_alarm_rate']}; it must lie above 0 and at most at 1."
             )
@@ -223,15 +246,33 @@ def _one_for_each(mask, count):
     return masks
 
 
-def _corrected(picture, correction, soft_mask):
-    """Add a correction in units of the full range, (3, height, width), where the mask is not 0."""
-    change = correction.permute(1, 2, 0).numpy()
-    marked = (soft_mask > 0).numpy()[..., None]
-    if picture.dtype == np.uint8:
-        changed = np.rint(picture + 255 * change).clip(0, 255).astype(np.uint8)
+def _repaired(picture, repair, soft_mask):
+    """A picture, (height, width, 3), with what was drawn where the soft mask, (height, width), is not 0.
+
+    What was drawn is as coarse as the model's square. Detail of the picture that is finer is not kept where the defect
+    is, for it would show the defect; it is fetched from the places that the grain came from.
+    """
+    rows, columns = soft_mask.nonzero()
+    if not len(rows):
+        return picture
+    size = picture.shape[:2]
+    drawn, given = (
+        ((resize_map(square[0], size) + 1) / 2).permute(1, 2, 0).cpu().numpy()
+        for square in (repair.whole(), repair.given)
+    )
+    values = picture / 255.0 if picture.dtype == np.uint8 else picture
+    detail = (values - given).astype(np.float32)
+    if repair.offsets is None:  # nothing was resampled: its detail is its own
+        wanted = drawn[rows, columns] + detail[rows, columns]
     else:
-        changed = (picture + change).clip(0, 1).astype(np.float32)
-    return np.where(marked, changed, picture)
+        scale = [length / edge for length, edge in zip(size, repair.given.shape[-2:], strict=True)]
+        offsets = repair.offsets.cpu().numpy()
+        wanted = drawn[rows, columns] + shift_detail(detail, offsets, rows, columns, scale)
+    weight = soft_mask[rows, columns][:, None]
+    changed = (values[rows, columns] + weight * (wanted - values[rows, columns])).clip(0, 1)
+    image = picture.copy()
+    image[rows, columns] = np.rint(255 * changed) if picture.dtype == np.uint8 else changed
+    return image
 
 
 def _postprocess(picture, output_type):
@@ -244,6 +285,5 @@ def _postprocess(picture, output_type):
 
 def _postprocess_mask(soft_mask, output_type):
     if output_type == "pt":
-        return soft_mask
-    array = soft_mask.numpy()
-    return array if output_type == "np" else Image.fromarray(np.ceil(255 * array).astype(np.uint8))
+        return torch.from_numpy(soft_mask)
+    return soft_mask if output_type == "np" else Image.fromarray(np.ceil(255 * soft_mask).astype(np.uint8))

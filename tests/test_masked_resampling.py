@@ -1,8 +1,18 @@
 """Masks, fills and grain on tiny tensors whose right answer is known by hand."""
 
+import numpy as np
 import torch
 
-from pipelines.masked_resampling import close, dilate, feather, fill_from_surroundings, grow_mask, transfer_grain
+from pipelines.masked_resampling import (
+    NO_SOURCE,
+    close,
+    dilate,
+    feather,
+    fill_from_surroundings,
+    grow_mask,
+    shift_detail,
+    transfer_grain,
+)
 
 
 def hole_in_the_middle(size=32, radius=5):
@@ -26,6 +36,7 @@ def test_a_map_below_the_threshold_is_marked_at_its_largest_place():
     anomaly_map = torch.tensor([[1.0, 2.0, 6.0, 3.0]])
     assert grow_mask(anomaly_map, 100.0, 0.6).tolist() == [[False, False, True, False]]
     assert not grow_mask(-anomaly_map, 100.0, 0.6).any()
+    assert grow_mask(anomaly_map, -torch.inf, 0.6).tolist() == [[False, False, True, False]]
 
 
 def test_regions_that_touch_at_a_corner_grow_together():
@@ -97,19 +108,39 @@ def test_grain_comes_from_the_places_that_look_most_alike():
     sample = smooth + torch.cat([left, right], dim=3)
     hole = torch.zeros(1, 1, 64, 128)
     hole[..., 20:44, 24:40] = 1
-    found = transfer_grain(smooth.clone(), sample, smooth, hole)
+    found, offsets = transfer_grain(smooth.clone(), sample, smooth, hole)
     assert torch.equal(found[..., 64:], smooth[..., 64:])
     outside = (hole == 0).expand_as(found)
     assert torch.equal(found[outside], smooth[outside])
     inside = (hole > 0).expand_as(found)
     assert (found - smooth)[inside].std() > 0.3  # the rough half's grain, not the smooth half's
 
+    assert offsets.shape == (2, 16, 32)
+    assert (offsets[:, 5:11, 6:10] != NO_SOURCE).all()
+    assert (offsets[:, 0, 20] == NO_SOURCE).all()
+    rows, columns = torch.meshgrid(torch.arange(20, 44), torch.arange(24, 40), indexing="ij")
+    sources = torch.stack([rows, columns]) + offsets[:, rows // 4, columns // 4]
+    assert sources.min() >= 0
+    assert sources[1].max() < 128
+    assert (hole[0, 0][sources[0], sources[1]] == 0).all()
+
     flat = torch.zeros(1, 1, 64, 128)
     flat[..., 20:44, 88:104] = 1
-    assert torch.equal(transfer_grain(smooth.clone(), sample, smooth, flat), smooth)
+    assert torch.equal(transfer_grain(smooth.clone(), sample, smooth, flat)[0], smooth)
+
+
+def test_detail_is_fetched_from_where_the_grain_came_from():
+    detail = np.arange(2 * 16 * 2 * 24, dtype=np.float32).reshape(32, 48, 1)  # a square of 16 x 24 at twice its size
+    offsets = np.full((2, 4, 6), NO_SOURCE)
+    offsets[:, 1, 2] = (-3, 5)  # rows 4 to 7, columns 8 to 11 of the square
+    rows, columns = np.array([8, 15, 20]), np.array([16, 23, 16])
+    found = shift_detail(detail, offsets, rows, columns, (2.0, 2.0))
+    assert found[:, 0].tolist() == [detail[2, 26, 0], detail[9, 33, 0], 0]
 
 
 def test_without_a_free_patch_the_picture_stays_without_grain():
     sample = torch.rand(1, 3, 32, 32)
     resampled = torch.zeros_like(sample)
-    assert torch.equal(transfer_grain(resampled, sample, resampled, torch.ones(1, 1, 32, 32)), resampled)
+    found, offsets = transfer_grain(resampled, sample, resampled, torch.ones(1, 1, 32, 32))
+    assert torch.equal(found, resampled)
+    assert (offsets == NO_SOURCE).all()

@@ -49,20 +49,25 @@ def repair_folder(pipe, input_dir, output_dir, false_alarm_rate=0.05):
     table = output_dir / "repairs.csv"
     partial = table.with_suffix(".csv.partial")
     pipe.set_progress_bar_config(leave=False)
-    with open(partial, "w", newline="") as stream:
-        writer = csv.DictWriter(stream, COLUMNS)
-        writer.writeheader()
-        for path in tqdm(files, desc="repairing", unit="image"):
-            row = dict.fromkeys(COLUMNS, "") | {"file": str(path.relative_to(input_dir))}
-            try:
-                picture = Image.fromarray(as_uint8(to_rgb(read_image(path), path.name)))
-                target = output_dir / "repaired" / path.relative_to(input_dir)
-                row |= _repair(pipe, picture, target, false_alarm_rate)
-            except ValueError as error:
-                row |= {"verdict": "unreadable", "error": str(error)}
-            writer.writerow(row)
-            stream.flush()
-            rows.append(row)
+    try:
+        with open(partial, "w", newline="") as stream:
+            writer = csv.DictWriter(stream, COLUMNS)
+            writer.writeheader()
+            for path in tqdm(files, desc="repairing", unit="image"):
+                row = dict.fromkeys(COLUMNS, "") | {"file": str(path.relative_to(input_dir))}
+                try:
+                    picture = Image.fromarray(as_uint8(to_rgb(read_image(path), path.name)))
+                except ValueError as error:
+                    row |= {"verdict": "unreadable", "error": str(error)}
+                else:
+                    target = output_dir / "repaired" / path.relative_to(input_dir)
+                    row |= _repair(pipe, picture, target, false_alarm_rate)
+                writer.writerow(row)
+                stream.flush()
+                rows.append(row)
+    except ValueError:
+        partial.unlink(missing_ok=True)
+        raise
     partial.replace(table)
     return rows
 
@@ -80,7 +85,7 @@ def _repair(pipe, picture, target, false_alarm_rate):
     verdict = "repaired" if output.is_accepted[0] else "rejected"
     marked = np.asarray(output.masks[0]) > 0
     return {
-        "verdict": verdict if changed else "good",
+        "verdict": "good" if output.is_accepted[0] and not changed else verdict,
         "anomaly_score": f"{output.anomaly_score[0]:.4f}",
         "repaired_score": f"{output.repaired_score[0]:.4f}",
         "p_value": f"{output.p_value[0]:.4f}",

@@ -162,18 +162,20 @@ def _write_code(pipe, folder):
 
     The pipelines' files and their siblings go to the root, each component's file and its siblings into its folder too.
     A foreign process that has loaded one of the pipelines has only that one's code at hand; the other's is taken from
-    the folder that it was loaded from, if it still is there.
+    the folder that the checkpoint was loaded from, if it still is there.
     """
     entry = Path(inspect.getfile(type(pipe)))
-    for module in {entry.stem, *ENTRY_MODULES}:
-        for source in (entry.parent, Path(pipe.config.get("_name_or_path") or entry.parent)):
-            if (source / f"{module}.py").is_file():
-                for name in _sibling_modules(source / f"{module}.py"):
-                    shutil.copyfile(source / f"{name}.py", folder / f"{name}.py")
-                break
+    origin = Path(pipe.config.get("_name_or_path") or entry.parent)
+    for module in sorted(ENTRY_MODULES, key=lambda name: name == entry.stem):  # the entry's own siblings last
+        source = entry.parent if module == entry.stem or not (origin / f"{module}.py").is_file() else origin
+        if (source / f"{module}.py").is_file():
+            for name in _sibling_modules(source / f"{module}.py"):
+                shutil.copyfile(source / f"{name}.py", folder / f"{name}.py")
     index_path = folder / MODEL_INDEX
     index = json.loads(index_path.read_text())
     index["_class_name"] = [entry.stem, type(pipe).__name__]
+    if (folder / f"{ENTRY_MODULES[0]}.py").is_file():  # what a checkpoint loads as, whichever pipeline saves it
+        index["_class_name"] = [ENTRY_MODULES[0], "AnomalyScoringPipeline"]
     index["_format_version"] = FORMAT_VERSION
     for name, component in pipe.components.items():
         if component is None or type(component).__module__.split(".")[0] == "diffusers":
@@ -266,6 +268,15 @@ result = pipe(Image.open("part.png"))
 
 `result.anomaly_map[0]` is the heat map at the picture's own size, `result.is_anomalous[0]` the verdict,
 `result.p_value[0]` the share of good pictures that score at least as high.
+
+What would the part look like without its defect? The second pipeline of this checkpoint draws it:
+
+```python
+repair = DiffusionPipeline.from_pretrained(
+    "PATH_OR_HUB_ID", custom_pipeline="pipeline_gradient_denoise", trust_remote_code=True
+)
+repair(Image.open("part.png")).images[0].save("repaired.png")
+```
 
 {promise}
 
