@@ -76,7 +76,8 @@ class Row:
     """One method on one set of pictures, NaN where there is no truth or nothing to count.
 
     A picture that scoring does not reject is left alone, and all of its error with it: `error_left_if_rejected` leaves
-    those out, and `accepted` is the share of those rejected before that are accepted after.
+    those out; `error_left_pooled` is all error left over all error planted; `accepted` is the share of those rejected
+    before that are accepted after.
     """
 
     pictures: str
@@ -87,6 +88,7 @@ class Row:
     error_left: float
     median_error_left: float
     error_left_if_rejected: float
+    error_left_pooled: float
     psnr_outside: float
     ssim_outside: float
     untouched: float
@@ -200,6 +202,8 @@ def measure_planted(pipe, planted, method, progress):
     rejected = rejected_before(pipe, outputs)
     row.error_left, row.median_error_left = float(left.mean()), float(np.median(left))
     row.error_left_if_rejected = float(left[rejected].mean()) if rejected.any() else float("nan")
+    before = np.array([((each.defective - each.good)[:, each.mask] ** 2).sum() for each in planted])
+    row.error_left_pooled = float((left * before).sum() / before.sum())
     row.psnr_outside, row.ssim_outside = float(np.median(psnr)), float(np.median(ssim))
     return row, outputs
 
@@ -234,6 +238,7 @@ def _row(pipe, pictures, method, outputs, seconds):
         error_left=float("nan"),
         median_error_left=float("nan"),
         error_left_if_rejected=float("nan"),
+        error_left_pooled=float("nan"),
         psnr_outside=float("nan"),
         ssim_outside=float("nan"),
         untouched=float(1 - changed.mean()),
@@ -287,16 +292,21 @@ def format_rows(rows):
     """A Markdown table."""
     lines = [
         "| pictures | method | n | rejected before | of these accepted | error left, mean (median) | if rejected | "
-        "PSNR outside, dB | SSIM outside | untouched | s a repair |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "pooled | PSNR outside, dB | SSIM outside | untouched | s a repair |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in rows:
         error = _shown(row.error_left, ".1%")
         if error != "–":
             error += f" ({row.median_error_left:.1%})"
         cells = [row.pictures, row.method, row.count, f"{row.rejected_before:.0%}", _shown(row.accepted, ".0%"), error]
-        cells += [_shown(row.error_left_if_rejected, ".1%"), _shown(row.psnr_outside, ".1f")]
-        cells += [_shown(row.ssim_outside, ".3f"), f"{row.untouched:.0%}", _shown(row.seconds, ".1f")]
+        cells += [_shown(row.error_left_if_rejected, ".1%"), _shown(row.error_left_pooled, ".1%")]
+        cells += [
+            _shown(row.psnr_outside, ".1f"),
+            _shown(row.ssim_outside, ".3f"),
+            f"{row.untouched:.0%}",
+            _shown(row.seconds, ".1f"),
+        ]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     lines.append("")
     lines.append("PSNR, SSIM and seconds are medians; seconds are those of pictures that were changed.")

@@ -56,6 +56,9 @@ def test_closing_takes_nothing_away_at_the_border():
     corner = torch.zeros(12, 12, dtype=torch.bool)
     corner[:4, :4] = True
     assert torch.equal(close(corner, 3), corner)
+    near = torch.zeros(12, 12, dtype=torch.bool)
+    near[2:6, 4:8] = True
+    assert torch.equal(close(near, 3), near)
 
 
 def test_dilation_grows_by_its_radius():

@@ -60,9 +60,11 @@ def dilate(mask, radius):
 
 
 def close(mask, radius):
-    """Close gaps of a mask, bool, (height, width), that are narrower than twice `radius`; nothing shrinks."""
-    grown = dilate(mask.float(), radius)
-    return 1 - dilate(1 - grown, radius) > 0
+    """Close gaps of a mask, bool, (height, width), that are narrower than twice `radius`, but not those to the border."""
+    grown = dilate(F.pad(mask.float(), (radius,) * 4), radius)
+    closed = 1 - dilate(1 - grown, radius) > 0
+    height, width = mask.shape
+    return closed[radius : radius + height, radius : radius + width]
 
 
 def feather(mask, radius, sigma):
