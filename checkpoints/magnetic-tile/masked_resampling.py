@@ -60,7 +60,7 @@ def dilate(mask, radius):
 
 
 def close(mask, radius):
-    """Close gaps of a mask, bool, (height, width), that are narrower than twice `radius`, but not those to the border."""
+    """Close gaps of a mask, bool, (height, width), narrower than twice `radius`, but not those to the border."""
     grown = dilate(F.pad(mask.float(), (radius,) * 4), radius)
     closed = 1 - dilate(1 - grown, radius) > 0
     height, width = mask.shape
