@@ -20,29 +20,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import torch
 from PIL import Image
-from scipy.ndimage import gaussian_filter
 from tqdm.auto import tqdm
 
+from benchmarks.planted_truth import as_picture, as_sample, compare, plant_defects, read_good
 from benchmarks.plotting import pyplot, require_matplotlib
 from pipelines.image_preprocessing import as_uint8, to_rgb
 from pipelines.pipeline_gradient_denoise import GradientDenoisePipeline
 from rendering.repair_views import side_by_side, strip
 from training.data import find_labelled_images, read_image
-from training.planted_defects import plant
 from training.process import keep_large_buffers, use_all_cores
-
-KINDS = ("stain", "scratch", "patch", "missing")
-
-MAX_SIDE = 512
-"""Larger pictures are scaled down to this many pixels before a defect is planted, for the sake of time."""
-
-STRENGTH = 2.0
-"""A planted defect changes its pixels by at least this many deviations of the texture (root mean square)."""
-
-TEXTURE_SIGMA = 1 / 32
-"""Texture is what a Gaussian filter takes away whose deviation is this share of the picture's shorter side."""
-
-MAX_ATTEMPTS = 50
 
 RATE = 0.05
 """False alarm rate of the scoring that accepts or rejects."""
@@ -59,16 +45,6 @@ METHODS = {
 
 WITH_TRUE_MASK = ("ours, true mask",)
 EVERYWHERE = ("Algorithm 1", "Eq. 13 alone", "DDPM round trip")
-
-
-@dataclass
-class Planted:
-    """A good picture, the same with a defect, (3, height, width) in [-1, 1], and the defect's pixels, bool."""
-
-    kind: str
-    good: np.ndarray
-    defective: np.ndarray
-    mask: np.ndarray
 
 
 @dataclass
@@ -95,83 +71,6 @@ class Row:
     seconds: float
 
 
-def plant_defects(samples, count, seed=0):
-    """Plant `count` clear defects into good pictures, every kind equally often.
-
-    Args:
-        samples (`list[np.ndarray]`): good pictures, (3, height, width) in [-1, 1], of any sizes.
-        count (`int`): how many.
-        seed (`int`): draws everything.
-
-    Raises:
-        ValueError: if no clear defect can be planted into some picture.
-    """
-    found = []
-    for index in range(count):
-        kind = KINDS[index % len(KINDS)]
-        good = samples[index % len(samples)]
-        sigma = TEXTURE_SIGMA * min(good.shape[1:])
-        texture = (good - gaussian_filter(good, (0, sigma, sigma))).std()
-        for attempt in range(MAX_ATTEMPTS):
-            random = np.random.default_rng((seed, index, attempt))
-            donor = _resized(samples[int(random.integers(len(samples)))], good.shape[1:])
-            defective, mask = plant(good, donor, "stain" if kind == "missing" else kind, random)
-            if kind == "missing":
-                defective = _without(good, mask)
-            if mask.any() and np.sqrt(((defective - good)[:, mask] ** 2).mean()) > STRENGTH * texture:
-                break
-        else:
-            raise ValueError(f"no clear {kind} could be planted into good picture {index % len(samples)}.")
-        found.append(Planted(kind, good, defective, mask))
-    return found
-
-
-def read_good(path):
-    """A good picture as `plant_defects` takes it."""
-    image = Image.fromarray(as_uint8(to_rgb(read_image(path), path.name)))
-    image.thumbnail((MAX_SIDE, MAX_SIDE))
-    return _sample(np.asarray(image))
-
-
-def _resized(sample, size):
-    return np.stack([np.asarray(Image.fromarray(channel).resize(size[::-1])) for channel in sample])
-
-
-def _without(good, mask):
-    """A piece is missing: an even dark or light grey of the picture is seen there, the one that differs more."""
-    greys = np.quantile(good.mean(axis=0), [0.02, 0.98])
-    grey = greys[np.abs(greys - good[:, mask].mean()).argmax()] if mask.any() else greys[0]
-    return np.where(mask, grey, good).astype(np.float32)
-
-
-def structural_similarity(first, second):
-    """SSIM of each pixel (Wang et al. 2004, Gaussian window of 1.5 pixels) of two grey pictures in [-1, 1]."""
-
-    def mean(values):
-        return gaussian_filter(values, 1.5, truncate=3.5)
-
-    mean1, mean2 = mean(first), mean(second)
-    variance1, variance2 = mean(first**2) - mean1**2, mean(second**2) - mean2**2
-    covariance = mean(first * second) - mean1 * mean2
-    c1, c2 = (0.01 * 2) ** 2, (0.03 * 2) ** 2
-    return ((2 * mean1 * mean2 + c1) * (2 * covariance + c2)) / (
-        (mean1**2 + mean2**2 + c1) * (variance1 + variance2 + c2)
-    )
-
-
-def compare(planted, repaired):
-    """Share of the defect's squared error that is left inside of its mask, and PSNR and SSIM outside of it."""
-    inside, outside = planted.mask, ~planted.mask
-    before, after = ((picture - planted.good) ** 2 for picture in (planted.defective, repaired))
-    mean_square = max(after[:, outside].mean(), 1e-10)
-    similarity = structural_similarity(planted.good.mean(axis=0), repaired.mean(axis=0))
-    return (
-        after[:, inside].sum() / before[:, inside].sum(),
-        10 * np.log10(4 / mean_square),
-        similarity[outside].mean(),
-    )
-
-
 def repair(pipe, pictures, masks, options, progress):
     """Repair 8-bit pictures one by one; returns the outputs and the seconds of each."""
     outputs, seconds = [], []
@@ -186,7 +85,7 @@ def repair(pipe, pictures, masks, options, progress):
 
 def measure_planted(pipe, planted, method, progress):
     """A `Row`, and the outputs, of one method on planted defects."""
-    pictures = [_picture(each.defective) for each in planted]
+    pictures = [as_picture(each.defective) for each in planted]
     masks = [None] * len(planted)
     if method in WITH_TRUE_MASK:
         masks = [each.mask for each in planted]
@@ -197,7 +96,7 @@ def measure_planted(pipe, planted, method, progress):
     outputs, seconds = repair(pipe, pictures, masks, options, progress)
     row = _row(pipe, "planted", method, outputs, seconds)
     left, psnr, ssim = np.transpose(
-        [compare(each, _sample(output.images[0])) for each, output in zip(planted, outputs, strict=True)]
+        [compare(each, as_sample(output.images[0])) for each, output in zip(planted, outputs, strict=True)]
     )
     rejected = rejected_before(pipe, outputs)
     row.error_left, row.median_error_left = float(left.mean()), float(np.median(left))
@@ -244,14 +143,6 @@ def _row(pipe, pictures, method, outputs, seconds):
         untouched=float(1 - changed.mean()),
         seconds=float(np.median(seconds[changed])) if changed.any() else float("nan"),
     )
-
-
-def _picture(sample):
-    return Image.fromarray(np.rint((sample.transpose(1, 2, 0) + 1) * 127.5).clip(0, 255).astype(np.uint8))
-
-
-def _sample(image):
-    return image.transpose(2, 0, 1).astype(np.float32) / 127.5 - 1
 
 
 def contact_sheet(columns, size=160):
@@ -356,7 +247,7 @@ def main(argv=None):
     rows, curves = [], {}
     total = len(args.methods) * len(planted) + len(real) + len(untouched)
     with tqdm(total=total, desc="repairing", unit="image") as progress:
-        columns = [[_picture(each.good), _picture(each.defective)] for each in planted]
+        columns = [[as_picture(each.good), as_picture(each.defective)] for each in planted]
         for method in args.methods:
             row, outputs = measure_planted(pipe, planted, method, progress)
             rows.append(row)

@@ -1,4 +1,4 @@
-"""What a repair is made of besides the network: masks, a first guess, fine texture. Pure tensor functions.
+"""What a repair is made of besides the network: masks, a first guess, fine texture. Pure functions.
 
 A defect is replaced from coarse to fine: brightness from its surroundings, structure by the diffusion model, and grain
 that is too fine for the model from the most similar good places of the same picture.

@@ -11,7 +11,8 @@ from PIL import Image, ImageDraw
 from scipy.ndimage import gaussian_filter
 from sentences import assert_sentence, refused
 
-from benchmarks.repair import KINDS, STRENGTH, compare, main, plant_defects, structural_similarity
+from benchmarks.planted_truth import KINDS, STRENGTH, compare, plant_defects, structural_similarity
+from benchmarks.repair import main
 from pipelines.pipeline_gradient_denoise import GradientDenoisePipeline
 from rendering.repair_views import GAP, chosen_steps, save_animation, side_by_side, strip
 from training.data import GoodImages

@@ -71,7 +71,6 @@ class DefectRepair:
         settings, pipe = self.settings, self.pipe
         schedules = [pipe.reverse_timesteps(s, settings["num_inference_steps"]) for s in settings["strengths"]]
         lengths = [(len(timesteps) - 1) * settings["num_resamples"] + 1 for timesteps, _ in schedules]
-        best = None
         with pipe.progress_bar(total=sum(lengths) + settings["num_gradient_steps"]) as progress:
             for timesteps, step_size in schedules:
                 for timestep, drawn in self._resample(timesteps, step_size):
@@ -81,16 +80,15 @@ class DefectRepair:
                 drawn, offsets = self._with_grain(drawn)
                 square = self._compose(drawn)
                 score, _ = self._score(square)
-                if best is None or score < self.score:
-                    best, self.drawn, self.offsets = drawn, drawn, offsets
-                    self.square, self.score = square, score
+                if self.offsets is None or score < self.score:  # the first one is taken however it scores
+                    self.drawn, self.offsets, self.square, self.score = drawn, offsets, square, score
                 if pipe.interrupt or self._is_accepted():
                     break
             self.num_resampled = len(self.distance) - 1
             if pipe.interrupt or (schedules and self._is_accepted()):
                 self._record(self.square)
                 return self
-            for iteration, drawn in enumerate(self._descend(self.sample if best is None else best), start=1):
+            for iteration, drawn in enumerate(self._descend(self.drawn), start=1):
                 self._step(drawn, 0, progress)
                 last = iteration == settings["num_gradient_steps"] or pipe.interrupt
                 if iteration % CHECK_EVERY == 0 or last:
