@@ -17,6 +17,9 @@ CSS = """
 .scale { font-size: .875rem; line-height: 1.3 }
 .scale img { width: 100%; height: 16px; border-radius: 3px }
 .scale .ends { display: flex; justify-content: space-between; gap: 1em }
+table.regions { width: 100%; margin-top: 8px; font-size: .875rem; border-collapse: collapse }
+table.regions th { text-align: left; font-weight: 600 }
+table.regions td, table.regions th { padding: 2px 8px 2px 0; border-top: 1px solid var(--border-color-primary) }
 .scale .mark { width: fit-content; position: relative; transform: translateX(-50%); white-space: nowrap }
 """
 

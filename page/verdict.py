@@ -8,6 +8,7 @@ from PIL import Image
 
 from rendering.heat_map import legend
 
+MAX_LISTED = 5
 HINT = "<p>Choose a picture, or click an example.</p>"
 
 
@@ -15,8 +16,7 @@ def verdict(numbers, calibration):
     """Whether the part is accepted, and why.
 
     Args:
-        numbers (`dict`): is_anomalous, anomaly_score, p_value, defect_share (of the picture, 0 to 1),
-            false_alarm_rate, image_threshold.
+        numbers (`Verdict`): of `page.inspection`.
         calibration: config of the `ScoreCalibration`.
 
     Returns:
@@ -28,7 +28,8 @@ def verdict(numbers, calibration):
         css, title, place = "accepted", "Accepted: this looks like a good part", "Nothing is outlined."
     else:
         css, title = "rejected", "Rejected: this does not look like a good part"
-        place = f"The outlined area, {numbers['defect_share']:.1%} of the picture, is where it differs."
+        place = f"The outlined area, {pixels(numbers['defect_pixels'])} or {numbers['defect_share']:.1%} of the picture,"
+        place += f" in {count_of(len(numbers['regions']), 'place')}, is where it differs."
         if numbers["defect_share"] == 0:
             place = "No single place stands out enough to be outlined; the colours show where it differs most."
     return (
@@ -39,6 +40,26 @@ def verdict(numbers, calibration):
         f"{unusual or 'none'} scored as high.</p>"
         f"<p>{promise(numbers['false_alarm_rate'], calibration)}</p></div>"
     )
+
+
+def repair_verdict(output, changed):
+    """What a repair has come to, as HTML.
+
+    Args:
+        output (`GradientDenoiseOutput`): of one picture.
+        changed (`np.ndarray`): bool, the picture's pixels that are not as they were.
+    """
+    before, after = output.anomaly_score[0], output.repaired_score[0]
+    if not changed.any():
+        return '<div class="verdict accepted"><h2>Nothing to repair</h2><p>The picture came back as it was.</p></div>'
+    share = f"{pixels(int(changed.sum()))}, {changed.mean():.1%} of the picture, were drawn anew; all others are as given."
+    scores = f"<b>Score {before:.2f} before, {after:.2f} after.</b>"
+    if output.is_accepted[0]:
+        title, css = "Repaired: it now looks like a good part", "accepted"
+    else:
+        title, css = "Changed, but it does not look like a good part yet", "rejected"
+        scores += " Mark more of the defect, or accept that the model cannot draw this place well."
+    return f'<div class="verdict {css}"><h2>{title}</h2><p>{share}</p><p>{scores}</p></div>'
 
 
 def promise(false_alarm_rate, calibration):
@@ -55,6 +76,35 @@ def promise(false_alarm_rate, calibration):
         f"<b>Promise:</b> of {base} good parts, at most {rejected} on average, while part, camera and light stay as "
         "they were when the model was calibrated."
     )
+
+
+def list_regions(numbers):
+    """The outlined places, the largest first, as an HTML table; "" where there are none."""
+    rows = "".join(
+        f"<tr><td>{index}</td><td>{region['x']}, {region['y']}</td><td>{region['width']} × {region['height']}</td>"
+        f"<td>{region['area']:,}</td><td>{region['area'] / (numbers['width'] * numbers['height']):.2%}</td>"
+        f"<td>{region['peak']:.1f}</td></tr>"
+        for index, region in enumerate(numbers["regions"][:MAX_LISTED], 1)
+    )
+    if not rows:
+        return ""
+    head = "".join(
+        f"<th>{title}</th>" for title in ("", "left, top", "width × height", "area in pixels", "share", "worst value")
+    )
+    more = len(numbers["regions"]) - MAX_LISTED
+    return (
+        f'<table class="regions"><tr>{head}</tr>{rows}</table>' + (f"<p>and {more} smaller.</p>" if more > 0 else "")
+    )
+
+
+def pixels(count):
+    """A number of pixels in words."""
+    return f"{count:,} pixel" + ("" if count == 1 else "s")
+
+
+def count_of(count, noun):
+    """How many of something, in words."""
+    return f"{count} {noun}" + ("" if count == 1 else "s")
 
 
 def colour_scale(saturation, threshold):

@@ -20,27 +20,32 @@ MIN_IMAGES = 8
 logger = logging.getLogger(__name__)
 
 
-def read_image(path):
+def read_image(source, name=None):
     """Open and decode one picture.
 
+    Args:
+        source (`str`, `Path` or a binary stream): where it is read from.
+        name (`str`, *optional*): what errors call it; by default the file's name.
+
     Raises:
-        ValueError: with the file's name, if it is no picture, is truncated or has more than `MAX_PIXELS` pixels.
+        ValueError: with the name, if it is no picture, is truncated or has more than `MAX_PIXELS` pixels.
     """
+    name = name or Path(source).name
     try:
-        with Image.open(path) as image:
+        with Image.open(source) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise ValueError(
-                    f"{Path(path).name} has {image.width}×{image.height} pixels; at most "
+                    f"{name} has {image.width}×{image.height} pixels; at most "
                     f"{MAX_PIXELS // 1_000_000} million are accepted: crop it or scale it down first."
                 )
             image.load()
             return image
     except UnidentifiedImageError as error:
-        raise ValueError(f"{Path(path).name} is not a picture in a known format.") from error
+        raise ValueError(f"{name} is not a picture in a known format.") from error
     except Image.DecompressionBombError as error:
-        raise ValueError(f"{Path(path).name} has too many pixels; crop it or scale it down first.") from error
+        raise ValueError(f"{name} has too many pixels; crop it or scale it down first.") from error
     except (OSError, SyntaxError) as error:
-        raise ValueError(f"{Path(path).name} is damaged or cut short and cannot be read ({error}).") from error
+        raise ValueError(f"{name} is damaged or cut short and cannot be read ({error}).") from error
 
 
 def find_images(folder):

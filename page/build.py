@@ -1,0 +1,64 @@
+"""The page as a whole: head, tabs, service endpoints; and how it is launched."""
+
+import functools
+
+import gradio as gr
+
+from .answering import answer_in_one_sentence, refuse_urls
+from .context import Page
+from .inspect_tab import build_inspect_tab
+from .inspection import Inspector
+from .repair_tab import build_repair_tab
+from .settings import KEPT_SECONDS
+from .style import CSS, HEAD, THEME
+
+TITLE = """# Is this part good?
+The picture is compared with what good parts look like; what does not fit is marked."""
+
+
+def build_page(settings, shelf):
+    """Wire the page: a `gr.Blocks`, to be launched with `launch_arguments`.
+
+    Args:
+        settings (`Settings`): what the owner has set.
+        shelf (`ModelShelf`): with at least one model.
+    """
+    page = Page(settings, shelf, Inspector(shelf))
+    kept = (KEPT_SECONDS, KEPT_SECONDS)
+    with gr.Blocks(title="Defect inspection", analytics_enabled=False, delete_cache=kept) as demo:
+        with gr.Row(equal_height=True):
+            gr.Markdown(TITLE)
+            page.model = gr.Dropdown(
+                shelf.names, value=shelf.names[0], label="Model: what kind of part it is", filterable=False, elem_id="model"
+            )
+        with gr.Tabs(selected="inspect") as page.tabs:
+            with gr.Tab("Inspect", id="inspect"):
+                build_inspect_tab(page)
+            with gr.Tab("Repair", id="repair") as repair:
+                build_repair_tab(page, repair)
+        demo.load(functools.partial(_offer_models, page), None, page.model, api_visibility="private")
+    refuse_urls(demo)
+    return demo.queue(default_concurrency_limit=4, max_size=64)
+
+
+def launch_arguments(settings):
+    """Arguments of `launch`: exceptions stay on the server, uploads and sessions are bounded."""
+    return {
+        "server_name": settings.host,
+        "server_port": settings.port,
+        "theme": THEME,
+        "css": CSS,
+        "head": HEAD,
+        "show_error": False,
+        "max_file_size": f"{settings.max_upload_mb}mb",
+        "state_session_capacity": 200,
+        "run_history": False,
+        "footer_links": ["api", "gradio"],
+        "mcp_server": settings.mcp,
+    }
+
+
+@answer_in_one_sentence
+def _offer_models(page):
+    """What is on the shelf when the page is opened: models that were trained since are among it."""
+    return gr.update(choices=page.shelf.names)

@@ -1,0 +1,34 @@
+"""What all tabs of the page share: models, settings, and the widgets that more than one of them reads."""
+
+from dataclasses import dataclass, field
+
+import gradio as gr
+
+from .inspection import Inspector
+from .model_shelf import ModelShelf
+from .settings import Settings
+
+
+@dataclass
+class Page:
+    """Handed from tab to tab while the page is built.
+
+    Args:
+        settings (`Settings`): what the owner has set.
+        shelf (`ModelShelf`): the models.
+        inspector (`Inspector`): inspects with them.
+        model (`gr.Dropdown`): the chosen model's name.
+        tabs (`gr.Tabs`): their ids are inspect, repair, batch, train, models.
+        picture (`gr.Image`): the picture to inspect; setting it inspects it.
+        inspection (`gr.State`): the session's last `Inspection`, or None.
+        percent (`gr.Slider`): the accepted false alarm rate, in per cent.
+    """
+
+    settings: Settings
+    shelf: ModelShelf
+    inspector: Inspector
+    model: gr.Dropdown = field(default=None)
+    tabs: gr.Tabs = field(default=None)
+    picture: gr.Image = field(default=None)
+    inspection: gr.State = field(default=None)
+    percent: gr.Slider = field(default=None)

@@ -1,0 +1,217 @@
+"""The tab Inspect: a picture in; verdict, heat map, outlines, numbers and files out."""
+
+import functools
+import json
+import tempfile
+from pathlib import Path
+
+import gradio as gr
+import numpy as np
+
+from pipelines.image_preprocessing import as_uint8
+from rendering.heat_map import outline, overlay, saturation_of
+
+from .answering import answer_in_one_sentence
+from .settings import EMBEDDED_MODELS, KEPT_SECONDS, ROOT
+from .uploads import save_png, uploaded_picture
+from .verdict import HINT, colour_scale, list_regions, verdict
+
+EXAMPLES = ROOT / "examples"
+EXAMPLES_OF = EMBEDDED_MODELS / "magnetic-tile"
+
+
+def build_inspect_tab(page):
+    """Lay out the tab and wire it; sets `page.picture`, `page.inspection` and `page.percent`."""
+    first = page.shelf.get(page.shelf.names[0])
+    page.inspection = gr.State(time_to_live=KEPT_SECONDS)
+    with gr.Row():
+        with gr.Column(scale=2, min_width=280):
+            page.picture = gr.Image(
+                label="Picture of a part",
+                type="filepath",
+                image_mode=None,
+                format="png",
+                sources=["upload", "clipboard", "webcam"],
+                buttons=["fullscreen"],
+                height=320,
+            )
+            _offer_examples(page)
+        with gr.Column(scale=3, min_width=320):
+            words = gr.HTML(HINT, label="Verdict", elem_id="verdict")
+            comparison = gr.ImageSlider(
+                label="Where it differs (drag to compare)", format="png", slider_position=0, interactive=False
+            )
+            colours = gr.HTML("", label="Colour scale")
+            page.percent = gr.Slider(
+                first.smallest_percent,
+                max(20, first.smallest_percent),
+                first.default_percent,
+                step=0.01,
+                label="Accepted false alarms: share of good parts that may be rejected, in %",
+                info="Less: fewer good parts are rejected, and more defects are missed.",
+                elem_id="percent",
+            )
+            with gr.Row():
+                to_repair = gr.Button("Show it without the defect", interactive=False, elem_id="to-repair")
+                prepare = gr.Button("Prepare downloads", interactive=False, elem_id="prepare")
+            files = gr.Files(label="Overlay, mask, map (16-bit PNG and NPY), numbers", visible=False, elem_id="files")
+            with gr.Accordion("Advanced: noise scales, the two parts of the map", open=False):
+                gr.Markdown(
+                    "Noise of each scale is added to the picture, and the network says what a good part would look "
+                    "like. It can be wrong about pixels (KL divergence) and about features; α weighs the two."
+                )
+                timesteps = gr.CheckboxGroup(
+                    *_timestep_choices(first), label="Noise scales (timesteps, of 1000)", elem_id="timesteps"
+                )
+                alpha = gr.Slider(0, 1, first.scoring.alpha, step=0.05, label="α: weight of the pixel part")
+                with gr.Row():
+                    kl = gr.Image(label="Pixel part (KL)", format="png", interactive=False, buttons=["fullscreen"])
+                    features = gr.Image(label="Feature part", format="png", interactive=False, buttons=["fullscreen"])
+            with gr.Accordion("All numbers", open=False):
+                numbers = gr.JSON(label="Numbers", show_label=False)
+
+    shown = [words, comparison, colours, numbers, to_repair, prepare, files]
+    outputs = [page.inspection, *shown, kl, features]
+    inputs = [page.model, page.picture, page.percent, timesteps, alpha]
+    look = {
+        "fn": functools.partial(_inspect, page),
+        "inputs": inputs,
+        "outputs": outputs,
+        "api_visibility": "private",
+        "preprocess": False,  # Gradio would open and re-encode the picture
+        "trigger_mode": "always_last",
+        "concurrency_limit": 8,
+        "concurrency_id": "inspect",
+        "show_progress_on": [words, comparison],
+    }
+    nothing = {"fn": lambda: (None, *_blank(), None, None), "outputs": outputs, "api_visibility": "private"}
+    gr.on([page.picture.change, timesteps.input, alpha.release], **look).failure(**nothing)
+    page.model.change(
+        functools.partial(_settings_of, page),
+        page.model,
+        [page.percent, timesteps, alpha],
+        api_visibility="private",
+        show_progress="hidden",
+    ).then(**look).failure(**nothing)
+    page.percent.change(
+        functools.partial(_judge_again, page),
+        [page.inspection, page.percent],
+        shown,
+        api_visibility="private",
+        trigger_mode="always_last",
+        concurrency_limit=8,
+        show_progress="hidden",
+    )
+    prepare.click(
+        functools.partial(_write_files, page),
+        [page.inspection, page.percent, page.picture],
+        files,
+        api_visibility="private",
+        concurrency_limit=2,
+    )
+    to_repair.click(lambda: gr.Tabs(selected="repair"), None, page.tabs, api_visibility="private", queue=False)
+
+
+@answer_in_one_sentence
+def _inspect(page, model, upload, percent, timesteps, alpha):
+    if upload is None:
+        return None, *_blank(), None, None
+    picture, name = uploaded_picture(upload, page.settings.max_upload_mb)
+    inspection = page.inspector.inspect(model, picture, _shown_name(upload, name), timesteps, alpha)
+    parts = [page.inspector.part(inspection, part) for part in ("kl_map", "feature_map")]
+    return inspection, *_judged(page, inspection, percent), *parts
+
+
+@answer_in_one_sentence
+def _judge_again(page, inspection, percent):
+    return _blank() if inspection is None else _judged(page, inspection, percent)
+
+
+def _judged(page, inspection, percent):
+    """Verdict, pair of pictures, scale, numbers, both buttons, no files yet."""
+    numbers, mask = page.inspector.judge(inspection, percent)
+    scoring = page.shelf.get(inspection.model).scoring
+    pictures = (inspection.picture, page.inspector.outlined(inspection, mask))
+    colours = colour_scale(saturation_of(scoring), numbers["pixel_threshold"]) + list_regions(numbers)
+    words = verdict(numbers, scoring.calibration.config)
+    return words, pictures, colours, numbers, *(gr.update(interactive=True),) * 2, gr.update(value=None, visible=False)
+
+
+def _blank():
+    """The outputs of `_judged` before a picture was inspected."""
+    return HINT, None, "", None, *(gr.update(interactive=False),) * 2, gr.update(value=None, visible=False)
+
+
+@answer_in_one_sentence
+def _settings_of(page, name):
+    """Rate, noise scales and alpha of a newly chosen model."""
+    model = page.shelf.get(name)
+    choices, value = _timestep_choices(model)
+    return (
+        gr.update(
+            minimum=model.smallest_percent, maximum=max(20, model.smallest_percent), value=model.default_percent
+        ),
+        gr.update(choices=choices, value=value),
+        model.scoring.alpha,
+    )
+
+
+@answer_in_one_sentence
+def _write_files(page, inspection, percent, path):
+    """Overlay, mask and maps at the picture's own size, and the numbers."""
+    if inspection is None or path is None:
+        raise ValueError("inspect a picture first.")
+    picture, _ = uploaded_picture({"path": path}, page.settings.max_upload_mb)
+    scoring = page.shelf.get(inspection.model).scoring
+    with page.shelf.turns.take():
+        output = scoring(
+            picture,
+            timesteps=list(inspection.timesteps),
+            alpha=inspection.alpha,
+            false_alarm_rate=percent / 100,
+        )
+    anomaly_map, mask = output.anomaly_map[0], output.pred_mask[0]
+    saturation = saturation_of(scoring)
+    folder = Path(tempfile.mkdtemp(dir=gr.utils.get_upload_folder()))
+    stem = Path(inspection.file).stem or "picture"
+    drawn = outline(overlay(as_uint8(picture), anomaly_map, saturation), mask)
+    map_16_bit = np.rint(np.clip(anomaly_map / saturation, 0, 1) * 65535).astype(np.uint16)
+    np.save(folder / f"{stem}-map.npy", anomaly_map.astype(np.float32))
+    numbers, _ = page.inspector.judge(inspection, percent)
+    numbers |= {"map_16_bit_maximum": saturation, "timesteps": inspection.timesteps, "alpha": inspection.alpha}
+    (folder / f"{stem}.json").write_text(json.dumps(numbers, indent=2) + "\n")
+    return gr.update(
+        value=[
+            save_png(drawn, folder / f"{stem}-overlay.png"),
+            save_png(mask.astype(np.uint8) * 255, folder / f"{stem}-mask.png"),
+            save_png(map_16_bit, folder / f"{stem}-map-16bit.png"),
+            str(folder / f"{stem}-map.npy"),
+            str(folder / f"{stem}.json"),
+        ],
+        visible=True,
+    )
+
+
+def _shown_name(upload, name):
+    """The name that the visitor knows a file by, where the browser tells."""
+    given = upload.get("orig_name") if isinstance(upload, dict) else None
+    return Path(str(given)).name[:100] if given else name
+
+
+def _timestep_choices(model):
+    choices = [str(timestep) for timestep in model.scoring.config.timesteps]
+    return choices, choices
+
+
+def _offer_examples(page):
+    if not any(page.shelf.get(name).folder == EXAMPLES_OF for name in page.shelf.names):
+        return
+    files = sorted(EXAMPLES.glob("*.jpg"))
+    labels = [path.stem.replace("-", " ").capitalize() for path in files]
+    gr.Examples(
+        [str(path) for path in files],
+        page.picture,
+        example_labels=labels,
+        api_visibility="private",
+        label="Examples: magnetic tiles",
+    )

@@ -1,0 +1,191 @@
+"""What the page knows of one inspected picture, and the verdict on it at any false alarm rate. No widgets."""
+
+import hashlib
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import TypedDict
+
+import numpy as np
+import torch
+
+from pipelines.image_preprocessing import as_uint8
+from rendering.heat_map import outline, overlay, saturation_of, shrink
+from rendering.regions import find_regions
+
+from .settings import MAX_SIDE
+
+KEPT_INSPECTIONS = 48
+MAX_REGIONS = 20
+
+
+class Region(TypedDict):
+    """A separate place of a defect: left, top, width, height and area in pixels, and the map's largest value."""
+
+    x: int
+    y: int
+    width: int
+    height: int
+    area: int
+    peak: float
+
+
+class Verdict(TypedDict):
+    """The answer of an inspection in numbers; thresholds and scores are in deviations of good pictures."""
+
+    file: str
+    model: str
+    is_anomalous: bool
+    anomaly_score: float
+    p_value: float
+    false_alarm_rate: float
+    image_threshold: float
+    pixel_threshold: float
+    defect_pixels: int
+    defect_share: float
+    width: int
+    height: int
+    regions: list[Region]
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """All that another false alarm rate needs, at drawn size.
+
+    Args:
+        model, file (`str`): names.
+        size (`tuple[int, int]`): height and width of the picture itself.
+        alpha (`float`), timesteps (`tuple[int]`): what it was scored with.
+        picture, heat (`np.ndarray`): the upright picture without and with its heat map, uint8 RGB.
+        anomaly_map, kl_map, feature_map (`np.ndarray`): float32, (height, width).
+        score (`float`): the anomaly score.
+    """
+
+    model: str
+    file: str
+    size: tuple
+    alpha: float
+    timesteps: tuple
+    picture: np.ndarray
+    heat: np.ndarray
+    anomaly_map: np.ndarray
+    kl_map: np.ndarray
+    feature_map: np.ndarray
+    score: float
+
+    @property
+    def scale(self):
+        """Pixels of the picture for one that is drawn, along an edge."""
+        return max(self.size) / max(self.anomaly_map.shape)
+
+
+class Inspector:
+    """Inspects pictures with any model of the shelf, and remembers the latest: a second look costs nothing."""
+
+    def __init__(self, shelf):
+        self.shelf = shelf
+        self._kept = OrderedDict()
+        self._lock = threading.Lock()
+
+    def inspect(self, model_name, picture, file, timesteps=None, alpha=None):
+        """An `Inspection`.
+
+        Args:
+            model_name (`str`): of the shelf.
+            picture (`np.ndarray`): as `to_rgb` makes it.
+            file (`str`): its name.
+            timesteps (`list[int]`, *optional*), alpha (`float`, *optional*): as for the pipeline.
+
+        Raises:
+            ValueError: for a model or setting that there is not.
+        """
+        model = self.shelf.get(model_name)
+        timesteps = tuple(sorted(_whole(t) for t in (timesteps or model.scoring.config.timesteps)))
+        alpha = model.scoring.alpha if alpha is None else _number(alpha, "alpha")
+        content = hashlib.blake2b(np.ascontiguousarray(picture).data).digest()
+        key = (id(model), content, picture.shape, file, timesteps, alpha)
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                return self._kept[key]
+        with self.shelf.turns.take():
+            output = model.scoring(picture, timesteps=list(timesteps), alpha=alpha)
+        inspection = _drawn(model, picture, file, output, timesteps, alpha)
+        with self._lock:
+            self._kept[key] = inspection
+            while len(self._kept) > KEPT_INSPECTIONS:
+                self._kept.popitem(last=False)
+        return inspection
+
+    def judge(self, inspection, percent):
+        """The verdict at a false alarm rate in per cent; no network runs.
+
+        Returns:
+            `tuple[Verdict, np.ndarray]`: the numbers, and the mask, bool, at drawn size.
+
+        Raises:
+            ValueError: for a rate that is no number above 0 and up to 100.
+        """
+        percent = _number(percent, "the accepted false alarm rate")
+        if not 0 < percent <= 100:
+            raise ValueError(f"the accepted false alarm rate is {percent:g} %; it must lie above 0 and at most at 100.")
+        scoring = self.shelf.get(inspection.model).scoring
+        answer = scoring.decide(
+            [torch.from_numpy(inspection.anomaly_map)],
+            torch.tensor([inspection.score]),
+            inspection.alpha,
+            list(inspection.timesteps),
+            percent / 100,
+        )
+        mask = answer["pred_mask"][0].numpy()
+        regions = find_regions(mask, inspection.anomaly_map, inspection.scale)
+        numbers = {
+            "file": inspection.file,
+            "model": inspection.model,
+            "is_anomalous": bool(answer["is_anomalous"][0]),
+            "anomaly_score": inspection.score,
+            "p_value": float(answer["p_value"][0]),
+            "false_alarm_rate": answer["false_alarm_rate"],
+            "image_threshold": answer["image_threshold"],
+            "pixel_threshold": answer["pixel_threshold"],
+            "defect_pixels": round(float(mask.sum()) * inspection.scale**2),
+            "defect_share": float(mask.mean()),
+            "width": inspection.size[1],
+            "height": inspection.size[0],
+            "regions": regions[:MAX_REGIONS],
+        }
+        return numbers, mask
+
+    def outlined(self, inspection, mask):
+        """The heat map with the mask's outline, uint8 RGB."""
+        return outline(inspection.heat, mask)
+
+    def part(self, inspection, name):
+        """The picture under one part of the map alone, "kl_map" or "feature_map", in the same colours, uint8 RGB."""
+        saturation = saturation_of(self.shelf.get(inspection.model).scoring)
+        return overlay(inspection.picture, getattr(inspection, name), saturation)
+
+
+def _drawn(model, picture, file, output, timesteps, alpha):
+    maps = [output.anomaly_map[0], output.kl_map[0], output.feature_map[0]]
+    size = maps[0].shape
+    shown = [shrink(as_uint8(picture), part, MAX_SIDE) for part in maps]
+    drawn = np.ascontiguousarray(shown[0][0])
+    anomaly_map, kl_map, feature_map = (np.array(part) for _, part in shown)
+    heat = overlay(drawn, anomaly_map, saturation_of(model.scoring))
+    score = float(output.anomaly_score[0])
+    return Inspection(
+        model.name, file, size, alpha, timesteps, drawn, heat, anomaly_map, kl_map, feature_map, score
+    )
+
+
+def _number(value, name):
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError(f"{name} is {str(value)[:50]!r}; a number is accepted.")
+    return float(value)
+
+
+def _whole(value):
+    if not isinstance(value, int) and not (isinstance(value, str) and value.isdigit()):
+        raise ValueError(f"noise scales are whole numbers, not {str(value)[:50]!r}.")
+    return int(value)

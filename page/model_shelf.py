@@ -1,0 +1,151 @@
+"""The models that visitors choose among: embedded ones, local folders, Hub ids; no code of a checkpoint ever runs."""
+
+import fnmatch
+import json
+import re
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+from pipelines.checkpoint_files import CARD, locate_checkpoint
+from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
+from pipelines.pipeline_gradient_denoise import GradientDenoisePipeline
+
+from .turns import Turns
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+EVALUATION = "evaluation.json"
+
+
+@dataclass(frozen=True)
+class Model:
+    """One category of a checkpoint, ready to inspect and to repair.
+
+    Args:
+        name (`str`): what visitors choose it by.
+        folder (`Path`): its checkpoint.
+        category (`str`, *optional*): which of the checkpoint's categories it is.
+        scoring (`AnomalyScoringPipeline`): calibrated.
+        repairing (`GradientDenoisePipeline`): shares everything with it.
+    """
+
+    name: str
+    folder: Path
+    category: str | None
+    scoring: AnomalyScoringPipeline = field(repr=False)
+    repairing: GradientDenoisePipeline = field(repr=False)
+
+    @property
+    def card(self):
+        """The checkpoint's model card as Markdown, without its front matter; "" if it has none."""
+        path = self.folder / CARD
+        text = path.read_text(errors="replace") if path.is_file() else ""
+        return re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.DOTALL).strip()
+
+    @property
+    def smallest_percent(self):
+        """The smallest false alarm rate that can be promised, in per cent, rounded up to hundredths."""
+        return float(np.ceil(1e4 * self.scoring.calibration.effective_rate(0) - 1e-6) / 100)
+
+    @property
+    def default_percent(self):
+        """The false alarm rate to begin with, in per cent."""
+        return max(self.smallest_percent, 100 * self.scoring.calibration.effective_rate())
+
+
+class ModelShelf:
+    """Loads models, keeps them, hands them out by name, and says whose turn it is to compute.
+
+    Args:
+        sources: checkpoint folders and Hub ids, loaded at once.
+        hub_models: Hub ids and patterns that `open_from_hub` accepts.
+
+    Raises:
+        ValueError: if one of them cannot be loaded.
+    """
+
+    def __init__(self, sources, hub_models=()):
+        self.turns = Turns()
+        self.hub_models = tuple(hub_models)
+        self._models = {}
+        self._adding = threading.Lock()
+        for source in sources:
+            self.add(source)
+
+    @property
+    def names(self):
+        """What there is to choose among, in the order of arrival."""
+        return list(self._models)
+
+    def get(self, name):
+        """The model of a name.
+
+        Raises:
+            ValueError: if there is none.
+        """
+        if not isinstance(name, str) or name not in self._models:
+            raise ValueError(f"there is no model {str(name)[:100]!r}; choose one of {', '.join(self.names)}.")
+        return self._models[name]
+
+    def add(self, source, name=None):
+        """Load a checkpoint folder or Hub id. Returns the names of its models: one, or one for each category.
+
+        A name that is taken is given to the new model.
+
+        Raises:
+            ValueError: if it cannot be loaded, or is not calibrated.
+        """
+        with self._adding:
+            folder = _fetch(source)
+            pipe = AnomalyScoringPipeline.from_pretrained(folder)
+            if torch.cuda.is_available():
+                pipe.to("cuda")
+            categories = [None] if pipe.categories is None else list(pipe.categories.config.names)
+            name = name or (str(source) if _is_hub_id(source) else Path(source).resolve().name)
+            names = []
+            for category in categories:
+                scoring = pipe.for_category(category)
+                if scoring.calibration is None:
+                    raise ValueError(f"{name} is not calibrated; run training/calibration.py on good pictures first.")
+                scoring.set_progress_bar_config(disable=True)
+                repairing = GradientDenoisePipeline.from_pipe(scoring)
+                repairing.set_progress_bar_config(disable=True)
+                with self.turns.take():  # the first picture takes longest: let it be none of a visitor's
+                    scoring(np.zeros((8, 8, 3), np.uint8))
+                names.append(name if category is None else f"{name}: {category}")
+                self._models[names[-1]] = Model(names[-1], folder, category, scoring, repairing)
+            return names
+
+    def open_from_hub(self, hub_id):
+        """Fetch a model that a visitor names, if the owner of the page allows it. Returns the names of its models.
+
+        Raises:
+            ValueError: if it is no Hub id, not allowed, or cannot be loaded.
+        """
+        hub_id = str(hub_id).strip()
+        if not _is_hub_id(hub_id) or ".." in hub_id:
+            raise ValueError("a Hub id has the form organisation/name, in letters, digits, dots, dashes.")
+        if not any(fnmatch.fnmatchcase(hub_id, pattern) for pattern in self.hub_models):
+            raise ValueError(f"{hub_id} is not among the models that may be opened here.")
+        return [hub_id] if hub_id in self._models else self.add(hub_id)
+
+
+def measured_results(model):
+    """What was measured of a model, `dict`, or None where nothing was: the file that `evaluate.py` leaves with it."""
+    path = model.folder / EVALUATION
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def _is_hub_id(source):
+    return HUB_ID.fullmatch(str(source)) is not None and not Path(source).is_dir()
+
+
+def _fetch(source):
+    try:
+        return locate_checkpoint(source)
+    except (HfHubHTTPError, LocalEntryNotFoundError) as error:
+        raise ValueError(f"{source} cannot be fetched from the Hub: it does not exist, is private, or the Hub is out of reach.") from error

@@ -1,0 +1,188 @@
+"""The tab Repair: what the part would look like without the defect, where the visitor has marked it."""
+
+import functools
+import html
+import tempfile
+from pathlib import Path
+
+import gradio as gr
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from pipelines.image_preprocessing import as_uint8
+from rendering.repair_views import save_animation, strip
+
+from .answering import answer_in_one_sentence
+from .repairing import Repair, find_mask
+from .settings import KEPT_SECONDS, MAX_SIDE
+from .uploads import save_png, uploaded_picture
+from .verdict import repair_verdict
+
+MASK_COLOR = (213, 94, 0, 150)
+"""Vermilion that the picture shows through: seen by the colour-blind too."""
+
+HINT = "<p>Inspect a picture first, then come here: what is outlined can be taken away.</p>"
+
+
+def build_repair_tab(page, tab):
+    """Lay out the tab and wire it."""
+    running = gr.State(time_to_live=KEPT_SECONDS, delete_callback=_stop)
+    marked = gr.State(time_to_live=KEPT_SECONDS)
+    with gr.Row():
+        with gr.Column(scale=1, min_width=300):
+            editor = gr.ImageEditor(
+                label="What is to go: paint over it, or rub out what is to stay",
+                type="numpy",
+                format="png",
+                sources=[],
+                transforms=[],
+                layers=False,
+                brush=gr.Brush(colors=[f"rgba{MASK_COLOR[:3] + (MASK_COLOR[3] / 255,)}"], color_mode="fixed"),
+                eraser=gr.Eraser(),
+                canvas_size=(MAX_SIDE, MAX_SIDE),
+                interactive=True,
+                buttons=["fullscreen"],
+                elem_id="mask",
+            )
+            with gr.Row():
+                start = gr.Button("Repair", variant="primary", interactive=False, elem_id="repair")
+                stop = gr.Button("Stop", variant="stop", interactive=False, elem_id="stop-repair")
+        with gr.Column(scale=1, min_width=300):
+            words = gr.HTML(HINT, label="Repair", elem_id="repair-words")
+            comparison = gr.ImageSlider(
+                label="Before and after (drag to compare)", format="png", slider_position=50, interactive=False
+            )
+            with gr.Accordion("How it got there", open=False):
+                animation = gr.Image(label="Step by step", format="webp", interactive=False, type="filepath")
+                steps = gr.Image(label="From the picture to the repair", interactive=False, type="filepath")
+                curve = gr.LinePlot(
+                    x="step",
+                    y="distance",
+                    title="Distance of the features from those of good parts (about 1 for a good part)",
+                    height=220,
+                )
+            files = gr.Files(label="Repaired picture, mask, animation", visible=False)
+
+    result = [words, comparison, animation, steps, curve, files]
+    prepared = {
+        "fn": functools.partial(_prepare, page),
+        "inputs": [page.inspection, page.percent, page.picture, marked],
+        "outputs": [editor, marked, words, start],
+        "api_visibility": "private",
+        "concurrency_limit": 4,
+    }
+    tab.select(**prepared)
+    page.inspection.change(
+        lambda: (None, None, HINT, gr.update(interactive=False)),
+        None,
+        prepared["outputs"],
+        api_visibility="private",
+        show_progress="hidden",
+    )
+    began = start.click(
+        functools.partial(_begin, page),
+        [page.inspection, page.percent, page.picture, editor, marked],
+        [running, start, stop],
+        api_visibility="private",
+        concurrency_limit=4,
+        show_progress_on=words,
+    )
+    began.success(
+        functools.partial(_watch, page),
+        [page.inspection, page.picture, running],
+        result,
+        api_visibility="private",
+        concurrency_limit=4,
+        show_progress="hidden",
+    ).then(
+        lambda: (gr.update(interactive=True), gr.update(interactive=False)),
+        None,
+        [start, stop],
+        api_visibility="private",
+        show_progress="hidden",
+    )
+    stop.click(_stop, running, None, api_visibility="private", queue=False)
+
+
+@answer_in_one_sentence
+def _prepare(page, inspection, percent, path, marked):
+    """The picture with what would be changed by itself, once for each picture and rate."""
+    if inspection is None or path is None:
+        return None, None, HINT, gr.update(interactive=False)
+    key = (inspection.model, inspection.file, inspection.score, percent)
+    if marked is not None and marked["key"] == key:
+        return gr.skip(), gr.skip(), gr.skip(), gr.update(interactive=True)
+    picture, _ = uploaded_picture({"path": path}, page.settings.max_upload_mb)
+    model = page.shelf.get(inspection.model)
+    soft_mask = find_mask(model, page.shelf.turns, picture, percent / 100)
+    height, width = inspection.picture.shape[:2]
+    drawn_mask = np.asarray(Image.fromarray(soft_mask).resize((width, height), Image.Resampling.NEAREST)) > 0
+    layer = np.zeros((height, width, 4), np.uint8)
+    layer[drawn_mask] = MASK_COLOR
+    text = "<p>The coloured area is what scoring finds. Change it with brush and eraser if you like, then repair.</p>"
+    if not drawn_mask.any():
+        text = "<p>This looks like a good part: nothing is marked. Paint over what is to go, or leave it as it is.</p>"
+    editing = {"background": inspection.picture, "layers": [layer], "composite": None}
+    return editing, {"key": key, "mask": drawn_mask}, text, gr.update(interactive=True)
+
+
+@answer_in_one_sentence
+def _begin(page, inspection, percent, path, editing, marked):
+    if inspection is None or path is None or marked is None:
+        raise ValueError("inspect a picture first.")
+    picture, _ = uploaded_picture({"path": path}, page.settings.max_upload_mb)
+    mask = _painted(editing, marked["mask"], picture.shape[:2])
+    repair = Repair(page.shelf.get(inspection.model), page.shelf.turns, picture, mask, percent / 100)
+    return repair, gr.update(interactive=False), gr.update(interactive=True)
+
+
+@answer_in_one_sentence
+def _watch(page, inspection, path, repair):
+    """Yield progress, then the result."""
+    unchanged = (gr.skip(),) * 4
+    try:
+        for progress in repair.watch():
+            doing = f"drawing anew, noise {progress.timestep}" if progress.timestep else "last touches"
+            words = f"<p>Step {progress.step}: {doing} … {progress.seconds:.0f} s</p>"
+            yield words, (inspection.picture, _at_size(progress.square, inspection.picture)), *unchanged
+    except GeneratorExit:  # the visitor has left
+        repair.stop()
+        raise
+    output = repair.result()
+    repaired = output.images[0]
+    drawn = np.asarray(repaired.resize(inspection.picture.shape[1::-1], Image.Resampling.BOX))
+    folder = Path(tempfile.mkdtemp(dir=gr.utils.get_upload_folder()))
+    stem = html.escape(Path(inspection.file).stem) or "picture"
+    changed = np.asarray(output.masks[0]) > 0
+    names = [save_png(np.asarray(repaired), folder / f"{stem}-repaired.png")]
+    animation = film = None
+    if changed.any():
+        save_animation(output.steps[0], folder / f"{stem}-steps.webp")
+        animation, film = str(folder / f"{stem}-steps.webp"), str(folder / f"{stem}-strip.png")
+        strip(output.steps[0], 6).save(film)
+        names += [save_png(np.asarray(output.masks[0]), folder / f"{stem}-mask.png"), animation]
+    distance = pd.DataFrame({"step": range(len(output.distance[0])), "distance": output.distance[0]})
+    words = repair_verdict(output, changed)
+    yield words, (inspection.picture, drawn), animation, film, distance, gr.update(value=names, visible=True)
+
+
+def _stop(repair):
+    if repair is not None:
+        repair.stop()
+
+
+def _painted(editing, found, size):
+    """The mask at the picture's own size; None if it is still the one that was found."""
+    layers = [] if editing is None else editing.get("layers") or []
+    painted = np.zeros(found.shape, bool)
+    for layer in layers:
+        alpha = Image.fromarray(layer[..., 3] if layer.ndim == 3 and layer.shape[-1] == 4 else layer)
+        painted |= np.asarray(alpha.convert("L").resize(found.shape[::-1], Image.Resampling.NEAREST)) > 0
+    if (painted == found).all():
+        return None
+    return np.asarray(Image.fromarray(painted).resize(size[::-1], Image.Resampling.NEAREST))
+
+
+def _at_size(square, picture):
+    return np.asarray(Image.fromarray(as_uint8(square)).resize(picture.shape[1::-1], Image.Resampling.BILINEAR))

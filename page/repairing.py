@@ -1,0 +1,102 @@
+"""A repair that runs beside the page: it can be watched, stopped, and lets other visitors' pictures go first."""
+
+import queue
+import threading
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipelines.pipeline_gradient_denoise import GradientDenoisePipeline
+
+MAX_REPAIR_PIXELS = 16_000_000
+SHOWN_EVERY = 0.3
+"""Seconds between two looks at a repair that runs."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a repair stands: steps done, the timestep (0 for gradient steps), seconds, the model's square, uint8 RGB."""
+
+    step: int
+    timestep: int
+    seconds: float
+    square: np.ndarray
+
+
+class Repair:
+    """One repair in a thread of its own.
+
+    Args:
+        model (`Model`): whose pipeline repairs.
+        turns (`Turns`): held while a step computes, passed on between steps.
+        picture (`np.ndarray`): as `to_rgb` makes it.
+        mask (`np.ndarray`, *optional*): bool, (height, width); by default what scoring finds.
+        false_alarm_rate (`float`): in (0, 1].
+
+    Raises:
+        ValueError: for a picture that is too large to be repaired here.
+    """
+
+    def __init__(self, model, turns, picture, mask, false_alarm_rate):
+        height, width = picture.shape[:2]
+        if height * width > MAX_REPAIR_PIXELS:
+            raise ValueError(
+                f"the picture has {width}×{height} pixels; at most {MAX_REPAIR_PIXELS // 1_000_000} million are "
+                "repaired here: crop it or scale it down first."
+            )
+        # A pipeline of its own, sharing all weights: what stops one repair must not stop another.
+        self._pipe = GradientDenoisePipeline.from_pipe(model.scoring)
+        self._pipe.set_progress_bar_config(disable=True)
+        self._turns, self._stopped = turns, threading.Event()
+        self._progress, self._began = queue.SimpleQueue(), time.monotonic()
+        self._answer = None
+        arguments = {"mask": mask, "false_alarm_rate": false_alarm_rate, "return_steps": True}
+        self._thread = threading.Thread(target=self._run, args=(picture, arguments), daemon=True)
+        self._thread.start()
+
+    def stop(self):
+        """Ask it to end after the step that computes; what has been reached by then is its result."""
+        self._stopped.set()
+
+    def watch(self):
+        """Yield the latest `Progress` now and then until the repair has ended."""
+        while self._thread.is_alive():
+            self._thread.join(SHOWN_EVERY)
+            latest = None
+            while not self._progress.empty():
+                latest = self._progress.get()
+            if latest is not None:
+                yield latest
+
+    def result(self):
+        """Wait for the end. Returns the `GradientDenoiseOutput`; raises what the repair raised."""
+        self._thread.join()
+        if isinstance(self._answer, Exception):
+            raise self._answer
+        return self._answer
+
+    def _run(self, picture, arguments):
+        try:
+            with self._turns.take():
+                self._answer = self._pipe(picture, callback_on_step_end=self._after_step, **arguments)
+        except Exception as error:  # handed on to whoever asks for the result
+            self._answer = error
+
+    def _after_step(self, pipe, step, timestep, tensors):
+        if self._stopped.is_set():
+            pipe.interrupt = True
+            return
+        square = ((tensors["sample"][0].permute(1, 2, 0).cpu().numpy() + 1) * 127.5).round().clip(0, 255)
+        seconds = time.monotonic() - self._began
+        self._progress.put(Progress(step + 1, timestep, seconds, square.astype(np.uint8)))
+        self._turns.pass_on()
+
+
+def find_mask(model, turns, picture, false_alarm_rate):
+    """What a repair would change by itself, float32 in [0, 1], (height, width): nothing is repaired."""
+    with turns.take():
+        output = GradientDenoisePipeline.from_pipe(model.scoring)(
+            picture, strengths=(), num_gradient_steps=0, false_alarm_rate=false_alarm_rate, output_type="np"
+        )
+    return output.masks[0]

@@ -1,0 +1,172 @@
+"""Files that visitors give: taken from the upload folder or a data: URI, and from nowhere else."""
+
+import base64
+import binascii
+import io
+import os
+import re
+import zipfile
+from pathlib import Path
+
+from gradio.utils import get_upload_folder, is_in_or_equal
+from gradio_client.utils import is_http_url_like
+from PIL import Image
+
+from pipelines.image_preprocessing import to_rgb
+from training.data import IMAGE_SUFFIXES, read_image
+
+from .answering import URLS_REFUSED
+
+DATA_URI = re.compile(r"data:image/[\w.+-]+;base64,", re.IGNORECASE)
+MAX_ZIP_RATIO = 200
+"""A member of a ZIP may unpack to so many times its size: pictures hardly shrink, bombs shrink a thousandfold."""
+
+
+def uploaded_file(upload):
+    """The path of an uploaded file.
+
+    Args:
+        upload (`dict`): what Gradio sends for a file: its "path" lies in the upload folder.
+
+    Raises:
+        ValueError: if it does not, or names an address.
+    """
+    named = [upload.get(key) for key in ("path", "url")] if isinstance(upload, dict) else [upload]
+    path = named[0] or ""
+    if is_in_or_equal(str(path), get_upload_folder()) and os.path.isfile(path):
+        return Path(path)
+    if any(is_http_url_like(str(value)) for value in named if value):
+        raise ValueError(URLS_REFUSED)
+    raise ValueError("the request names no uploaded file; upload a picture first.")
+
+
+def uploaded_picture(upload, max_mb):
+    """An uploaded picture, upright and in RGB, with its name.
+
+    Args:
+        upload (`dict` or `str`): a file as in `uploaded_file`, or a `data:` URI, itself or as its "url".
+        max_mb (`int`): the most that a data: URI may hold; Gradio bounds files itself.
+
+    Returns:
+        `tuple[np.ndarray, str]`: as `to_rgb` makes it, (height, width, 3), and the file's name.
+
+    Raises:
+        ValueError: if it is no picture.
+    """
+    text = upload.get("url") if isinstance(upload, dict) and not upload.get("path") else upload
+    if isinstance(text, str) and text[:5].lower() == "data:":
+        return to_rgb(_from_data_uri(text, max_mb), "the picture"), "the picture"
+    path = uploaded_file(upload)
+    return to_rgb(read_image(path), path.name), path.name
+
+
+def _from_data_uri(text, max_mb):
+    head = DATA_URI.match(text)
+    if head is None:
+        raise ValueError("that data: URI is no picture; data:image/png;base64,… is accepted.")
+    if len(text) > max_mb * 1_400_000:
+        raise ValueError(f"the picture has more than {max_mb} MB; send a smaller one.")
+    try:
+        content = base64.b64decode(text[head.end() :], validate=True)
+    except (binascii.Error, ValueError):
+        raise ValueError("that data: URI is damaged: its base64 cannot be read.") from None
+    return read_image(io.BytesIO(content), "the picture")
+
+
+class Folder:
+    """The pictures of an upload, files and ZIPs, each with the name that the visitor knows it by.
+
+    Nothing of a ZIP is written to disk: members are read one at a time, when they are asked for.
+
+    Args:
+        uploads (`list[dict]`): files as in `uploaded_file`.
+        max_pictures (`int`): more are refused.
+        max_mb (`int`): a member of a ZIP that unpacks to more is refused when it is read.
+
+    Raises:
+        ValueError: if there are none or too many, or a ZIP cannot be read.
+    """
+
+    def __init__(self, uploads, max_pictures, max_mb):
+        self.max_mb = max_mb
+        self._places = []
+        for upload in uploads or []:
+            path = uploaded_file(upload)
+            if zipfile.is_zipfile(path):
+                self._places += [(path, member) for member in _picture_members(path)]
+            else:
+                self._places.append((path, None))
+        if not self._places:
+            raise ValueError("no pictures were given: choose picture files, or a ZIP that holds some.")
+        if len(self._places) > max_pictures:
+            raise ValueError(f"there are {len(self._places)} pictures; at most {max_pictures} are taken at once.")
+
+    def __len__(self):
+        return len(self._places)
+
+    @property
+    def names(self):
+        """The files' names; of a ZIP's members their paths in it."""
+        return [member.filename if member else path.name for path, member in self._places]
+
+    def read(self, index):
+        """A picture, upright and in RGB, (height, width, 3).
+
+        Raises:
+            ValueError: if it is none, with its name.
+        """
+        path, member = self._places[index]
+        name = Path(self.names[index]).name
+        return to_rgb(read_image(path if member is None else io.BytesIO(self.content(index)), name), name)
+
+    def content(self, index):
+        """The bytes of a file, as it was given.
+
+        Raises:
+            ValueError: if a ZIP's member cannot be unpacked, is encrypted or unpacks to too much.
+        """
+        path, member = self._places[index]
+        return path.read_bytes() if member is None else _unpacked(path, member, self.max_mb)
+
+
+def _picture_members(path):
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = [
+                member
+                for member in archive.infolist()
+                if Path(member.filename).suffix.lower() in IMAGE_SUFFIXES
+                and not Path(member.filename).name.startswith(".")
+                and "__MACOSX" not in member.filename
+            ]
+    except (zipfile.BadZipFile, OSError, NotImplementedError, ValueError):
+        raise ValueError(f"{path.name} is damaged and cannot be unpacked.") from None
+    if not members:
+        raise ValueError(f"{path.name} holds no pictures ({', '.join(IMAGE_SUFFIXES)}).")
+    return members
+
+
+def _unpacked(path, member, max_mb):
+    name = Path(member.filename).name
+    if member.flag_bits & 1:
+        raise ValueError(f"{name} is encrypted; pack it without a password.")
+    if member.file_size > max_mb << 20 or member.file_size > MAX_ZIP_RATIO * max(member.compress_size, 1000):
+        raise ValueError(f"{name} unpacks to {member.file_size >> 20} MB, more than a picture that is taken here.")
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open(member) as stream:
+            return stream.read(member.file_size)
+    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, ValueError, RuntimeError):
+        raise ValueError(f"{name} is damaged in the ZIP and cannot be read.") from None
+
+
+def save_png(array, path):
+    """Write uint8 or uint16 pixels, (height, width[, 3]), as a PNG. Returns the path as a string."""
+    Image.fromarray(array).save(path, format="PNG", compress_level=1)
+    return str(path)
+
+
+def as_png(array):
+    """The bytes of uint8 pixels as a PNG."""
+    stream = io.BytesIO()
+    Image.fromarray(array).save(stream, format="PNG", compress_level=1)
+    return stream.getvalue()
