@@ -48,7 +48,7 @@ class Verdict(TypedDict):
     regions: list[Region]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Inspection:
     """All that another false alarm rate needs, at drawn size.
 
