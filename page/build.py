@@ -1,12 +1,14 @@
 """The page as a whole: head, tabs, service endpoints; and how it is launched."""
 
 import functools
+import threading
 
 import gradio as gr
 
 from .answering import answer_in_one_sentence, refuse_urls
 from .context import Page
-from .inspect_tab import build_inspect_tab
+from .how_it_works import build_how_it_works_tab
+from .inspect_tab import build_inspect_tab, inspect_examples
 from .inspection import Inspector
 from .repair_tab import build_repair_tab
 from .settings import KEPT_SECONDS
@@ -29,15 +31,22 @@ def build_page(settings, shelf):
         with gr.Row(equal_height=True):
             gr.Markdown(TITLE)
             page.model = gr.Dropdown(
-                shelf.names, value=shelf.names[0], label="Model: what kind of part it is", filterable=False, elem_id="model"
+                shelf.names,
+                value=shelf.names[0],
+                label="Model: what kind of part it is",
+                filterable=False,
+                elem_id="model",
             )
         with gr.Tabs(selected="inspect") as page.tabs:
             with gr.Tab("Inspect", id="inspect"):
                 build_inspect_tab(page)
             with gr.Tab("Repair", id="repair") as repair:
                 build_repair_tab(page, repair)
+            with gr.Tab("How it works", id="how"):
+                build_how_it_works_tab()
         demo.load(functools.partial(_offer_models, page), None, page.model, api_visibility="private")
     refuse_urls(demo)
+    threading.Thread(target=inspect_examples, args=(page,), daemon=True).start()  # a click then answers at once
     return demo.queue(default_concurrency_limit=4, max_size=64)
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import gradio as gr
 import numpy as np
 
-from pipelines.image_preprocessing import as_uint8
+from pipelines.image_preprocessing import as_uint8, to_rgb
 from rendering.heat_map import outline, overlay, saturation_of
+from training.data import read_image
 
 from .answering import answer_in_one_sentence
 from .settings import EMBEDDED_MODELS, KEPT_SECONDS, ROOT
@@ -36,12 +37,6 @@ def build_inspect_tab(page):
                 height=320,
             )
             _offer_examples(page)
-        with gr.Column(scale=3, min_width=320):
-            words = gr.HTML(HINT, label="Verdict", elem_id="verdict")
-            comparison = gr.ImageSlider(
-                label="Where it differs (drag to compare)", format="png", slider_position=0, interactive=False
-            )
-            colours = gr.HTML("", label="Colour scale")
             page.percent = gr.Slider(
                 first.smallest_percent,
                 max(20, first.smallest_percent),
@@ -51,6 +46,12 @@ def build_inspect_tab(page):
                 info="Less: fewer good parts are rejected, and more defects are missed.",
                 elem_id="percent",
             )
+        with gr.Column(scale=3, min_width=320):
+            words = gr.HTML(HINT, label="Verdict", elem_id="verdict")
+            comparison = gr.ImageSlider(
+                label="Where it differs (drag to compare)", format="png", slider_position=0, interactive=False
+            )
+            colours = gr.HTML("", label="Colour scale")
             with gr.Row():
                 to_repair = gr.Button("Show it without the defect", interactive=False, elem_id="to-repair")
                 prepare = gr.Button("Prepare downloads", interactive=False, elem_id="prepare")
@@ -148,9 +149,7 @@ def _settings_of(page, name):
     model = page.shelf.get(name)
     choices, value = _timestep_choices(model)
     return (
-        gr.update(
-            minimum=model.smallest_percent, maximum=max(20, model.smallest_percent), value=model.default_percent
-        ),
+        gr.update(minimum=model.smallest_percent, maximum=max(20, model.smallest_percent), value=model.default_percent),
         gr.update(choices=choices, value=value),
         model.scoring.alpha,
     )
@@ -203,15 +202,36 @@ def _timestep_choices(model):
     return choices, choices
 
 
+def inspect_examples(page):
+    """Inspect every example that is offered, so that the answer is there when it is chosen."""
+    for path in _examples(page):
+        picture = to_rgb(read_image(path), path.name)
+        page.inspector.inspect(page.shelf.names[0], picture, path.name)
+
+
+def _examples(page):
+    """Example pictures, if the first model is the one that they belong to."""
+    belongs = page.shelf.get(page.shelf.names[0]).folder == EXAMPLES_OF
+    return sorted(EXAMPLES.glob("*.jpg")) if belongs else []
+
+
 def _offer_examples(page):
-    if not any(page.shelf.get(name).folder == EXAMPLES_OF for name in page.shelf.names):
+    files = [str(path) for path in _examples(page)]
+    if not files:
         return
-    files = sorted(EXAMPLES.glob("*.jpg"))
-    labels = [path.stem.replace("-", " ").capitalize() for path in files]
-    gr.Examples(
-        [str(path) for path in files],
-        page.picture,
-        example_labels=labels,
-        api_visibility="private",
-        label="Examples: magnetic tiles",
+    gallery = gr.Gallery(
+        [(path, Path(path).stem.replace("-", " ").capitalize()) for path in files],
+        label="Or try one of these magnetic tiles",
+        columns=3,
+        height="auto",
+        object_fit="cover",
+        allow_preview=False,
+        interactive=False,
+        buttons=[],
+        elem_id="examples",
     )
+
+    def choose(event: gr.SelectData):
+        return files[event.index]
+
+    gallery.select(choose, None, page.picture, api_visibility="private", show_progress="hidden")

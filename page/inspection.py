@@ -174,9 +174,7 @@ def _drawn(model, picture, file, output, timesteps, alpha):
     anomaly_map, kl_map, feature_map = (np.array(part) for _, part in shown)
     heat = overlay(drawn, anomaly_map, saturation_of(model.scoring))
     score = float(output.anomaly_score[0])
-    return Inspection(
-        model.name, file, size, alpha, timesteps, drawn, heat, anomaly_map, kl_map, feature_map, score
-    )
+    return Inspection(model.name, file, size, alpha, timesteps, drawn, heat, anomaly_map, kl_map, feature_map, score)
 
 
 def _number(value, name):

@@ -148,4 +148,6 @@ def _fetch(source):
     try:
         return locate_checkpoint(source)
     except (HfHubHTTPError, LocalEntryNotFoundError) as error:
-        raise ValueError(f"{source} cannot be fetched from the Hub: it does not exist, is private, or the Hub is out of reach.") from error
+        raise ValueError(
+            f"{source} cannot be fetched from the Hub: it does not exist, is private, or the Hub is out of reach."
+        ) from error

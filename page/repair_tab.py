@@ -15,12 +15,15 @@ from rendering.repair_views import save_animation, strip
 
 from .answering import answer_in_one_sentence
 from .repairing import Repair, find_mask
-from .settings import KEPT_SECONDS, MAX_SIDE
+from .settings import KEPT_SECONDS
 from .uploads import save_png, uploaded_picture
 from .verdict import repair_verdict
 
 MASK_COLOR = (213, 94, 0, 150)
 """Vermilion that the picture shows through: seen by the colour-blind too."""
+
+CANVAS = 768
+"""Edge of the square that masks are painted on, in pixels. Only a picture of that very size has its layer over it."""
 
 HINT = "<p>Inspect a picture first, then come here: what is outlined can be taken away.</p>"
 
@@ -40,7 +43,8 @@ def build_repair_tab(page, tab):
                 layers=False,
                 brush=gr.Brush(colors=[f"rgba{MASK_COLOR[:3] + (MASK_COLOR[3] / 255,)}"], color_mode="fixed"),
                 eraser=gr.Eraser(),
-                canvas_size=(MAX_SIDE, MAX_SIDE),
+                canvas_size=(CANVAS, CANVAS),
+                fixed_canvas=True,
                 interactive=True,
                 buttons=["fullscreen"],
                 elem_id="mask",
@@ -51,7 +55,7 @@ def build_repair_tab(page, tab):
         with gr.Column(scale=1, min_width=300):
             words = gr.HTML(HINT, label="Repair", elem_id="repair-words")
             comparison = gr.ImageSlider(
-                label="Before and after (drag to compare)", format="png", slider_position=50, interactive=False
+                label="Before and after (drag to compare)", format="png", slider_position=0, interactive=False
             )
             with gr.Accordion("How it got there", open=False):
                 animation = gr.Image(label="Step by step", format="webp", interactive=False, type="filepath")
@@ -116,14 +120,17 @@ def _prepare(page, inspection, percent, path, marked):
     picture, _ = uploaded_picture({"path": path}, page.settings.max_upload_mb)
     model = page.shelf.get(inspection.model)
     soft_mask = find_mask(model, page.shelf.turns, picture, percent / 100)
-    height, width = inspection.picture.shape[:2]
-    drawn_mask = np.asarray(Image.fromarray(soft_mask).resize((width, height), Image.Resampling.NEAREST)) > 0
-    layer = np.zeros((height, width, 4), np.uint8)
+    on_canvas = _fit(inspection.picture.shape[:2])
+    background = np.full((CANVAS, CANVAS, 3), 255, np.uint8)
+    background[on_canvas] = _resized(inspection.picture, on_canvas)
+    drawn_mask = np.zeros((CANVAS, CANVAS), bool)
+    drawn_mask[on_canvas] = _resized(soft_mask, on_canvas, Image.Resampling.NEAREST) > 0
+    layer = np.zeros((CANVAS, CANVAS, 4), np.uint8)
     layer[drawn_mask] = MASK_COLOR
     text = "<p>The coloured area is what scoring finds. Change it with brush and eraser if you like, then repair.</p>"
     if not drawn_mask.any():
         text = "<p>This looks like a good part: nothing is marked. Paint over what is to go, or leave it as it is.</p>"
-    editing = {"background": inspection.picture, "layers": [layer], "composite": None}
+    editing = {"background": background, "layers": [layer], "composite": None}
     return editing, {"key": key, "mask": drawn_mask}, text, gr.update(interactive=True)
 
 
@@ -174,14 +181,27 @@ def _stop(repair):
 
 def _painted(editing, found, size):
     """The mask at the picture's own size; None if it is still the one that was found."""
-    layers = [] if editing is None else editing.get("layers") or []
     painted = np.zeros(found.shape, bool)
-    for layer in layers:
-        alpha = Image.fromarray(layer[..., 3] if layer.ndim == 3 and layer.shape[-1] == 4 else layer)
-        painted |= np.asarray(alpha.convert("L").resize(found.shape[::-1], Image.Resampling.NEAREST)) > 0
+    for layer in (editing or {}).get("layers") or []:
+        painted |= np.asarray(Image.fromarray(layer).getchannel("A").resize(found.shape[::-1])) > 0
     if (painted == found).all():
         return None
-    return np.asarray(Image.fromarray(painted).resize(size[::-1], Image.Resampling.NEAREST))
+    area = Image.fromarray(painted[_fit(size)])
+    return np.asarray(area.resize(size[::-1], Image.Resampling.NEAREST))
+
+
+def _fit(size):
+    """Where a picture of a height and width lies on the canvas, as rows and columns."""
+    factor = CANVAS / max(size)
+    height, width = (max(1, round(length * factor)) for length in size)
+    top, left = (CANVAS - height) // 2, (CANVAS - width) // 2
+    return slice(top, top + height), slice(left, left + width)
+
+
+def _resized(array, on_canvas, resampling=Image.Resampling.BICUBIC):
+    rows, columns = on_canvas
+    size = (columns.stop - columns.start, rows.stop - rows.start)
+    return np.asarray(Image.fromarray(array).resize(size, resampling))
 
 
 def _at_size(square, picture):

@@ -18,8 +18,9 @@ CSS = """
 .scale img { width: 100%; height: 16px; border-radius: 3px }
 .scale .ends { display: flex; justify-content: space-between; gap: 1em }
 table.regions { width: 100%; margin-top: 8px; font-size: .875rem; border-collapse: collapse }
-table.regions th { text-align: left; font-weight: 600 }
-table.regions td, table.regions th { padding: 2px 8px 2px 0; border-top: 1px solid var(--border-color-primary) }
+.prose table.regions th { text-align: left; font-weight: 600 }
+.prose table.regions, .prose table.regions tr { border: 0 }
+.prose table.regions :is(td, th) { padding: 2px 8px 2px 0; border-width: 1px 0 0 !important }
 .scale .mark { width: fit-content; position: relative; transform: translateX(-50%); white-space: nowrap }
 """
 

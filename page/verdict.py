@@ -28,7 +28,9 @@ def verdict(numbers, calibration):
         css, title, place = "accepted", "Accepted: this looks like a good part", "Nothing is outlined."
     else:
         css, title = "rejected", "Rejected: this does not look like a good part"
-        place = f"The outlined area, {pixels(numbers['defect_pixels'])} or {numbers['defect_share']:.1%} of the picture,"
+        place = (
+            f"The outlined area, {pixels(numbers['defect_pixels'])} or {numbers['defect_share']:.1%} of the picture,"
+        )
         place += f" in {count_of(len(numbers['regions']), 'place')}, is where it differs."
         if numbers["defect_share"] == 0:
             place = "No single place stands out enough to be outlined; the colours show where it differs most."
@@ -52,7 +54,9 @@ def repair_verdict(output, changed):
     before, after = output.anomaly_score[0], output.repaired_score[0]
     if not changed.any():
         return '<div class="verdict accepted"><h2>Nothing to repair</h2><p>The picture came back as it was.</p></div>'
-    share = f"{pixels(int(changed.sum()))}, {changed.mean():.1%} of the picture, were drawn anew; all others are as given."
+    share = (
+        f"{pixels(int(changed.sum()))}, {changed.mean():.1%} of the picture, were drawn anew; all others are as given."
+    )
     scores = f"<b>Score {before:.2f} before, {after:.2f} after.</b>"
     if output.is_accepted[0]:
         title, css = "Repaired: it now looks like a good part", "accepted"
@@ -92,9 +96,7 @@ def list_regions(numbers):
         f"<th>{title}</th>" for title in ("", "left, top", "width × height", "area in pixels", "share", "worst value")
     )
     more = len(numbers["regions"]) - MAX_LISTED
-    return (
-        f'<table class="regions"><tr>{head}</tr>{rows}</table>' + (f"<p>and {more} smaller.</p>" if more > 0 else "")
-    )
+    return f'<table class="regions"><tr>{head}</tr>{rows}</table>' + (f"<p>and {more} smaller.</p>" if more > 0 else "")
 
 
 def pixels(count):
