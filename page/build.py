@@ -28,15 +28,17 @@ def build_page(settings, shelf):
     page = Page(settings, shelf, Inspector(shelf))
     kept = (KEPT_SECONDS, KEPT_SECONDS)
     with gr.Blocks(title="Defect inspection", analytics_enabled=False, delete_cache=kept) as demo:
-        with gr.Row(equal_height=True):
-            gr.Markdown(TITLE)
-            page.model = gr.Dropdown(
-                shelf.names,
-                value=shelf.names[0],
-                label="Model: what kind of part it is",
-                filterable=False,
-                elem_id="model",
-            )
+        with gr.Row():
+            with gr.Column(scale=3, min_width=320):
+                gr.Markdown(TITLE)
+            with gr.Column(scale=2, min_width=280):
+                page.model = gr.Dropdown(
+                    shelf.names,
+                    value=shelf.names[0],
+                    label="Model: what kind of part it is",
+                    filterable=False,
+                    elem_id="model",
+                )
         with gr.Tabs(selected="inspect") as page.tabs:
             with gr.Tab("Inspect", id="inspect"):
                 build_inspect_tab(page)

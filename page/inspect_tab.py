@@ -20,6 +20,11 @@ from .verdict import HINT, colour_scale, list_regions, verdict
 EXAMPLES = ROOT / "examples"
 EXAMPLES_OF = EMBEDDED_MODELS / "magnetic-tile"
 
+SCROLL_ON_PHONES = """() => {
+  if (window.innerWidth < 768) document.querySelector("#verdict").scrollIntoView({ behavior: "smooth" })
+}"""
+"""There the verdict lies below picture and examples."""
+
 
 def build_inspect_tab(page):
     """Lay out the tab and wire it; sets `page.picture`, `page.inspection` and `page.percent`."""
@@ -61,8 +66,9 @@ def build_inspect_tab(page):
                     "Noise of each scale is added to the picture, and the network says what a good part would look "
                     "like. It can be wrong about pixels (KL divergence) and about features; α weighs the two."
                 )
+                scales = _timestep_choices(first)
                 timesteps = gr.CheckboxGroup(
-                    *_timestep_choices(first), label="Noise scales (timesteps, of 1000)", elem_id="timesteps"
+                    scales, value=scales, label="Noise scales (timesteps, of 1000)", elem_id="timesteps"
                 )
                 alpha = gr.Slider(0, 1, first.scoring.alpha, step=0.05, label="α: weight of the pixel part")
                 with gr.Row():
@@ -86,7 +92,10 @@ def build_inspect_tab(page):
         "show_progress_on": [words, comparison],
     }
     nothing = {"fn": lambda: (None, *_blank(), None, None), "outputs": outputs, "api_visibility": "private"}
-    gr.on([page.picture.change, timesteps.input, alpha.release], **look).failure(**nothing)
+    looked = page.picture.change(**look)
+    looked.failure(**nothing)
+    looked.success(fn=None, js=SCROLL_ON_PHONES, api_visibility="private")
+    gr.on([timesteps.input, alpha.release], **look).failure(**nothing)
     page.model.change(
         functools.partial(_settings_of, page),
         page.model,
@@ -147,10 +156,10 @@ def _blank():
 def _settings_of(page, name):
     """Rate, noise scales and alpha of a newly chosen model."""
     model = page.shelf.get(name)
-    choices, value = _timestep_choices(model)
+    choices = _timestep_choices(model)
     return (
         gr.update(minimum=model.smallest_percent, maximum=max(20, model.smallest_percent), value=model.default_percent),
-        gr.update(choices=choices, value=value),
+        gr.update(choices=choices, value=choices),
         model.scoring.alpha,
     )
 
@@ -198,8 +207,7 @@ def _shown_name(upload, name):
 
 
 def _timestep_choices(model):
-    choices = [str(timestep) for timestep in model.scoring.config.timesteps]
-    return choices, choices
+    return [str(timestep) for timestep in model.scoring.config.timesteps]
 
 
 def inspect_examples(page):

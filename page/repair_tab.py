@@ -41,7 +41,7 @@ def build_repair_tab(page, tab):
                 sources=[],
                 transforms=[],
                 layers=False,
-                brush=gr.Brush(colors=[f"rgba{MASK_COLOR[:3] + (MASK_COLOR[3] / 255,)}"], color_mode="fixed"),
+                brush=gr.Brush(colors=[f"rgba{(*MASK_COLOR[:3], MASK_COLOR[3] / 255)}"], color_mode="fixed"),
                 eraser=gr.Eraser(),
                 canvas_size=(CANVAS, CANVAS),
                 fixed_canvas=True,

@@ -16,7 +16,7 @@ SHOWN_EVERY = 0.3
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a repair stands: steps done, the timestep (0 for gradient steps), seconds, the model's square, uint8 RGB."""
+    """Where a repair stands: steps done, timestep (0 for gradient steps), seconds, the model's square, uint8 RGB."""
 
     step: int
     timestep: int

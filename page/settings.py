@@ -61,11 +61,9 @@ def parse_settings(argv=None, environ=os.environ):
         formatter_class=argparse.RawTextHelpFormatter,
     )
 
-    def add(option, variable, text, default, **kwargs):
+    def add(option, variable, text, default):
         value = environ.get(variable, default)
-        parser.add_argument(
-            option, default=value, help=f"{text}\n(${variable}; default: {_in_words(default)})", **kwargs
-        )
+        parser.add_argument(option, default=value, help=f"{text}\n(${variable}; default: {_in_words(default)})")
 
     embedded = ",".join(str(path.parent) for path in sorted(EMBEDDED_MODELS.glob("*/model_index.json")))
     shown = ",".join(Path(path).name for path in embedded.split(","))

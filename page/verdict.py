@@ -28,14 +28,13 @@ def verdict(numbers, calibration):
         css, title, place = "accepted", "Accepted: this looks like a good part", "Nothing is outlined."
     else:
         css, title = "rejected", "Rejected: this does not look like a good part"
-        place = (
-            f"The outlined area, {pixels(numbers['defect_pixels'])} or {numbers['defect_share']:.1%} of the picture,"
-        )
-        place += f" in {count_of(len(numbers['regions']), 'place')}, is where it differs."
+        places = count_of(len(numbers["regions"]), "place")
+        area = f"{count_of(numbers['defect_pixels'], 'pixel')} or {numbers['defect_share']:.1%} of the picture"
+        place = f"The outlined area, {area}, in {places}, is where it differs."
         if numbers["defect_share"] == 0:
             place = "No single place stands out enough to be outlined; the colours show where it differs most."
     return (
-        f'<div class="verdict {css}"><h2>{title}</h2><p>{place}</p>'
+        f'<div class="verdict {css}" role="status"><h2>{title}</h2><p>{place}</p>'
         f"<p><b>Score {numbers['anomaly_score']:.2f}.</b> At this setting, parts above "
         f"{numbers['image_threshold']:.2f} are rejected.</p>"
         f"<p><b>p-value {numbers['p_value']:.2g}.</b> Of {count} good parts measured for comparison, "
@@ -54,16 +53,15 @@ def repair_verdict(output, changed):
     before, after = output.anomaly_score[0], output.repaired_score[0]
     if not changed.any():
         return '<div class="verdict accepted"><h2>Nothing to repair</h2><p>The picture came back as it was.</p></div>'
-    share = (
-        f"{pixels(int(changed.sum()))}, {changed.mean():.1%} of the picture, were drawn anew; all others are as given."
-    )
+    area = f"{count_of(int(changed.sum()), 'pixel')}, {changed.mean():.1%} of the picture"
+    share = f"{area}, were drawn anew; all others are as given."
     scores = f"<b>Score {before:.2f} before, {after:.2f} after.</b>"
     if output.is_accepted[0]:
         title, css = "Repaired: it now looks like a good part", "accepted"
     else:
         title, css = "Changed, but it does not look like a good part yet", "rejected"
         scores += " Mark more of the defect, or accept that the model cannot draw this place well."
-    return f'<div class="verdict {css}"><h2>{title}</h2><p>{share}</p><p>{scores}</p></div>'
+    return f'<div class="verdict {css}" role="status"><h2>{title}</h2><p>{share}</p><p>{scores}</p></div>'
 
 
 def promise(false_alarm_rate, calibration):
@@ -99,14 +97,9 @@ def list_regions(numbers):
     return f'<table class="regions"><tr>{head}</tr>{rows}</table>' + (f"<p>and {more} smaller.</p>" if more > 0 else "")
 
 
-def pixels(count):
-    """A number of pixels in words."""
-    return f"{count:,} pixel" + ("" if count == 1 else "s")
-
-
 def count_of(count, noun):
     """How many of something, in words."""
-    return f"{count} {noun}" + ("" if count == 1 else "s")
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")
 
 
 def colour_scale(saturation, threshold):
