@@ -1,6 +1,7 @@
 """A real tiny pipeline, built and calibrated once per session on real pictures of magnetic tiles."""
 
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -10,14 +11,21 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from page.build import build_page, launch_arguments
+from page.model_shelf import ModelShelf
+from page.settings import Settings
 from pipelines.feature_extraction import TimmFeatureExtractor
+from pipelines.image_preprocessing import to_rgb
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from training.calibration import fit_calibration
-from training.data import GoodImages, find_good_images
+from training.data import GoodImages, find_good_images, read_image
 from training.feature_reference import fit_feature_reference
 from training.model import build_scheduler, build_unet
 
 TILES = ROOT / "tests" / "fixtures" / "magnetic_tile"
+
+TILE = TILES / "test" / "blowhole" / "exp1_num_4944.jpg"
+"""Accepted by the tiny pipeline at 4 % and at 20 %."""
 
 
 def build_tiny_pipeline():
@@ -57,6 +65,45 @@ def tiny_checkpoint(tiny_pipeline, tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
     tiny_pipeline.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def shelf(tiny_checkpoint):
+    """The models of a page: the tiny pipeline, as "tiny"."""
+    return ModelShelf([tiny_checkpoint])
+
+
+@pytest.fixture(scope="session")
+def scratched():
+    """A tile with a bright bar, which the tiny pipeline rejects and outlines: uint8, (height, width, 3)."""
+    picture = to_rgb(read_image(TILE)).copy()
+    picture[100:140, 40:80] = picture[100:140, 40:80].clip(min=130)
+    return picture
+
+
+@pytest.fixture(scope="session")
+def page_url(shelf):
+    """Address of the page, launched as `python app.py` does."""
+    settings = Settings(training=False)
+    demo = build_page(settings, shelf)
+    yield demo.launch(prevent_thread_lock=True, quiet=True, **launch_arguments(settings))[1]
+    demo.close()
+
+
+@pytest.fixture
+def browser_page(page_url, tmp_path):
+    """The page in a real browser, wide and light."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("chromium is not installed")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1280, "height": 1000})
+        page.set_default_timeout(30_000)
+        page.goto(page_url)
+        yield page
+        browser.close()
 
 
 @pytest.fixture
