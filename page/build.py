@@ -3,12 +3,17 @@
 import functools
 
 import gradio as gr
+from starlette.middleware import Middleware
 
 from .answering import answer_in_one_sentence, refuse_urls
 from .context import Page
+from .health import HEALTH
 from .inspect_tab import build_inspect_tab
 from .inspection import Inspector
+from .mcp_tools import answer_mcp_in_json, mcp_is_possible
 from .repair_tab import build_repair_tab
+from .request_limits import REFUSALS, RequestLimits
+from .service import build_service
 from .settings import KEPT_SECONDS
 from .style import CSS, HEAD, THEME
 
@@ -29,20 +34,30 @@ def build_page(settings, shelf):
         with gr.Row(equal_height=True):
             gr.Markdown(TITLE)
             page.model = gr.Dropdown(
-                shelf.names, value=shelf.names[0], label="Model: what kind of part it is", filterable=False, elem_id="model"
+                shelf.names,
+                value=shelf.names[0],
+                label="Model: what kind of part it is",
+                filterable=False,
+                elem_id="model",
             )
         with gr.Tabs(selected="inspect") as page.tabs:
             with gr.Tab("Inspect", id="inspect"):
                 build_inspect_tab(page)
             with gr.Tab("Repair", id="repair") as repair:
                 build_repair_tab(page, repair)
+        build_service(page)
         demo.load(functools.partial(_offer_models, page), None, page.model, api_visibility="private")
     refuse_urls(demo)
+    demo.shelf = shelf
     return demo.queue(default_concurrency_limit=4, max_size=64)
 
 
 def launch_arguments(settings):
-    """Arguments of `launch`: exceptions stay on the server, uploads and sessions are bounded."""
+    """Arguments of `launch`: exceptions stay on the server, requests and sessions are bounded.
+
+    Raises:
+        ValueError: if MCP is switched on and what it needs is not installed.
+    """
     return {
         "server_name": settings.host,
         "server_port": settings.port,
@@ -54,7 +69,13 @@ def launch_arguments(settings):
         "state_session_capacity": 200,
         "run_history": False,
         "footer_links": ["api", "gradio"],
-        "mcp_server": settings.mcp,
+        "mcp_server": mcp_is_possible() if settings.mcp else False,
+        "app_kwargs": {
+            "routes": [HEALTH],
+            "exception_handlers": REFUSALS,
+            "middleware": [Middleware(RequestLimits, max_mb=settings.max_upload_mb)],
+            "lifespan": answer_mcp_in_json,
+        },
     }
 
 
