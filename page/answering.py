@@ -60,15 +60,15 @@ def refuse_urls(demo):
     preprocess = demo.preprocess_data
 
     async def preprocess_without_fetching(block_fn, inputs, state, *args, **kwargs):
-        if _names_address(inputs):
-            raise gr.Error(URLS_REFUSED, print_exception=False)
         if all(isinstance(block, Api) for block in block_fn.inputs):
             state = None
         try:
+            if _names_address(inputs):
+                raise gr.Error(URLS_REFUSED, print_exception=False)
             return await preprocess(block_fn, inputs, state, *args, **kwargs)
         except InvalidPathError:
             raise gr.Error(NOT_UPLOADED, print_exception=False) from None
-        except ValueError:
+        except (ValueError, RecursionError):
             raise gr.Error(MISFIT, print_exception=False) from None
 
     demo.preprocess_data = preprocess_without_fetching

@@ -23,13 +23,15 @@ def mcp_is_possible():
 
 @contextlib.asynccontextmanager
 async def answer_mcp_in_json(app):
-    """While the page runs: MCP clients get numbers as JSON (Gradio would write them as Python does)."""
+    """While the page runs: MCP clients get numbers as JSON, where Gradio writes them as Python does, and pictures."""
     server = app.get_blocks().mcp_server_obj
     if server is not None:
         as_content = server.postprocess_output_data
-        server.postprocess_output_data = lambda data, root_url: as_content([_as_text(one) for one in data], root_url)
+        server.postprocess_output_data = lambda data, root_url: as_content(_as_texts(data), root_url)
     yield
 
 
-def _as_text(value):
-    return value if is_file_obj_with_meta(value) or isinstance(value, str) else json.dumps(value)
+def _as_texts(data):
+    if len(data) == 1 and isinstance(data[0], tuple):  # Gradio wraps several answers once more
+        data = data[0]
+    return [one if isinstance(one, str) or is_file_obj_with_meta(one) else json.dumps(one) for one in data]

@@ -89,7 +89,7 @@ class Service:
         The model has seen good parts only. Of good parts, at most the chosen share is rejected.
 
         Args:
-            picture: "data:image/png;base64,…", or an uploaded file (gradio_client: handle_file). No web address.
+            picture: "data:image/png;base64,…" or the path of an upload (gradio_client: handle_file). No web address.
             model: what kind of part it is, a name that the endpoint models lists; "" takes the first.
             false_alarm_percent: share of good parts that may be rejected, above 0 to 100; the model's default without.
 
@@ -143,7 +143,7 @@ class Service:
         Takes seconds; inspections of others go first.
 
         Args:
-            picture: "data:image/png;base64,…", or an uploaded file (gradio_client: handle_file). No web address.
+            picture: "data:image/png;base64,…" or the path of an upload (gradio_client: handle_file). No web address.
             model: what kind of part it is, a name that the endpoint models lists; "" takes the first.
             false_alarm_percent: share of good parts that may be rejected, above 0 to 100; the model's default without.
             mask: what is to go, a picture of the same size, not black there; without it what inspect finds.
