@@ -66,6 +66,8 @@ def refuse_urls(demo):
             if _names_address(inputs):
                 raise gr.Error(URLS_REFUSED, print_exception=False)
             return await preprocess(block_fn, inputs, state, *args, **kwargs)
+        except gr.Error:
+            raise
         except InvalidPathError:
             raise gr.Error(NOT_UPLOADED, print_exception=False) from None
         except (ValueError, RecursionError):

@@ -25,49 +25,59 @@ class RequestLimits:
         self.app = app
         self.max_bytes = max_mb * 1_400_000 + (1 << 16)
         self.too_large = (
-            f"The request is too large: pictures of together at most {max_mb} MB fit into one, as data: URIs."
+            f"The request is too large: pictures of at most {max_mb} MB together fit into it as data: URIs."
         )
 
     async def __call__(self, scope, receive, send):
         if scope["type"] != "http" or scope["path"].endswith(UPLOAD):
-            return await self.app(scope, receive, send)
-        if is_http_url_like(scope["path"].partition(FILE)[2].lower()):
-            return await _refusal(400, URLS_REFUSED)(scope, receive, send)
-        is_call = any(call in scope["path"] for call in CALLS)
-        answer = _Answer(send, is_call)
-        received = 0
-
-        async def counted_receive():
-            nonlocal received
-            message = await receive()
-            received += len(message.get("body", b""))
-            if received > self.max_bytes:
-                raise _TooLargeError
-            return message
-
-        try:
-            if int(dict(scope["headers"]).get(b"content-length", 0)) > self.max_bytes:
-                raise _TooLargeError
-            await self.app(scope, counted_receive, answer.send)
-        except _TooLargeError:
+            await self.app(scope, receive, send)
+        elif is_http_url_like(scope["path"].partition(FILE)[2].lower()):
+            await _refusal(400, URLS_REFUSED)(scope, receive, send)
+        elif _declared_length(scope) > self.max_bytes:
             await _refusal(413, self.too_large)(scope, receive, send)
+        else:
+            await self._pass_on(scope, receive, send)
+
+    async def _pass_on(self, scope, receive, send):
+        is_call = any(call in scope["path"] for call in CALLS)
+        exchange = _Exchange(receive, send, self.max_bytes, is_call)
+        try:
+            await self.app(scope, exchange.receive, exchange.send)
+        except _TooLargeError:
+            pass
         except (FnIndexInferError, KeyError, TypeError, ValueError):
             # Gradio's calls by name look their arguments up without asking whether they are there.
-            if answer.has_begun or not is_call:
+            if exchange.is_answered or not is_call:
                 raise
             await _refusal(400, MISFIT)(scope, receive, send)
+        if exchange.is_too_large:
+            await _refusal(413, self.too_large)(scope, receive, send)
 
 
-class _Answer:
-    """Passes an answer on; what Gradio calls an error of the server, though the sentence says otherwise, as 400."""
+class _Exchange:
+    """A request whose length is counted, and its answer.
 
-    def __init__(self, send, is_call):
-        self._send, self._is_call = send, is_call
-        self._held = None
-        self.has_begun = False
+    What Gradio answers to a body that broke off is not sent. What it calls an error of the server, though the sentence
+    in it is about the request, becomes a 400.
+    """
+
+    def __init__(self, receive, send, max_bytes, is_call):
+        self._receive, self._send, self._is_call = receive, send, is_call
+        self._left, self._held = max_bytes, None
+        self.is_too_large = self.is_answered = False
+
+    async def receive(self):
+        message = await self._receive()
+        self._left -= len(message.get("body", b""))
+        if self._left < 0:
+            self.is_too_large = True
+            raise _TooLargeError
+        return message
 
     async def send(self, message):
-        self.has_begun = True
+        if self.is_too_large:
+            return
+        self.is_answered = True
         if self._is_call and message["type"] == "http.response.start" and message["status"] == 500:
             self._held = message
             return
@@ -91,5 +101,10 @@ class _TooLargeError(Exception):
     pass
 
 
+def _declared_length(scope):
+    length = dict(scope["headers"]).get(b"content-length", b"")
+    return int(length) if length.isdigit() else 0
+
+
 def _refusal(status, sentence):
-    return JSONResponse({"error": sentence}, status)
+    return JSONResponse({"error": sentence}, status, {"connection": "close"} if status == 413 else None)

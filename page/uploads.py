@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import contextlib
 import io
 import os
 import re
@@ -34,8 +35,9 @@ def uploaded_file(upload):
     """
     named = [upload.get(key) for key in ("path", "url")] if isinstance(upload, dict) else [upload]
     path = named[0] or ""
-    if is_in_or_equal(str(path), get_upload_folder()) and os.path.isfile(path):
-        return Path(path)
+    with contextlib.suppress(ValueError, OSError):  # such as a null byte in it, or too long
+        if is_in_or_equal(str(path), get_upload_folder()) and os.path.isfile(path):
+            return Path(path)
     if any(is_http_url_like(str(value)) for value in named if value):
         raise ValueError(URLS_REFUSED)
     raise ValueError(NOT_UPLOADED)

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from pipelines.image_preprocessing import MAX_PIXELS, preprocess, to_rgb
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
-FORMATS = ("PNG", "JPEG", "MPO", "TIFF", "BMP", "DIB", "WEBP", "GIF", "PPM", "JPEG2000", "TGA", "AVIF")
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "DIB", "WEBP", "GIF", "PPM", "JPEG2000", "TGA")
 """Pillow's names of what is read. Others run programs (EPS) or are no pictures of a camera."""
 ANIMATED_FORMATS = ("GIF", "WEBP", "PNG")
 MIN_IMAGES = 8
