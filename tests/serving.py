@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from page.build import build_page, launch_arguments
+from page.mcp_tools import mcp_is_possible
 from page.model_shelf import ModelShelf
 from page.settings import Settings
 
@@ -29,6 +30,14 @@ def served(checkpoint, folder, **settings):
             yield demo.launch(**arguments)[1], shelf
         finally:
             demo.close()
+
+
+def mcp_is_installed():
+    """Whether the package mcp is there in a version that Gradio supports."""
+    try:
+        return mcp_is_possible()
+    except ValueError:
+        return False
 
 
 def data_uri(path):

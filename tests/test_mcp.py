@@ -9,7 +9,7 @@ import pytest
 from conftest import TILES
 from PIL import Image
 from sentences import assert_sentence
-from serving import FILE, assert_same_verdict, data_uri, served, upload
+from serving import FILE, assert_same_verdict, data_uri, mcp_is_installed, served, upload
 
 pytest.importorskip("mcp")
 streamable_http = pytest.importorskip("mcp.client.streamable_http")
@@ -18,12 +18,8 @@ from mcp import ClientSession
 
 TILE = TILES / "test" / "blowhole" / "exp1_num_4944.jpg"
 
-try:
-    from page.mcp_tools import mcp_is_possible
-
-    mcp_is_possible()
-except ValueError as error:
-    pytest.skip(str(error), allow_module_level=True)
+if not mcp_is_installed():
+    pytest.skip("gradio[mcp] is not installed", allow_module_level=True)
 
 
 @pytest.fixture(scope="module")
