@@ -5,11 +5,15 @@ import inspect
 import logging
 
 import gradio as gr
+from gradio.components.api_component import Api
+from gradio.exceptions import InvalidPathError
 from gradio_client.utils import is_http_url_like
 
 logger = logging.getLogger(__name__)
 
 URLS_REFUSED = "Web addresses are not fetched; upload the picture itself."
+NOT_UPLOADED = "the request names no uploaded file; upload a picture first."
+MISFIT = "The request does not fit this endpoint; the page's API view says what it takes."
 FAILED = "Something went wrong on the server; please try again."
 
 
@@ -48,15 +52,33 @@ def answer_in_one_sentence(function):
 
 
 def refuse_urls(demo):
-    """Keep Gradio from fetching addresses that a client names instead of uploading a file."""
+    """Keep Gradio from fetching addresses that a client names instead of uploading a file, and say so in one sentence.
 
-    def guarded(move):
-        async def move_to_cache(path):
-            if is_http_url_like(str(path)):
+    Every input of every event is looked through, however deep the address lies in it, before Gradio touches it. What
+    is sent to endpoints without widgets is not remembered in the client's session: it may hold whole pictures.
+    """
+    preprocess = demo.preprocess_data
+
+    async def preprocess_without_fetching(block_fn, inputs, state, *args, **kwargs):
+        if all(isinstance(block, Api) for block in block_fn.inputs):
+            state = None
+        try:
+            if _names_address(inputs):
                 raise gr.Error(URLS_REFUSED, print_exception=False)
-            return await move(path)
+            return await preprocess(block_fn, inputs, state, *args, **kwargs)
+        except gr.Error:
+            raise
+        except InvalidPathError:
+            raise gr.Error(NOT_UPLOADED, print_exception=False) from None
+        except (ValueError, RecursionError):
+            raise gr.Error(MISFIT, print_exception=False) from None
 
-        return move_to_cache
+    demo.preprocess_data = preprocess_without_fetching
 
-    for block in demo.blocks.values():
-        block.async_move_resource_to_block_cache = guarded(block.async_move_resource_to_block_cache)
+
+def _names_address(value):
+    """Whether a file somewhere in the value is an address."""
+    if isinstance(value, dict):
+        path = value.get("path")
+        return is_http_url_like(path) or any(map(_names_address, value.values()))
+    return isinstance(value, (list, tuple)) and any(map(_names_address, value))

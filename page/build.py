@@ -4,13 +4,18 @@ import functools
 import threading
 
 import gradio as gr
+from starlette.middleware import Middleware
 
 from .answering import answer_in_one_sentence, refuse_urls
 from .context import Page
+from .health import HEALTH
 from .how_it_works import build_how_it_works_tab
 from .inspect_tab import build_inspect_tab, inspect_examples
 from .inspection import Inspector
+from .mcp_tools import answer_mcp_in_json, mcp_is_possible
 from .repair_tab import build_repair_tab
+from .request_limits import REFUSALS, RequestLimits
+from .service import build_service
 from .settings import KEPT_SECONDS
 from .style import CSS, HEAD, THEME
 
@@ -46,14 +51,20 @@ def build_page(settings, shelf):
                 build_repair_tab(page, repair)
             with gr.Tab("How it works", id="how"):
                 build_how_it_works_tab()
+        build_service(page)
         demo.load(functools.partial(_offer_models, page), None, page.model, api_visibility="private")
     refuse_urls(demo)
+    demo.shelf = shelf
     threading.Thread(target=inspect_examples, args=(page,), daemon=True).start()  # a click then answers at once
     return demo.queue(default_concurrency_limit=4, max_size=64)
 
 
 def launch_arguments(settings):
-    """Arguments of `launch`: exceptions stay on the server, uploads and sessions are bounded."""
+    """Arguments of `launch`: exceptions stay on the server, requests and sessions are bounded.
+
+    Raises:
+        ValueError: if MCP is switched on and what it needs is not installed.
+    """
     return {
         "server_name": settings.host,
         "server_port": settings.port,
@@ -65,7 +76,13 @@ def launch_arguments(settings):
         "state_session_capacity": 200,
         "run_history": False,
         "footer_links": ["api", "gradio"],
-        "mcp_server": settings.mcp,
+        "mcp_server": mcp_is_possible() if settings.mcp else False,
+        "app_kwargs": {
+            "routes": [HEALTH],
+            "exception_handlers": REFUSALS,
+            "middleware": [Middleware(RequestLimits, max_mb=settings.max_upload_mb)],
+            "lifespan": answer_mcp_in_json,
+        },
     }
 
 

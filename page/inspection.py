@@ -117,6 +117,37 @@ class Inspector:
                 self._kept.popitem(last=False)
         return inspection
 
+    def inspect_together(self, model_name, pictures, files):
+        """An `Inspection` of each of several pictures, scored in one batch and not remembered.
+
+        Args:
+            model_name (`str`): of the shelf.
+            pictures (`list[np.ndarray]`): as `to_rgb` makes them.
+            files (`list[str]`): their names.
+
+        Raises:
+            ValueError: for a model that there is not.
+        """
+        model = self.shelf.get(model_name)
+        with self.shelf.turns.take():
+            output = model.scoring(list(pictures), batch_size=len(pictures))
+        settings = (tuple(sorted(model.scoring.config.timesteps)), model.scoring.alpha)
+        return [
+            _drawn(model, picture, file, output, *settings, index)
+            for index, (picture, file) in enumerate(zip(pictures, files, strict=True))
+        ]
+
+    def check_percent(self, percent):
+        """A false alarm rate in per cent as a number.
+
+        Raises:
+            ValueError: if it is no number above 0 and up to 100.
+        """
+        percent = _number(percent, "the accepted false alarm rate")
+        if not 0 < percent <= 100:
+            raise ValueError(f"the accepted false alarm rate is {percent:g} %; it must lie above 0 and at most at 100.")
+        return percent
+
     def judge(self, inspection, percent):
         """The verdict at a false alarm rate in per cent; no network runs.
 
@@ -126,9 +157,7 @@ class Inspector:
         Raises:
             ValueError: for a rate that is no number above 0 and up to 100.
         """
-        percent = _number(percent, "the accepted false alarm rate")
-        if not 0 < percent <= 100:
-            raise ValueError(f"the accepted false alarm rate is {percent:g} %; it must lie above 0 and at most at 100.")
+        percent = self.check_percent(percent)
         scoring = self.shelf.get(inspection.model).scoring
         answer = scoring.decide(
             [torch.from_numpy(inspection.anomaly_map)],
@@ -166,14 +195,14 @@ class Inspector:
         return overlay(inspection.picture, getattr(inspection, name), saturation)
 
 
-def _drawn(model, picture, file, output, timesteps, alpha):
-    maps = [output.anomaly_map[0], output.kl_map[0], output.feature_map[0]]
+def _drawn(model, picture, file, output, timesteps, alpha, index=0):
+    maps = [output.anomaly_map[index], output.kl_map[index], output.feature_map[index]]
     size = maps[0].shape
     shown = [shrink(as_uint8(picture), part, MAX_SIDE) for part in maps]
     drawn = np.ascontiguousarray(shown[0][0])
     anomaly_map, kl_map, feature_map = (np.array(part) for _, part in shown)
     heat = overlay(drawn, anomaly_map, saturation_of(model.scoring))
-    score = float(output.anomaly_score[0])
+    score = float(output.anomaly_score[index])
     return Inspection(model.name, file, size, alpha, timesteps, drawn, heat, anomaly_map, kl_map, feature_map, score)
 
 

@@ -2,9 +2,11 @@
 
 import base64
 import binascii
+import contextlib
 import io
 import os
 import re
+import secrets
 import zipfile
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from PIL import Image
 from pipelines.image_preprocessing import to_rgb
 from training.data import IMAGE_SUFFIXES, read_image
 
-from .answering import URLS_REFUSED
+from .answering import NOT_UPLOADED, URLS_REFUSED
 
 DATA_URI = re.compile(r"data:image/[\w.+-]+;base64,", re.IGNORECASE)
 MAX_ZIP_RATIO = 200
@@ -33,11 +35,12 @@ def uploaded_file(upload):
     """
     named = [upload.get(key) for key in ("path", "url")] if isinstance(upload, dict) else [upload]
     path = named[0] or ""
-    if is_in_or_equal(str(path), get_upload_folder()) and os.path.isfile(path):
-        return Path(path)
+    with contextlib.suppress(ValueError, OSError):  # such as a null byte in it, or too long
+        if is_in_or_equal(str(path), get_upload_folder()) and os.path.isfile(path):
+            return Path(path)
     if any(is_http_url_like(str(value)) for value in named if value):
         raise ValueError(URLS_REFUSED)
-    raise ValueError("the request names no uploaded file; upload a picture first.")
+    raise ValueError(NOT_UPLOADED)
 
 
 def uploaded_picture(upload, max_mb):
@@ -162,6 +165,15 @@ def _unpacked(path, member, max_mb):
 def save_png(array, path):
     """Write uint8 or uint16 pixels, (height, width[, 3]), as a PNG. Returns the path as a string."""
     Image.fromarray(array).save(path, format="PNG", compress_level=1)
+    return str(path)
+
+
+def keep_answer(content, name):
+    """Write the bytes of an answer where clients may fetch them, until Gradio's cleaning. Returns the path."""
+    folder = Path(get_upload_folder()) / "answers"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{secrets.token_hex(16)}-{name}"
+    path.write_bytes(content)
     return str(path)
 
 

@@ -35,9 +35,7 @@ def saved(page, link, folder):
     return target
 
 
-def test_slider_moves_verdict_and_files_hold_what_is_shown(
-    browser_page, shelf, scratched, scratched_file, tmp_path
-):
+def test_slider_moves_verdict_and_files_hold_what_is_shown(browser_page, shelf, scratched, scratched_file, tmp_path):
     choose(browser_page, scratched_file)
     set_percent(browser_page, 20)
     browser_page.wait_for_selector("#verdict >> text=about 20 are rejected")

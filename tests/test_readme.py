@@ -1,12 +1,24 @@
-"""The README's example runs as printed in a process that has never seen this repository; what it loads is current."""
+"""The README's examples run as printed, those in Python in a process that has never seen this repository."""
 
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 
+import httpx
 import pytest
 from conftest import ROOT
+from serving import mcp_is_installed
+
+from benchmarks.running_page import running_page
+
+
+def _printed(mark, language):
+    """The README's code under a mark."""
+    readme = (ROOT / "README.md").read_text()
+    return re.search(rf"<!-- {mark} -->\n```{language}\n(.*?)```", readme, flags=re.DOTALL).group(1)
 
 
 @pytest.mark.parametrize(
@@ -19,8 +31,7 @@ from conftest import ROOT
 def test_the_readmes_examples_find_and_remove_the_defect(tmp_path, mark, shown, expected):
     if not (ROOT / "checkpoints" / "magnetic-tile").is_dir():
         pytest.skip("the embedded checkpoint is not in this tree")
-    readme = (ROOT / "README.md").read_text()
-    code = re.search(rf"<!-- {mark} -->\n```python\n(.*?)```", readme, flags=re.DOTALL).group(1)
+    code = _printed(mark, "python")
     # Run where only checkpoint and examples can be seen, under their printed names.
     for name in ("checkpoints", "examples"):
         (tmp_path / name).symlink_to(ROOT / name)
@@ -39,3 +50,48 @@ def test_the_embedded_checkpoint_carries_todays_code_and_stays_small():
     for path in carried:  # AnomalyScoringPipeline.from_pretrained(folder).save_pretrained(folder) brings it up to date
         assert path.read_text() == (ROOT / "pipelines" / path.name).read_text(), path
     assert sum(path.stat().st_size for path in checkpoint.rglob("*") if path.is_file()) < 40e6
+
+
+PRINTED = "http://127.0.0.1:7860"
+
+
+@pytest.fixture(scope="module")
+def served_url():
+    """The embedded checkpoint's page, started as the README says, on a port that is free here."""
+    if not (ROOT / "checkpoints" / "magnetic-tile").is_dir():
+        pytest.skip("the embedded checkpoint is not in this tree")
+    with running_page(["--mcp", "on"] if mcp_is_installed() else []) as (url, _):
+        yield url
+
+
+def test_the_service_answers_gradio_client_as_printed(served_url):
+    code = _printed("client", "python").replace(PRINTED, served_url)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = done.stdout.splitlines()[-1]
+    assert found.startswith("True ")
+    assert found.endswith("overlay.png")
+
+
+def test_the_service_answers_plain_http_as_printed(served_url):
+    if shutil.which("curl") is None:
+        pytest.skip("curl is not installed")
+    code = _printed("http", "bash").replace(PRINTED, served_url)
+    done = subprocess.run(["bash", "-euo", "pipefail", "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("event: complete\n")
+    verdict, overlay, _ = json.loads(done.stdout.partition("data: ")[2])
+    assert verdict["is_anomalous"]
+    assert verdict["false_alarm_rate"] == pytest.approx(0.02)
+    assert httpx.get(overlay["url"]).content.startswith(b"\x89PNG")
+
+
+def test_the_service_answers_mcp_where_printed(served_url):
+    if not mcp_is_installed():
+        pytest.skip("gradio[mcp] is not installed")
+    (server,) = json.loads(_printed("mcp", "json"))["mcpServers"].values()
+    ping = {"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {}}
+    headers = {"Accept": "application/json, text/event-stream"}
+    answer = httpx.post(server["url"].replace(PRINTED, served_url), json=ping, headers=headers, timeout=60)
+    tools = json.loads(answer.text.partition("data: ")[2])["result"]["tools"]
+    assert [tool["name"] for tool in tools] == ["inspect", "inspect_batch", "repair", "models"]

@@ -15,6 +15,9 @@ from tqdm.auto import tqdm
 from pipelines.image_preprocessing import MAX_PIXELS, preprocess, to_rgb
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "DIB", "WEBP", "GIF", "PPM", "JPEG2000", "TGA")
+"""Pillow's names of what is read. Others run programs (EPS) or are no pictures of a camera."""
+ANIMATED_FORMATS = ("GIF", "WEBP", "PNG")
 MIN_IMAGES = 8
 
 logger = logging.getLogger(__name__)
@@ -28,16 +31,18 @@ def read_image(source, name=None):
         name (`str`, *optional*): what errors call it; by default the file's name.
 
     Raises:
-        ValueError: with the name, if it is no picture, is truncated or has more than `MAX_PIXELS` pixels.
+        ValueError: with the name, if it is no picture, moves, is truncated or has more than `MAX_PIXELS` pixels.
     """
     name = name or Path(source).name
     try:
-        with Image.open(source) as image:
+        with Image.open(source, formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise ValueError(
                     f"{name} has {image.width}×{image.height} pixels; at most "
                     f"{MAX_PIXELS // 1_000_000} million are accepted: crop it or scale it down first."
                 )
+            if image.format in ANIMATED_FORMATS and getattr(image, "is_animated", False):
+                raise ValueError(f"{name} is an animation; give one of its pictures.")
             image.load()
             return image
     except UnidentifiedImageError as error:

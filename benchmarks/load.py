@@ -1,0 +1,316 @@
+"""The page under load: mixed requests from several clients over its real API, each answer held against the pipeline's own.
+
+    python benchmarks/load.py --requests 1000 --clients 8
+
+Inspections of example tiles in all eight orientations (more pictures than the page remembers) at several rates, batches,
+repairs, lists of models, and requests that must be refused. Half of the clients are gradio_clients, which upload files;
+the others speak plain HTTP and send data: URIs. Prints times, errors, wrong answers and the server's memory; ends with
+exit status 1 if there is an error or a wrong answer.
+"""
+
+import argparse
+import base64
+import io
+import json
+import random
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import httpx
+import numpy as np
+from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
+from PIL import Image
+
+from benchmarks.running_page import ROOT, running_page
+from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
+from pipelines.pipeline_gradient_denoise import GradientDenoisePipeline
+
+PERCENTS = (1, 2, 5, 20)
+SHARES = {"inspect": 70, "inspect_batch": 8, "repair": 2, "models": 8, "refused": 12}
+"""Of the requests, in per cent."""
+BATCH = 4
+WARM_UP = 0.2
+"""Share of the requests after which the server's memory is first looked at."""
+TOLERANCE = 1e-3
+"""Scores in another batch differ by rounding."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """One request: its kind, the pictures' numbers, the rate in per cent."""
+
+    kind: str
+    pictures: tuple
+    percent: int
+
+
+class Truth:
+    """What the pipeline itself says of every picture, asked once.
+
+    Args:
+        model (`str`): checkpoint folder.
+        folder (`Path`): where the pictures are written as PNGs.
+    """
+
+    def __init__(self, model, folder):
+        self.pipe = AnomalyScoringPipeline.from_pretrained(model)
+        self.pipe.set_progress_bar_config(disable=True)
+        self.repairing = GradientDenoisePipeline.from_pipe(self.pipe)
+        self.repairing.set_progress_bar_config(disable=True)
+        self.files = []
+        for path in sorted((ROOT / "examples").glob("*.jpg")):
+            for turn in [None, *Image.Transpose]:
+                picture = Image.open(path).convert("RGB")
+                self.files.append(folder / f"{path.stem}-{0 if turn is None else turn + 1}.png")
+                (picture if turn is None else picture.transpose(turn)).save(self.files[-1])
+        self._verdicts, self._repairs = {}, {}
+
+    def prepare(self, questions):
+        """Ask the pipeline everything that the questions will be about."""
+        for question in questions:
+            if question.kind in ("inspect", "inspect_batch"):
+                for picture in question.pictures:
+                    self._verdict(picture, question.percent)
+            elif question.kind == "repair":
+                self._repair(*question.pictures, question.percent)
+
+    def is_right(self, question, answer):
+        """Whether an answer, as `ask` of a client gives it, is the pipeline's own."""
+        if question.kind == "refused":
+            return isinstance(answer, str) and answer.endswith(".") and "\n" not in answer
+        if isinstance(answer, str):
+            return False
+        if question.kind == "models":
+            return len(answer) > 0
+        if question.kind == "repair":
+            expected = self._repair(*question.pictures, question.percent)
+            numbers, repaired, mask = answer
+            return (
+                numbers["is_accepted"] == expected.is_accepted[0]
+                and np.abs(repaired.astype(int) - np.asarray(expected.images[0])).mean() < 1
+                and (mask > 0).any() == (np.asarray(expected.masks[0]) > 0).any()
+            )
+        if question.kind == "inspect":
+            numbers, overlay, mask = answer
+            expected = self._verdict(*question.pictures, question.percent)
+            return (
+                self._is_verdict(numbers, expected)
+                and overlay.shape[:2] == expected.pred_mask[0].shape
+                and ((mask > 0) != expected.pred_mask[0]).mean() < TOLERANCE
+            )
+        expected = [self._verdict(picture, question.percent) for picture in question.pictures]
+        return len(answer) == len(expected) and all(
+            entry["verdict"] is not None and self._is_verdict(entry["verdict"], output)
+            for entry, output in zip(answer, expected, strict=True)
+        )
+
+    def _is_verdict(self, numbers, output):
+        return (
+            numbers["is_anomalous"] == output.is_anomalous[0]
+            and numbers["p_value"] == output.p_value[0]
+            and abs(numbers["anomaly_score"] - output.anomaly_score[0]) < TOLERANCE
+            and abs(numbers["defect_share"] - output.pred_mask[0].mean()) < TOLERANCE
+            and numbers["image_threshold"] == output.image_threshold
+        )
+
+    def _verdict(self, picture, percent):
+        key = (picture, percent)
+        if key not in self._verdicts:
+            self._verdicts[key] = self.pipe(Image.open(self.files[picture]), false_alarm_rate=percent / 100)
+        return self._verdicts[key]
+
+    def _repair(self, picture, percent):
+        key = (picture, percent)
+        if key not in self._repairs:
+            self._repairs[key] = self.repairing(Image.open(self.files[picture]), false_alarm_rate=percent / 100)
+        return self._repairs[key]
+
+
+class GradioClient:
+    """Asks as the package gradio_client does: files are uploaded, answers downloaded."""
+
+    def __init__(self, url, folder):
+        self._client = Client(url, verbose=False, download_files=folder)
+
+    def picture(self, path):
+        """How a picture is named in a request."""
+        return handle_file(str(path))
+
+    def ask(self, endpoint, *data):
+        """The answer, drawn ones as arrays; a refusal as a string."""
+        try:
+            answer = self._client.predict(*data, api_name=f"/{endpoint}")
+        except AppError as refusal:
+            return str(refusal.message)
+        if not isinstance(answer, tuple):
+            return answer
+        drawn = [np.asarray(Image.open(path)) for path in answer[1:]]
+        for path in answer[1:]:
+            Path(path).unlink()
+        return (answer[0], *drawn)
+
+
+class PlainClient:
+    """Asks over plain HTTP: pictures are sent as data: URIs."""
+
+    def __init__(self, url, folder):
+        self._url, self._http = url, httpx.Client(timeout=600)
+
+    def picture(self, path):
+        """How a picture is named in a request."""
+        return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+    def ask(self, endpoint, *data):
+        """As of `GradioClient`; raises `RuntimeError` for what is an error of the server."""
+        call = f"{self._url}/gradio_api/call/{endpoint}"
+        begun = self._checked(self._http.post(call, json={"data": data}))
+        if "event_id" not in begun.json():
+            return begun.json()["error"]
+        told = self._checked(self._http.get(f"{call}/{begun.json()['event_id']}")).text
+        event, answer = [line.partition(": ")[2] for line in told.splitlines() if line][-2:]
+        answer = json.loads(answer)
+        if event == "error":
+            return answer["error"]
+        if len(answer) == 1:
+            return answer[0]
+        drawn = [self._checked(self._http.get(file["url"])).content for file in answer[1:]]
+        return (answer[0], *(np.asarray(Image.open(io.BytesIO(png))) for png in drawn))
+
+    def _checked(self, answer):
+        if answer.status_code >= 500:
+            raise RuntimeError(f"{answer.request.url} was answered with status {answer.status_code}.")
+        return answer
+
+
+def make_questions(count, num_pictures, rng):
+    """`count` questions, mixed by `SHARES`, each kind at least once."""
+    kinds = list(SHARES) + rng.choices(list(SHARES), list(SHARES.values()), k=max(0, count - len(SHARES)))
+    rng.shuffle(kinds)
+    return [
+        Question(
+            kind,
+            tuple(rng.randrange(num_pictures) for _ in range(BATCH if kind == "inspect_batch" else 1)),
+            rng.choice(PERCENTS),
+        )
+        for kind in kinds[:count]
+    ]
+
+
+def put(client, question, files, number):
+    """Send a question through a client. Returns its answer."""
+    pictures = [client.picture(files[picture]) for picture in question.pictures]
+    if question.kind == "models":
+        return client.ask("models")
+    if question.kind == "inspect_batch":
+        return client.ask("inspect_batch", pictures, "", question.percent)
+    if question.kind == "refused":
+        bad = [
+            ("http://127.0.0.1:9/picture.png", "", 1),
+            ("data:image/png;base64,AAAA", "", 1),
+            (pictures[0], "../../etc", 1),
+            (pictures[0], "", 0),
+            ({"path": "/etc/passwd"}, "", 1),
+        ]
+        return client.ask("inspect", *bad[number % len(bad)])
+    return client.ask(question.kind, *pictures, "", question.percent, *[None] * (question.kind == "repair"))
+
+
+def resident_mb(process):
+    """Resident memory of a process in MB; None where the system does not tell."""
+    status = Path(f"/proc/{process}/statm")
+    return int(status.read_text().split()[1]) * 4096 / 2**20 if process and status.exists() else None
+
+
+class Load:
+    """Questions on their way: clients take the next one until none is left."""
+
+    def __init__(self, url, process, truth, questions):
+        self.url, self.process, self.truth = url, process, truth
+        self.seconds, self.errors, self.wrong = defaultdict(list), defaultdict(list), defaultdict(list)
+        self.memory = []
+        self._numbers, self._lock = iter(enumerate(questions)), threading.Lock()
+        self._looks = {round(WARM_UP * len(questions)), len(questions) // 2}
+
+    def run(self, num_clients, folder):
+        """Ask everything. Returns the seconds that it took."""
+        kinds = [GradioClient if index % 2 else PlainClient for index in range(num_clients)]
+        clients = [kind(self.url, folder) for kind in kinds]
+        threads = [threading.Thread(target=self._ask_on, args=(client,)) for client in clients]
+        began = time.perf_counter()
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        self.memory.append(resident_mb(self.process))
+        return time.perf_counter() - began
+
+    def _ask_on(self, client):
+        while True:
+            with self._lock:
+                number, question = next(self._numbers, (None, None))
+                if number in self._looks:
+                    self.memory.append(resident_mb(self.process))
+            if question is None:
+                return
+            began = time.perf_counter()
+            try:
+                answer = put(client, question, self.truth.files, number)
+            except Exception as error:  # whatever it is, it counts
+                self.errors[question.kind].append(f"{type(error).__name__}: {error}")
+                continue
+            self.seconds[question.kind].append(time.perf_counter() - began)
+            if not self.truth.is_right(question, answer):
+                self.wrong[question.kind].append(f"{question}: {str(answer)[:300]}")
+
+
+def report(load, seconds):
+    """Print what came of it. Returns the number of errors and wrong answers."""
+    print("| requests | count | errors | wrong | median s | p95 s |\n| --- | --- | --- | --- | --- | --- |")
+    for kind in [*SHARES, "all"]:
+        kinds = list(SHARES) if kind == "all" else [kind]
+        times, errors, wrong = (sum((part[k] for k in kinds), []) for part in (load.seconds, load.errors, load.wrong))
+        median, p95 = (statistics.median(times), float(np.quantile(times, 0.95))) if times else (float("nan"),) * 2
+        count = len(times) + len(errors)
+        print(f"| {kind} | {count} | {len(errors)} | {len(wrong)} | {median:.2f} | {p95:.2f} |")
+    print(f"\n{count / seconds:.1f} requests a second.")
+    if load.memory[0] is not None:
+        looks = ", ".join(f"{memory:.0f}" for memory in load.memory)
+        print(f"The server's memory after warm-up, half-way and at the end, in MB: {looks}.")
+    for what in (errors + wrong)[:10]:
+        print(what, file=sys.stderr)
+    return len(errors) + len(wrong)
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--requests", type=int, default=1000)
+    parser.add_argument("--clients", type=int, default=8)
+    parser.add_argument("--url", help="a page that runs, with the model first on its shelf; started here without")
+    parser.add_argument("--model", default=str(ROOT / "checkpoints" / "magnetic-tile"))
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory() as folder:
+        truth = Truth(args.model, Path(folder))
+        questions = make_questions(args.requests, len(truth.files), random.Random(args.seed))
+        truth.prepare(questions)
+        if args.url:
+            load = Load(args.url.rstrip("/"), None, truth, questions)
+            failures = report(load, load.run(args.clients, folder))
+        else:
+            with running_page(["--models", args.model]) as (url, process):
+                load = Load(url, process, truth, questions)
+                failures = report(load, load.run(args.clients, folder))
+    sys.exit(1 if failures else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,220 @@
+"""The page as a service: documented endpoints for gradio_client, plain HTTP and, if it is switched on, MCP.
+
+Pictures come as `data:` URIs or as uploaded files. Both are typed `str`: over MCP, where arguments are held against
+their types, a file object would make Gradio upload a file of this machine in the caller's name. Drawn answers are
+files, which a gradio_client downloads, plain HTTP gets by their "url" and an MCP client receives as images.
+"""
+
+from typing import TypedDict
+
+import gradio as gr
+import numpy as np
+from gradio.data_classes import FileData
+
+from .answering import answer_in_one_sentence
+from .inspection import Verdict
+from .repairing import Repair
+from .uploads import as_png, keep_answer, uploaded_picture
+
+BATCH = 8
+BATCH_PIXELS = 16_000_000
+"""A UNet batch ends at so many pictures, or earlier at so many pixels: maps come at the pictures' own sizes."""
+
+
+class PictureMeta(TypedDict):
+    """Marks a file as one of Gradio's."""
+
+    _type: str
+
+
+class PictureFile(TypedDict):
+    """A PNG that was drawn for an answer; "url" says where it can be fetched within the next hour."""
+
+    path: str
+    url: str
+    meta: PictureMeta
+
+
+class BatchEntry(TypedDict):
+    """One picture of a batch: its verdict, or None with the reason why there is none."""
+
+    verdict: Verdict | None
+    error: str
+
+
+class RepairAnswer(TypedDict):
+    """What a repair has come to; scores are in deviations of good pictures."""
+
+    file: str
+    model: str
+    is_changed: bool
+    is_accepted: bool
+    anomaly_score: float
+    repaired_score: float
+    p_value: float
+    false_alarm_rate: float
+    changed_pixels: int
+
+
+class ModelInfo(TypedDict):
+    """A model, and the false alarm rates that it can promise, in per cent."""
+
+    name: str
+    default_false_alarm_percent: float
+    smallest_false_alarm_percent: float
+    good_pictures_compared: int
+
+
+def build_service(page):
+    """Add the endpoints; to be called inside the page's `gr.Blocks`."""
+    service = Service(page)
+    gr.api(service.inspect, api_name="inspect", concurrency_limit=8, concurrency_id="inspect")
+    gr.api(service.inspect_batch, api_name="inspect_batch", concurrency_limit=2)
+    gr.api(service.repair, api_name="repair", concurrency_limit=2)
+    gr.api(service.models, api_name="models", concurrency_limit=None)
+
+
+class Service:
+    """The functions behind the endpoints; their docstrings are what clients are told."""
+
+    def __init__(self, page):
+        self._page = page
+
+    @answer_in_one_sentence
+    def inspect(
+        self, picture: str, model: str = "", false_alarm_percent: float | None = None
+    ) -> tuple[Verdict, PictureFile, PictureFile]:
+        """Find defects in a picture of a manufactured part: whether there is one, where, and how sure that is.
+
+        The model has seen good parts only. Of good parts, at most the chosen share is rejected.
+
+        Args:
+            picture: "data:image/png;base64,…" or the path of an upload (gradio_client: handle_file). No web address.
+            model: what kind of part it is, a name that the endpoint models lists; "" takes the first.
+            false_alarm_percent: share of good parts that may be rejected, above 0 to 100; the model's default without.
+
+        Returns:
+            verdict: numbers; is_anomalous, p_value (share of good parts that score as high), regions in pixels
+            overlay: PNG, the picture under its heat map with the defect outlined, at most 1024 pixels long
+            mask: PNG of the same size, 255 where the defect is
+        """
+        model, percent = self._chosen(model, false_alarm_percent)
+        pixels, name = uploaded_picture(picture, self._page.settings.max_upload_mb)
+        inspector = self._page.inspector
+        inspection = inspector.inspect(model.name, pixels, name)
+        numbers, mask = inspector.judge(inspection, percent)
+        return numbers, _as_file(inspector.outlined(inspection, mask), "overlay"), _as_file(_grey(mask), "mask")
+
+    @answer_in_one_sentence
+    def inspect_batch(
+        self, pictures: list[str], model: str = "", false_alarm_percent: float | None = None
+    ) -> list[BatchEntry]:
+        """Find defects in many pictures of one kind of part. A picture that cannot be read is an entry with its reason.
+
+        Args:
+            pictures: each as the endpoint inspect takes it.
+            model: what kind of part it is, a name that the endpoint models lists; "" takes the first.
+            false_alarm_percent: share of good parts that may be rejected, above 0 to 100; the model's default without.
+
+        Returns:
+            entries: one for each picture in the order given; its verdict as inspect gives it, or the error
+        """
+        model, percent = self._chosen(model, false_alarm_percent)
+        limit = self._page.settings.max_batch
+        if not isinstance(pictures, list) or not pictures:
+            raise ValueError("pictures is no list of pictures; give at least one.")
+        if len(pictures) > limit:
+            raise ValueError(f"there are {len(pictures)} pictures; at most {limit} are taken at once.")
+        entries = [None] * len(pictures)
+        for batch in self._batches(pictures, entries):
+            indices, pixels, names = zip(*batch, strict=True)
+            inspections = self._page.inspector.inspect_together(model.name, pixels, names)
+            for index, inspection in zip(indices, inspections, strict=True):
+                verdict, _ = self._page.inspector.judge(inspection, percent)
+                entries[index] = {"verdict": verdict, "error": ""}
+        return entries
+
+    @answer_in_one_sentence
+    def repair(
+        self, picture: str, model: str = "", false_alarm_percent: float | None = None, mask: str | None = None
+    ) -> tuple[RepairAnswer, PictureFile, PictureFile]:
+        """Show what a part would look like without its defect. A good part comes back as it is.
+
+        Takes seconds; inspections of others go first.
+
+        Args:
+            picture: "data:image/png;base64,…" or the path of an upload (gradio_client: handle_file). No web address.
+            model: what kind of part it is, a name that the endpoint models lists; "" takes the first.
+            false_alarm_percent: share of good parts that may be rejected, above 0 to 100; the model's default without.
+            mask: what is to go, a picture of the same size, not black there; without it what inspect finds.
+
+        Returns:
+            answer: is_accepted says whether the repaired picture passes for a good part
+            repaired: PNG at the picture's own size; every pixel outside the mask is as it was
+            mask: PNG of the same size, 0 where nothing was changed
+        """
+        model, percent = self._chosen(model, false_alarm_percent)
+        max_mb = self._page.settings.max_upload_mb
+        pixels, name = uploaded_picture(picture, max_mb)
+        marked = None if mask is None else uploaded_picture(mask, max_mb)[0].max(axis=-1) > 0
+        output = Repair(model, self._page.shelf.turns, pixels, marked, percent / 100).result()
+        changed = np.asarray(output.masks[0])
+        answer = {
+            "file": name,
+            "model": model.name,
+            "is_changed": bool(changed.any()),
+            "is_accepted": bool(output.is_accepted[0]),
+            "anomaly_score": float(output.anomaly_score[0]),
+            "repaired_score": float(output.repaired_score[0]),
+            "p_value": float(output.p_value[0]),
+            "false_alarm_rate": float(output.false_alarm_rate),
+            "changed_pixels": int((changed > 0).sum()),
+        }
+        return answer, _as_file(np.asarray(output.images[0]), "repaired"), _as_file(changed, "mask")
+
+    @answer_in_one_sentence
+    def models(self) -> list[ModelInfo]:
+        """List the models: what kinds of parts can be inspected here. The first is the default.
+
+        Returns:
+            models: names, and the false alarm rates that each can promise
+        """
+        return [
+            {
+                "name": name,
+                "default_false_alarm_percent": model.default_percent,
+                "smallest_false_alarm_percent": model.smallest_percent,
+                "good_pictures_compared": model.scoring.calibration.config.num_ranked,
+            }
+            for name, model in [(name, self._page.shelf.get(name)) for name in self._page.shelf.names]
+        ]
+
+    def _chosen(self, name, percent):
+        shelf = self._page.shelf
+        model = shelf.get(shelf.names[0] if name in ("", None) else name)
+        return model, self._page.inspector.check_percent(model.default_percent if percent is None else percent)
+
+    def _batches(self, pictures, entries):
+        """Yield lists of (index, pixels, name); note in `entries` what cannot be read."""
+        batch, size = [], 0
+        for index, picture in enumerate(pictures):
+            try:
+                pixels, name = uploaded_picture(picture, self._page.settings.max_upload_mb)
+            except ValueError as error:
+                entries[index] = {"verdict": None, "error": str(error)}
+                continue
+            if batch and (len(batch) == BATCH or size + pixels.shape[0] * pixels.shape[1] > BATCH_PIXELS):
+                yield batch
+                batch, size = [], 0
+            batch.append((index, pixels, name))
+            size += pixels.shape[0] * pixels.shape[1]
+        if batch:
+            yield batch
+
+
+def _grey(mask):
+    return mask.astype(np.uint8) * 255
+
+
+def _as_file(pixels, name):
+    return FileData(path=keep_answer(as_png(pixels), f"{name}.png")).model_dump()

@@ -1,0 +1,81 @@
+"""What the page says: verdict, promise, places, what a repair has come to."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from page.verdict import list_regions, promise, repair_verdict, verdict
+
+CALIBRATION = SimpleNamespace(cross_fitted=False, num_ranked=99)
+NUMBERS = {
+    "is_anomalous": True,
+    "anomaly_score": 5.0,
+    "p_value": 0.01,
+    "false_alarm_rate": 0.01,
+    "image_threshold": 4.0,
+    "defect_pixels": 0,
+    "defect_share": 0.0,
+    "regions": [],
+    "width": 20,
+    "height": 10,
+}
+REGION = {"x": 1, "y": 2, "width": 3, "height": 4, "area": 5, "peak": 6.25}
+
+
+@pytest.mark.parametrize(
+    ("rate", "words"),
+    [
+        (0.01, "of 100 good parts, at most 1 is rejected"),
+        (0.2, "of 100 good parts, at most 20 are rejected"),
+        (1 / 458, "of 1000 good parts, at most 2.2 are rejected"),
+        (0.0301, "of 100 good parts, at most 3.1 are rejected"),
+    ],
+)
+def test_promise_counts_good_parts_and_never_understates(rate, words):
+    assert words in promise(rate, SimpleNamespace(cross_fitted=False, num_ranked=457))
+
+
+def test_cross_fitted_calibration_promises_nothing():
+    words = promise(0.04, SimpleNamespace(cross_fitted=True, num_ranked=24))
+    assert "about 4 are rejected" in words
+    assert "Estimate" in words
+    assert "at most" not in words
+
+
+def test_verdict_counts_the_good_parts_that_scored_as_high():
+    accepted = verdict(NUMBERS | {"is_anomalous": False, "p_value": 0.08}, CALIBRATION)
+    assert "Accepted" in accepted
+    assert "Of 99 good parts measured for comparison, 7 scored as high" in accepted
+    rejected = verdict(NUMBERS, CALIBRATION)
+    assert "none scored as high" in rejected
+    assert "No single place stands out" in rejected
+
+
+def test_verdict_names_what_is_outlined():
+    words = verdict(NUMBERS | {"defect_pixels": 5, "defect_share": 0.025, "regions": [REGION]}, CALIBRATION)
+    assert "outlined area, 5 pixels or 2.5% of the picture, in 1 place," in words
+
+
+def test_regions_are_listed_up_to_five_with_their_share():
+    assert list_regions(NUMBERS) == ""
+    table = list_regions(NUMBERS | {"regions": [REGION] * 7})
+    assert table.count("<td>1, 2</td><td>3 × 4</td><td>5</td><td>2.50%</td><td>6.2</td>") == 5
+    assert "and 2 smaller" in table
+
+
+@pytest.mark.parametrize(
+    ("accepted", "changed", "words"),
+    [
+        (True, True, "Repaired: it now looks like a good part"),
+        (False, True, "does not look like a good part yet"),
+        (True, False, "Nothing to repair"),
+    ],
+)
+def test_repair_says_what_it_has_come_to(accepted, changed, words):
+    output = SimpleNamespace(anomaly_score=[5.0], repaired_score=[1.0], is_accepted=[accepted])
+    mask = np.zeros((10, 20), bool)
+    mask[0, :2] = changed
+    said = repair_verdict(output, mask)
+    assert words in said
+    assert ("2 pixels, 1.0% of the picture" in said) == changed
