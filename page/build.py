@@ -5,6 +5,7 @@ import functools
 import gradio as gr
 
 from .answering import answer_in_one_sentence, refuse_urls
+from .batch_tab import build_batch_tab
 from .context import Page
 from .inspect_tab import build_inspect_tab
 from .inspection import Inspector
@@ -29,13 +30,19 @@ def build_page(settings, shelf):
         with gr.Row(equal_height=True):
             gr.Markdown(TITLE)
             page.model = gr.Dropdown(
-                shelf.names, value=shelf.names[0], label="Model: what kind of part it is", filterable=False, elem_id="model"
+                shelf.names,
+                value=shelf.names[0],
+                label="Model: what kind of part it is",
+                filterable=False,
+                elem_id="model",
             )
         with gr.Tabs(selected="inspect") as page.tabs:
             with gr.Tab("Inspect", id="inspect"):
                 build_inspect_tab(page)
             with gr.Tab("Repair", id="repair") as repair:
                 build_repair_tab(page, repair)
+            with gr.Tab("Batch", id="batch"):
+                build_batch_tab(page)
         demo.load(functools.partial(_offer_models, page), None, page.model, api_visibility="private")
     refuse_urls(demo)
     return demo.queue(default_concurrency_limit=4, max_size=64)
