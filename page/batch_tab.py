@@ -11,11 +11,12 @@ from training.data import IMAGE_SUFFIXES, MIN_IMAGES
 from .answering import answer_in_one_sentence
 from .batch import Batch
 from .batch_words import (
-    COLUMN_WIDTHS,
     DATATYPES,
     HEADERS,
     HINT,
+    NUMBER_COLUMN,
     SIGNIFICANT,
+    bar,
     batch_verdict,
     drift_words,
     histogram_words,
@@ -49,7 +50,7 @@ def build_batch_tab(page):
                 *_range_of(first),
                 first.default_percent,
                 step=0.01,
-                label="Accepted false alarms: share of good parts that may be rejected, in %",
+                label="Accepted false alarms, in % of good parts",
                 elem_id="batch-percent",
             )
             with gr.Row():
@@ -64,7 +65,6 @@ def build_batch_tab(page):
     table = gr.Dataframe(
         headers=HEADERS,
         datatype=DATATYPES,
-        column_widths=COLUMN_WIDTHS,
         label="Worst first; click a head to sort, a row to see it in Inspect",
         interactive=False,
         wrap=True,
@@ -74,7 +74,9 @@ def build_batch_tab(page):
         elem_id="batch-table",
     )
     histogram = gr.HTML("", elem_id="histogram")
-    results = gr.Files(label="Table (CSV), overlays and masks (ZIP)", visible=False, elem_id="batch-results")
+    results = gr.Files(
+        label="Table (CSV), overlays and masks (ZIP)", interactive=False, visible=False, elem_id="batch-results"
+    )
 
     private = {"api_visibility": "private"}
     quiet = private | {"show_progress": "hidden"}
@@ -188,7 +190,7 @@ def _watch(batch):
 @answer_in_one_sentence
 def _show_row(batch, model, cells):
     """The picture of a row, the rate and the model that its verdict belongs to, and the tab that shows it."""
-    index = int(cells[0]) - 1
+    index = int(cells[NUMBER_COLUMN]) - 1
     row = next((row for row in batch.rows if row.index == index), None) if batch is not None else None
     if row is None:
         raise ValueError("these results are gone; inspect the pictures again.")
@@ -237,7 +239,7 @@ def _recalibration_progress(measured, total, seconds):
     if measured == total:
         return "<p>Choosing weights and saving …</p><progress></progress>"
     left = in_time(seconds / measured * (total - measured))
-    return f'<p>{measured} of {total} measurements, about {left} left.</p><progress value="{measured}" max="{total}"></progress>'
+    return f"<p>{measured} of {total} measurements, about {left} left.</p>{bar(measured, total)}"
 
 
 def _buttons():

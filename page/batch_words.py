@@ -7,9 +7,10 @@ from training.drift import MIN_SCORES
 
 from .verdict import count_of
 
-HEADERS = ["no.", "picture", "file", "verdict", "score", "p-value", "area (pixels)", "area (%)"]
-DATATYPES = ["number", "html", "str", "str", "number", "number", "number", "number"]
-COLUMN_WIDTHS = [56, 90, 260, 150, 84, 90, 120, 90]
+HEADERS = ["picture", "file", "verdict", "score", "p-value", "area (pixels)", "area (%)", "no."]
+DATATYPES = ["html", "str", "str", "number", "number", "number", "number", "number"]
+NUMBER_COLUMN = HEADERS.index("no.")
+"""Tells which picture a row shows, however the visitor has sorted the table."""
 
 SIGNIFICANT = 0.01
 """A smaller p-value of the drift test is a warning."""
@@ -30,17 +31,22 @@ def table_cells(rows):
 def _cells(row):
     result = row.result
     if result.verdict == "unreadable":
-        return [row.index + 1, "", result.file, f"unreadable: {result.error}", None, None, None, None]
+        return ["", result.file, f"unreadable: {result.error}", None, None, None, None, row.index + 1]
     thumbnail = f'<img alt="" src="data:image/jpeg;base64,{row.thumbnail}">'
     numbers = [round(result.anomaly_score, 3), round(result.p_value, 4)]
-    area = [result.defect_pixels, round(100 * result.defect_share, 2)]
-    return [row.index + 1, thumbnail, result.file, result.verdict, *numbers, *area]
+    area = [result.defect_pixels, round(100 * result.defect_share, 3)]
+    return [thumbnail, result.file, result.verdict, *numbers, *area, row.index + 1]
 
 
 def progress_words(done, total, seconds):
     """How far the work is, with a bar and, once that can be told, the time that is left."""
     left = f", about {in_time(seconds / done * (total - done))} left" if done else ""
-    return f'<p>{done} of {total} pictures{left}.</p><progress value="{done}" max="{total}"></progress>'
+    return f"<p>{done} of {total} pictures{left}.</p>{bar(done, total)}"
+
+
+def bar(done, total):
+    """A progress bar, as HTML."""
+    return f'<progress value="{done}" max="{total}"></progress>'
 
 
 def batch_verdict(batch):
@@ -54,7 +60,8 @@ def batch_verdict(batch):
     rate = f"{100 * batch.false_alarm_rate:.2f}".rstrip("0").rstrip(".")
     return (
         f'<div class="verdict {css}"><h2>{counts}</h2><p>{ended} inspected in {in_time(batch.seconds)} with '
-        f"{html.escape(batch.model.name)}, at {rate} % accepted false alarms. Click a row to see it in Inspect.</p></div>"
+        f"{html.escape(batch.model.name)}, at {rate} % accepted false alarms. Click a row to see it in Inspect."
+        "</p></div>"
     )
 
 
@@ -82,8 +89,8 @@ def drift_words(batch, p_value):
     if p_value is not None and p_value < SIGNIFICANT:
         css, title = "rejected", "Warning: this batch does not look like the calibration's pictures"
         text = (
-            f"<b>p-value {p_value:.2g}.</b> The pictures that are accepted score unlike the good pictures that the model "
-            "was calibrated on (two-sample Kolmogorov-Smirnov test). Camera, light or the part itself have probably "
+            f"<b>p-value {p_value:.2g}.</b> The pictures that are accepted score unlike the good pictures that the "
+            "model was calibrated on (two-sample Kolmogorov-Smirnov test). Camera, light or part have probably "
             "changed, and the promise on false alarms no longer holds: recalibrate on pictures of good parts."
         )
     elif scored >= MIN_SCORES and defects > scored / 2:
@@ -99,8 +106,8 @@ def drift_words(batch, p_value):
     else:
         css, title = "accepted", "No sign that camera or light have changed"
         text = (
-            f"<b>p-value {p_value:.2g}.</b> The pictures that are accepted score as the good pictures do that the model "
-            "was calibrated on (two-sample Kolmogorov-Smirnov test)."
+            f"<b>p-value {p_value:.2g}.</b> The pictures that are accepted score as the good pictures do that the "
+            "model was calibrated on (two-sample Kolmogorov-Smirnov test)."
         )
     return f'<div class="verdict {css}"><h3>{title}</h3><p>{text}</p></div>'
 

@@ -22,9 +22,14 @@ table.regions th { text-align: left; font-weight: 600 }
 table.regions td, table.regions th { padding: 2px 8px 2px 0; border-top: 1px solid var(--border-color-primary) }
 .verdict h3 { margin: 0 0 6px; font-size: 1.05rem; font-weight: 600 }
 .verdict.unknown { border-color: var(--border-color-primary) }
-progress { width: 100%; accent-color: #0072b2 }
-.histogram { max-width: 900px; margin: 0 auto; font-size: .875rem }
+progress { appearance: none; width: 100%; height: 10px; border: 0; border-radius: 5px; overflow: hidden }
+progress, progress::-webkit-progress-bar { background: var(--border-color-primary) }
+progress::-webkit-progress-value { background: #0072b2 }
+progress::-moz-progress-bar { background: #0072b2 }
+.histogram { max-width: 900px; margin: 0 auto; font-size: .875rem; overflow-x: auto }
+.histogram svg { min-width: 520px }
 .histogram i { display: inline-block; width: 1em; height: .8em; margin: 0 .3em }
+#batch-table { --font-mono: system-ui, sans-serif }
 #batch-table td img { max-height: 48px; margin: 0 auto }
 .scale .mark { width: fit-content; position: relative; transform: translateX(-50%); white-space: nowrap }
 """

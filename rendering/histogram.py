@@ -75,7 +75,8 @@ def histogram_svg(good, batch, threshold):
         f'<text x="{LEFT - 6}" y="{floor}" text-anchor="end">0%</text>'
         f"{''.join(pale)}{''.join(drawn)}"
         f'<line x1="{LEFT}" y1="{floor}" x2="{WIDTH - RIGHT}" y2="{floor}" stroke="currentColor"/>'
-        f'<line x1="{mark:.1f}" y1="{TOP - 6}" x2="{mark:.1f}" y2="{floor}" stroke="currentColor" stroke-dasharray="4 3"/>'
+        f'<line x1="{mark:.1f}" y1="{TOP - 6}" x2="{mark:.1f}" y2="{floor}" stroke="currentColor" '
+        'stroke-dasharray="4 3"/>'
         f'<text x="{mark + 6:.1f}" y="{TOP}">rejected above {edges[split]:.2f}</text>'
         f"{''.join(labels)}"
         f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 6}" text-anchor="middle">anomaly score</text></svg>'
