@@ -7,8 +7,8 @@ from training.drift import MIN_SCORES
 
 from .verdict import count_of
 
-HEADERS = ["picture", "file", "verdict", "score", "p-value", "area (pixels)", "area (%)", "no."]
-DATATYPES = ["html", "str", "str", "number", "number", "number", "number", "number"]
+HEADERS = ["picture", "verdict", "score", "file", "p-value", "area (pixels)", "area (%)", "no."]
+DATATYPES = ["html", "str", "number", "str", "number", "number", "number", "number"]
 NUMBER_COLUMN = HEADERS.index("no.")
 """Tells which picture a row shows, however the visitor has sorted the table."""
 
@@ -31,11 +31,11 @@ def table_cells(rows):
 def _cells(row):
     result = row.result
     if result.verdict == "unreadable":
-        return ["", result.file, f"unreadable: {result.error}", None, None, None, None, row.index + 1]
+        return ["", result.verdict, None, f"{result.file}: {result.error}", None, None, None, row.index + 1]
     thumbnail = f'<img alt="" src="data:image/jpeg;base64,{row.thumbnail}">'
-    numbers = [round(result.anomaly_score, 3), round(result.p_value, 4)]
+    score, p_value = round(result.anomaly_score, 3), round(result.p_value, 4)
     area = [result.defect_pixels, round(100 * result.defect_share, 3)]
-    return [thumbnail, result.file, result.verdict, *numbers, *area, row.index + 1]
+    return [thumbnail, result.verdict, score, result.file, p_value, *area, row.index + 1]
 
 
 def progress_words(done, total, seconds):

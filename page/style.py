@@ -26,11 +26,13 @@ progress { appearance: none; width: 100%; height: 10px; border: 0; border-radius
 progress, progress::-webkit-progress-bar { background: var(--border-color-primary) }
 progress::-webkit-progress-value { background: #0072b2 }
 progress::-moz-progress-bar { background: #0072b2 }
-.histogram { max-width: 900px; margin: 0 auto; font-size: .875rem; overflow-x: auto }
-.histogram svg { min-width: 520px }
+.histogram { max-width: 760px; margin: 0 auto; font-size: .875rem }
+@media (max-width: 600px) { .histogram svg { font-size: 21px } }
 .histogram i { display: inline-block; width: 1em; height: .8em; margin: 0 .3em }
 #batch-table { --font-mono: system-ui, sans-serif }
-#batch-table td img { max-height: 48px; margin: 0 auto }
+#batch-table td img { height: 48px; max-width: 72px; min-width: 24px; object-fit: contain; margin: 0 auto }
+#batch-table [data-heading="0"] { min-width: 90px !important }
+#batch-results .label-clear-button { display: none }
 .scale .mark { width: fit-content; position: relative; transform: translateX(-50%); white-space: nowrap }
 """
 

@@ -4,7 +4,7 @@ import numpy as np
 
 BINS = 24
 WIDTH, HEIGHT = 640, 220
-LEFT, RIGHT, TOP, BOTTOM = 40, 10, 22, 40
+LEFT, RIGHT, TOP, BOTTOM = 46, 10, 22, 46
 ACCEPTED_COLOR, REJECTED_COLOR = "#3b8ec2", "#d55e00"
 """Blue and vermilion, which the colour-blind tell apart."""
 
@@ -64,10 +64,10 @@ def histogram_svg(good, batch, threshold):
     drawn = list(bars(found, step / 4, lambda x: f'fill="{ACCEPTED_COLOR if x < middle else REJECTED_COLOR}"'))
     mark = LEFT + split * step
     labels = [
-        f'<text x="{LEFT + place * step:.1f}" y="{floor + 15}" text-anchor="middle">{edges[place]:.1f}</text>'
-        for place in range(0, BINS, 4)
+        f'<text x="{LEFT + place * step:.1f}" y="{floor + 18}" text-anchor="middle">{edges[place]:.1f}</text>'
+        for place in range(0, BINS - 4, 4)
     ]
-    labels.append(f'<text x="{WIDTH - RIGHT}" y="{floor + 15}" text-anchor="end">and above</text>')
+    labels.append(f'<text x="{WIDTH - RIGHT}" y="{floor + 18}" text-anchor="end">and above</text>')
     return (
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="Histogram of scores: this batch over the good '
         'pictures of the calibration" font-size="12" fill="currentColor" style="width: 100%; height: auto">'
