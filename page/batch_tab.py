@@ -65,7 +65,7 @@ def build_batch_tab(page):
     table = gr.Dataframe(
         headers=HEADERS,
         datatype=DATATYPES,
-        label="Worst first; click a head to sort, a row to see it in Inspect",
+        label="Worst first; ⋮ in a head sorts, a click on a row shows it in Inspect",
         interactive=False,
         wrap=True,
         visible=False,

@@ -31,7 +31,8 @@ def table_cells(rows):
 def _cells(row):
     result = row.result
     if result.verdict == "unreadable":
-        return ["", result.verdict, None, f"{result.file}: {result.error}", None, None, None, row.index + 1]
+        reason = result.error if result.error.startswith(result.file) else f"{result.file}: {result.error}"
+        return ["", result.verdict, None, reason, None, None, None, row.index + 1]
     thumbnail = f'<img alt="" src="data:image/jpeg;base64,{row.thumbnail}">'
     score, p_value = round(result.anomaly_score, 3), round(result.p_value, 4)
     area = [result.defect_pixels, round(100 * result.defect_share, 3)]
