@@ -59,10 +59,11 @@ class Recalibration:
 
     def _run(self, folder, indices):
         try:
-            with tempfile.TemporaryDirectory() as directory, self._shelf.turns.take():
+            with tempfile.TemporaryDirectory() as directory:
                 files = [folder.file(index, directory) for index in indices]
                 timesteps = list(self._model.scoring.config.timesteps)
-                calibration = fit_calibration(self._model.scoring, files, timesteps, on_progress=self._after_batch)
+                with self._shelf.turns.take():
+                    calibration = fit_calibration(self._model.scoring, files, timesteps, on_progress=self._after_batch)
             self._add(calibration)
         except Exception as error:  # handed on to whoever asks for the result
             self._error = error
