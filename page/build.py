@@ -7,6 +7,7 @@ import gradio as gr
 from starlette.middleware import Middleware
 
 from .answering import answer_in_one_sentence, refuse_urls
+from .batch_tab import build_batch_tab
 from .context import Page
 from .health import HEALTH
 from .how_it_works import build_how_it_works_tab
@@ -49,6 +50,8 @@ def build_page(settings, shelf):
                 build_inspect_tab(page)
             with gr.Tab("Repair", id="repair") as repair:
                 build_repair_tab(page, repair)
+            with gr.Tab("Batch", id="batch"):
+                build_batch_tab(page)
             with gr.Tab("How it works", id="how"):
                 build_how_it_works_tab()
         build_service(page)

@@ -14,7 +14,7 @@ from training.data import read_image
 
 from .answering import answer_in_one_sentence
 from .settings import EMBEDDED_MODELS, KEPT_SECONDS, ROOT
-from .uploads import save_png, uploaded_picture
+from .uploads import save_png, shown_name, uploaded_picture
 from .verdict import HINT, colour_scale, list_regions, verdict
 
 EXAMPLES = ROOT / "examples"
@@ -127,7 +127,7 @@ def _inspect(page, model, upload, percent, timesteps, alpha):
     if upload is None:
         return None, *_blank(), None, None
     picture, name = uploaded_picture(upload, page.settings.max_upload_mb)
-    inspection = page.inspector.inspect(model, picture, _shown_name(upload, name), timesteps, alpha)
+    inspection = page.inspector.inspect(model, picture, shown_name(upload, name), timesteps, alpha)
     parts = [page.inspector.part(inspection, part) for part in ("kl_map", "feature_map")]
     return inspection, *_judged(page, inspection, percent), *parts
 
@@ -198,12 +198,6 @@ def _write_files(page, inspection, percent, path):
         ],
         visible=True,
     )
-
-
-def _shown_name(upload, name):
-    """The name that the visitor knows a file by, where the browser tells."""
-    given = upload.get("orig_name") if isinstance(upload, dict) else None
-    return Path(str(given)).name[:100] if given else name
 
 
 def _timestep_choices(model):

@@ -21,6 +21,19 @@ table.regions { width: 100%; margin-top: 8px; font-size: .875rem; border-collaps
 .prose table.regions th { text-align: left; font-weight: 600 }
 .prose table.regions, .prose table.regions tr { border: 0 }
 .prose table.regions :is(td, th) { padding: 2px 8px 2px 0; border-width: 1px 0 0 !important }
+.verdict h3 { margin: 0 0 6px; font-size: 1.05rem; font-weight: 600 }
+.verdict.unknown { border-color: var(--border-color-primary) }
+progress { appearance: none; width: 100%; height: 10px; border: 0; border-radius: 5px; overflow: hidden }
+progress, progress::-webkit-progress-bar { background: var(--border-color-primary) }
+progress::-webkit-progress-value { background: #0072b2 }
+progress::-moz-progress-bar { background: #0072b2 }
+.histogram { max-width: 760px; margin: 0 auto; font-size: .875rem }
+@media (max-width: 600px) { .histogram svg { font-size: 21px } }
+.histogram i { display: inline-block; width: 1em; height: .8em; margin: 0 .3em }
+#batch-table { --font-mono: system-ui, sans-serif }
+#batch-table td img { height: 48px; max-width: 72px; min-width: 24px; object-fit: contain; margin: 0 auto }
+#batch-table [data-heading="0"] { min-width: 90px !important }
+#batch-results .label-clear-button { display: none }
 .scale .mark { width: fit-content; position: relative; transform: translateX(-50%); white-space: nowrap }
 """
 

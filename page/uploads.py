@@ -8,10 +8,11 @@ import os
 import re
 import secrets
 import zipfile
+import zlib
 from pathlib import Path
 
 from gradio.utils import get_upload_folder, is_in_or_equal
-from gradio_client.utils import is_http_url_like
+from gradio_client.utils import is_http_url_like, strip_invalid_filename_characters
 from PIL import Image
 
 from pipelines.image_preprocessing import to_rgb
@@ -96,9 +97,9 @@ class Folder:
         for upload in uploads or []:
             path = uploaded_file(upload)
             if zipfile.is_zipfile(path):
-                self._places += [(path, member) for member in _picture_members(path)]
+                self._places += [(path, member, member.filename) for member in _picture_members(path)]
             else:
-                self._places.append((path, None))
+                self._places.append((path, None, shown_name(upload, path.name)))
         if not self._places:
             raise ValueError("no pictures were given: choose picture files, or a ZIP that holds some.")
         if len(self._places) > max_pictures:
@@ -110,7 +111,7 @@ class Folder:
     @property
     def names(self):
         """The files' names; of a ZIP's members their paths in it."""
-        return [member.filename if member else path.name for path, member in self._places]
+        return [name for _, _, name in self._places]
 
     def read(self, index):
         """A picture, upright and in RGB, (height, width, 3).
@@ -118,8 +119,8 @@ class Folder:
         Raises:
             ValueError: if it is none, with its name.
         """
-        path, member = self._places[index]
-        name = Path(self.names[index]).name
+        path, member, name = self._places[index]
+        name = Path(name).name
         return to_rgb(read_image(path if member is None else io.BytesIO(self.content(index)), name), name)
 
     def content(self, index):
@@ -128,8 +129,29 @@ class Folder:
         Raises:
             ValueError: if a ZIP's member cannot be unpacked, is encrypted or unpacks to too much.
         """
-        path, member = self._places[index]
+        path, member, _ = self._places[index]
         return path.read_bytes() if member is None else _unpacked(path, member, self.max_mb)
+
+    def file(self, index, directory):
+        """A path that holds the bytes of a file as it was given; a ZIP's member is written to `directory` for it.
+
+        Raises:
+            ValueError: as `content`, or if the upload has been deleted since.
+        """
+        path, member, name = self._places[index]
+        if not path.is_file():
+            raise ValueError(f"{Path(name).name} has been deleted from the server by now; upload it again.")
+        if member is None:
+            return path
+        written = Path(directory) / f"{index + 1:04d}-{strip_invalid_filename_characters(Path(name).name)}"
+        written.write_bytes(self.content(index))
+        return written
+
+
+def shown_name(upload, name):
+    """The name that the visitor knows a file by, where the browser tells; else `name`."""
+    given = upload.get("orig_name") if isinstance(upload, dict) else None
+    return Path(str(given)).name[:100] if given else name
 
 
 def _picture_members(path):
@@ -158,7 +180,7 @@ def _unpacked(path, member, max_mb):
     try:
         with zipfile.ZipFile(path) as archive, archive.open(member) as stream:
             return stream.read(member.file_size)
-    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, ValueError, RuntimeError):
+    except (zipfile.BadZipFile, OSError, EOFError, zlib.error, NotImplementedError, ValueError, RuntimeError):
         raise ValueError(f"{name} is damaged in the ZIP and cannot be read.") from None
 
 

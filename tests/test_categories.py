@@ -1,17 +1,23 @@
 """One checkpoint for several categories: each is scored by its own references and calibration, through one UNet."""
 
 import json
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import TILES, MirroredImages
+from gradio.utils import get_upload_folder
 from launching import TINY, launch
 from PIL import Image
 from sentences import refused
 
+from page.model_shelf import ModelShelf
+from page.recalibrating import Recalibration
+from page.uploads import Folder
 from pipelines.category_bank import CategoryBank
 from pipelines.feature_extraction import TimmFeatureExtractor
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
@@ -140,6 +146,21 @@ def test_one_category_is_recalibrated_and_the_other_left_as_it_was(unified, nega
     assert not torch.equal(*noise[1])
     with pytest.raises(SystemExit, match="share their timesteps"):
         recalibrate([*options, "--category", "negative", "--timesteps", "7"])
+
+
+def test_the_page_recalibrates_one_category_as_a_new_model(unified, negative_files, tmp_path):
+    shelf = ModelShelf([unified])
+    model = shelf.get(f"{unified.name}: negative")
+    uploads = Path(get_upload_folder()) / tmp_path.name
+    shutil.copytree(negative_files[0].parent, uploads)
+    folder = Folder([{"path": str(path)} for path in sorted(uploads.iterdir())[:9]], 9, 32)
+    recalibration = Recalibration(model, shelf, folder, list(range(9)), tmp_path)
+    name = recalibration.result()
+    shutil.rmtree(uploads)
+    assert name == f"{unified.name}, recalibrated: negative"
+    ranked = {name: shelf.get(name).scoring.calibration.config.num_ranked for name in shelf.names}
+    assert ranked[name] == 9
+    assert ranked[f"{unified.name}: negative"] == ranked[f"{unified.name}, recalibrated: tile"] == 24
 
 
 def test_foreign_code_names_the_category_too(unified, tmp_path):

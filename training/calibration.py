@@ -48,7 +48,7 @@ POSITION_SIGMA = 1.0
 logger = logging.getLogger(__name__)
 
 
-def fit_calibration(pipe, files, timesteps, seed=0, batch_size=8, alpha=None):
+def fit_calibration(pipe, files, timesteps, seed=0, batch_size=8, alpha=None, on_progress=None):
     """Calibrate a pipeline on good pictures that its model was not trained on.
 
     The pictures that fit the normalisation also serve, with defects planted into them, to choose the weights of
@@ -62,6 +62,8 @@ def fit_calibration(pipe, files, timesteps, seed=0, batch_size=8, alpha=None):
         seed (`int`): draws the noise fields and splits the pictures.
         batch_size (`int`): pictures per UNet call.
         alpha (`float`, *optional*): weight of the pixel part; by default it is chosen too.
+        on_progress (*optional*): called after each batch with the pictures measured so far and their total; what it
+            raises ends the calibration.
 
     Returns:
         `ScoreCalibration`: on the CPU, ready to be registered with the pipeline.
@@ -95,6 +97,8 @@ def fit_calibration(pipe, files, timesteps, seed=0, batch_size=8, alpha=None):
             for samples in samples_in_batches:
                 batches.append([maps.cpu() for maps in pipe.measure(samples, timesteps, noise, mixed_precision)])
                 progress.update(len(samples))
+                if on_progress is not None:
+                    on_progress(progress.n, progress.total)
             return Measurement(*(torch.cat(maps) for maps in zip(*batches, strict=True)))
 
         def good(files):
@@ -262,13 +266,18 @@ def recalibrate(args):
         raise ValueError(f"timesteps are {timesteps}; each must lie in 0 to {len(pipe.scheduler.alphas_cumprod) - 1}.")
     files = find_good_images(args.data_dir)
     calibration = fit_calibration(scoring, files, timesteps, args.seed, args.batch_size, args.alpha)
-    if pipe.categories is not None:
-        pipe.categories.set_calibration(args.category, calibration)
-    else:
-        pipe.register_modules(calibration=calibration)
-    pipe.register_to_config(timesteps=timesteps, alpha=None)
+    replace_calibration(pipe, args.category, calibration)
     pipe.to("cpu").save_pretrained(args.output_dir or args.model, half_precision=half_precision)
     logger.info(describe(calibration))
+
+
+def replace_calibration(pipe, category, calibration):
+    """Give a loaded checkpoint, or the one of its several categories that is named, another `ScoreCalibration`."""
+    if pipe.categories is not None:
+        pipe.categories.set_calibration(category, calibration)
+    else:
+        pipe.register_modules(calibration=calibration)
+    pipe.register_to_config(timesteps=list(calibration.config.timesteps), alpha=None)
 
 
 def describe(calibration):

@@ -7,7 +7,6 @@ reason, not an end.
 """
 
 import argparse
-import csv
 import sys
 from pathlib import Path
 
@@ -23,8 +22,7 @@ from rendering.heat_map import outline, overlay, saturation_of
 from training.checkpointing import prepare_output_dir
 from training.data import find_images, in_batches, read_image
 from training.process import keep_large_buffers, use_all_cores
-
-COLUMNS = ("file", "verdict", "anomaly_score", "p_value", "defect_pixels", "defect_share", "error")
+from training.score_table import scored_row, table_writer, unreadable_row
 
 
 def score_folder(pipe, input_dir, output_dir, batch_size=8, false_alarm_rate=None, overlays=True):
@@ -38,7 +36,7 @@ def score_folder(pipe, input_dir, output_dir, batch_size=8, false_alarm_rate=Non
         overlays (`bool`): whether to draw heat maps.
 
     Returns:
-        `list[dict]`: the rows of scores.csv.
+        `list[ScoreRow]`: the rows of scores.csv.
 
     Raises:
         ValueError: if `input_dir` holds no pictures.
@@ -50,12 +48,11 @@ def score_folder(pipe, input_dir, output_dir, batch_size=8, false_alarm_rate=Non
     partial = table.with_suffix(".csv.partial")
     try:
         with open(partial, "w", newline="") as stream, tqdm(total=len(files), desc="scoring", unit="image") as progress:
-            writer = csv.DictWriter(stream, COLUMNS)
-            writer.writeheader()
+            writer = table_writer(stream)
             for batch in in_batches(files, batch_size):
                 target = output_dir if overlays else None
                 for row in _score_batch(pipe, input_dir, batch, false_alarm_rate, target, saturation):
-                    writer.writerow(row)
+                    writer.writerow(row.cells())
                     rows.append(row)
                 stream.flush()
                 progress.update(len(batch))
@@ -69,29 +66,22 @@ def score_folder(pipe, input_dir, output_dir, batch_size=8, false_alarm_rate=Non
 def _score_batch(pipe, input_dir, files, false_alarm_rate, output_dir, saturation):
     """Rows of one batch, in the order of its files."""
     rows, pictures = {}, {}
+    names = {path: str(path.relative_to(input_dir)) for path in files}
     for path in files:
         try:
             pictures[path] = to_rgb(read_image(path), path.name)
         except ValueError as error:
-            rows[path] = dict.fromkeys(COLUMNS, "") | {"verdict": "unreadable", "error": str(error)}
+            rows[path] = unreadable_row(names[path], error)
     if pictures:
         output = pipe(list(pictures.values()), false_alarm_rate=false_alarm_rate, batch_size=len(pictures))
         for i, (path, picture) in enumerate(pictures.items()):
-            mask = output.pred_mask[i]
-            rows[path] = {
-                "verdict": "defect" if output.is_anomalous[i] else "good",
-                "anomaly_score": f"{output.anomaly_score[i]:.4f}",
-                "p_value": f"{output.p_value[i]:.4f}",
-                "defect_pixels": int(mask.sum()),
-                "defect_share": f"{mask.mean():.6f}",
-                "error": "",
-            }
+            rows[path] = scored_row(names[path], output, i)
             if output_dir is not None:
-                drawn = outline(overlay(as_uint8(picture), output.anomaly_map[i], saturation), mask)
-                target = output_dir / "overlays" / path.relative_to(input_dir)
+                drawn = outline(overlay(as_uint8(picture), output.anomaly_map[i], saturation), output.pred_mask[i])
+                target = output_dir / "overlays" / names[path]
                 target.parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(drawn).save(target.with_name(target.name + ".png"))
-    return [rows[path] | {"file": str(path.relative_to(input_dir))} for path in files]
+    return [rows[path] for path in files]
 
 
 def main(argv=None):
@@ -121,7 +111,7 @@ def main(argv=None):
         )
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
-    counts = {verdict: sum(row["verdict"] == verdict for row in rows) for verdict in ("good", "defect", "unreadable")}
+    counts = {verdict: sum(row.verdict == verdict for row in rows) for verdict in ("good", "defect", "unreadable")}
     print(", ".join(f"{count} {verdict}" for verdict, count in counts.items()) + f"; see {args.output_dir}")
 
 

@@ -1,0 +1,205 @@
+"""Many pictures, inspected beside the page: rows as they are done, files of results, one broken picture is one row."""
+
+import base64
+import io
+import logging
+import tempfile
+import threading
+import time
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from gradio.utils import get_upload_folder
+from PIL import Image
+
+from pipelines.image_preprocessing import as_uint8
+from rendering.heat_map import outline, overlay, saturation_of
+from training.drift import drift_test
+from training.score_table import ScoreRow, scored_row, table_writer, unreadable_row
+
+from .uploads import as_png
+
+AT_ONCE = 8
+PIXELS_AT_ONCE = 16_000_000
+"""So many pictures, or pixels, are scored at once: maps at the pictures' own sizes bound the memory."""
+
+THUMBNAIL_SIDE = 64
+SHOWN_EVERY = 0.5
+SHOWN_ROWS_PER_SECOND = 100
+"""The whole table is sent anew each time: the longer it is, the rarer, in seconds."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class BatchRow:
+    """One picture of a batch: its place in the upload from 0, its result, and a small JPEG with the heat map, or ""."""
+
+    index: int
+    result: ScoreRow
+    thumbnail: str
+
+
+class Batch:
+    """The inspection of an upload in a thread of its own.
+
+    Maps are not kept: overlays and masks go into a ZIP, rows into a CSV, as they are made. Both are deleted with it.
+
+    Args:
+        model (`Model`): what inspects.
+        turns (`Turns`): held while a few pictures are scored, so that other visitors go first in between.
+        folder (`Folder`): the pictures.
+        percent (`float`): the accepted false alarm rate, in per cent.
+
+    Raises:
+        ValueError: for a rate that is no number above 0 and up to 100.
+    """
+
+    def __init__(self, model, turns, folder, percent):
+        if isinstance(percent, bool) or not isinstance(percent, (int, float)) or not 0 < percent <= 100:
+            raise ValueError(f"the accepted false alarm rate is {str(percent)[:50]} %; it must lie in 0 to 100.")
+        scoring = model.scoring
+        self.model, self.folder = model, folder
+        self.false_alarm_rate = scoring.calibration.effective_rate(percent / 100)
+        timesteps = list(scoring.config.timesteps)
+        self.image_threshold = scoring.calibration.image_threshold(self.false_alarm_rate, scoring.alpha, timesteps)
+        self.ranked_scores = scoring.calibration.ranked_scores(scoring.alpha, timesteps).cpu().numpy()
+        self.rows = []
+        self._turns, self._stopped, self._error = turns, threading.Event(), None
+        self._results = tempfile.TemporaryDirectory(dir=_made(get_upload_folder()), ignore_cleanup_errors=True)
+        self.table = Path(self._results.name) / "scores.csv"
+        self.archive = Path(self._results.name) / "overlays-and-masks.zip"
+        self._began, self.seconds = time.monotonic(), 0.0
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    @property
+    def is_running(self):
+        """Whether pictures are still being inspected."""
+        return self._thread.is_alive()
+
+    @property
+    def was_stopped(self):
+        """Whether it ended, or will end, before the last picture."""
+        return self._stopped.is_set()
+
+    @property
+    def scores(self):
+        """Anomaly scores of the pictures that could be read, (n,)."""
+        return np.array([row.result.anomaly_score for row in self.rows if row.result.verdict != "unreadable"])
+
+    def count(self, verdict):
+        """How many rows have a verdict."""
+        return sum(row.result.verdict == verdict for row in self.rows)
+
+    def stop(self):
+        """Ask it to end after the pictures that are being scored; what is done is kept."""
+        self._stopped.set()
+
+    def watch(self):
+        """Yield the number of rows whenever there are more, until the batch has ended."""
+        shown, shown_at = -1, 0.0
+        while self._thread.is_alive():
+            count, now = len(self.rows), time.monotonic()
+            if count > shown and now - shown_at >= count / SHOWN_ROWS_PER_SECOND:
+                shown, shown_at = count, now
+                yield count
+            self._thread.join(SHOWN_EVERY)
+
+    def wait(self):
+        """Wait for the end; raises what ended the batch early, if it was no visitor."""
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+
+    def drift(self):
+        """p-value of `drift_test`, or None."""
+        return drift_test(self.scores, self.ranked_scores, self.image_threshold)
+
+    def _run(self):
+        try:
+            with (
+                zipfile.ZipFile(self.archive, "w") as archive,
+                open(self.table, "w", newline="", encoding="utf-8-sig") as stream,
+            ):
+                writer, names = table_writer(stream), _MemberNames()
+                for pictures in self._read():
+                    for row in self._inspect(pictures, archive, names):
+                        writer.writerow(row.result.cells())
+                        self.rows.append(row)
+                    self.seconds = time.monotonic() - self._began
+        except Exception as error:  # handed on to whoever waits for the end
+            self._error = error
+
+    def _read(self):
+        """Yield a few pictures at a time, `dict` of index to picture, or to the error of one that cannot be read."""
+        pictures, pixels = {}, 0
+        for index, name in enumerate(self.folder.names):
+            if self._stopped.is_set():
+                return
+            try:
+                pictures[index] = self.folder.read(index)
+                pixels += pictures[index].shape[0] * pictures[index].shape[1]
+            except ValueError as error:
+                pictures[index] = error
+            except Exception as error:  # decoders of damaged files raise anything; the other pictures are to be seen
+                logger.warning("a picture of a batch could not be read", exc_info=error)
+                pictures[index] = ValueError(f"{Path(name).name} is damaged and cannot be read.")
+            if len(pictures) == AT_ONCE or pixels >= PIXELS_AT_ONCE:
+                yield pictures
+                pictures, pixels = {}, 0
+        if pictures:
+            yield pictures
+
+    def _inspect(self, pictures, archive, names):
+        """Yield the rows of a few pictures; their overlays and masks go into the archive."""
+        readable = {index: picture for index, picture in pictures.items() if not isinstance(picture, ValueError)}
+        scoring, output = self.model.scoring, None
+        if readable:
+            with self._turns.take():
+                output = scoring(list(readable.values()), false_alarm_rate=self.false_alarm_rate, batch_size=AT_ONCE)
+        places = {index: place for place, index in enumerate(readable)}
+        for index, picture in pictures.items():
+            name = self.folder.names[index]
+            if index not in places:
+                yield BatchRow(index, unreadable_row(name, picture), "")
+                continue
+            mask = output.pred_mask[places[index]]
+            heat = overlay(as_uint8(picture), output.anomaly_map[places[index]], saturation_of(scoring))
+            drawn = outline(heat, mask)
+            member = names.claim(name)
+            archive.writestr(f"overlays/{member}.png", as_png(drawn))
+            archive.writestr(f"masks/{member}.png", as_png(mask.astype(np.uint8) * 255))
+            yield BatchRow(index, scored_row(name, output, places[index]), _thumbnail(drawn))
+
+
+class _MemberNames:
+    """Names for a ZIP that cannot lead out of the folder it is unpacked in, each given once."""
+
+    def __init__(self):
+        self._taken = set()
+
+    def claim(self, name):
+        parts = PurePosixPath(name.replace("\\", "/").replace(":", "_")).parts
+        inside = "/".join(part for part in parts if part.strip("./ ")) or "picture"
+        unique, number = inside, 1
+        while unique.lower() in self._taken:
+            number += 1
+            unique = f"{inside}-{number}"
+        self._taken.add(unique.lower())
+        return unique
+
+
+def _thumbnail(picture):
+    image = Image.fromarray(picture)
+    image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+    stream = io.BytesIO()
+    image.save(stream, format="JPEG", quality=80)
+    return base64.b64encode(stream.getvalue()).decode()
+
+
+def _made(folder):
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    return folder

@@ -1,0 +1,251 @@
+"""The tab Batch: many pictures or a ZIP in; a table, a histogram with a test for drift, files and the remedy out."""
+
+import functools
+import html
+import tempfile
+
+import gradio as gr
+
+from training.data import IMAGE_SUFFIXES, MIN_IMAGES
+
+from .answering import answer_in_one_sentence
+from .batch import Batch
+from .batch_words import (
+    DATATYPES,
+    HEADERS,
+    HINT,
+    NUMBER_COLUMN,
+    SIGNIFICANT,
+    bar,
+    batch_verdict,
+    drift_words,
+    histogram_words,
+    in_time,
+    progress_words,
+    table_cells,
+)
+from .recalibrating import Recalibration
+from .uploads import Folder
+
+ELSEWHERE = (
+    "Models are not recalibrated on this server. On your own computer, `python training/calibration.py --model … "
+    "--data_dir FOLDER_OF_GOOD_PICTURES --output_dir …` does it."
+)
+
+
+def build_batch_tab(page):
+    """Lay out the tab and wire it."""
+    first = page.shelf.get(page.shelf.names[0])
+    batch = gr.State(delete_callback=_stop)
+    with gr.Row():
+        with gr.Column(scale=2, min_width=280):
+            files = gr.Files(
+                label=f"Pictures, or a ZIP of them: at most {page.settings.max_batch}, each file up to "
+                f"{page.settings.max_upload_mb} MB",
+                file_types=[*IMAGE_SUFFIXES, ".zip"],
+                height=180,
+                elem_id="batch-files",
+            )
+            percent = gr.Slider(
+                *_range_of(first),
+                first.default_percent,
+                step=0.01,
+                label="Accepted false alarms, in % of good parts",
+                elem_id="batch-percent",
+            )
+            with gr.Row():
+                start = gr.Button("Inspect all", variant="primary", elem_id="batch-start")
+                stop = gr.Button("Stop", variant="stop", interactive=False, elem_id="batch-stop")
+        with gr.Column(scale=3, min_width=320):
+            words = gr.HTML(HINT, elem_id="batch-words")
+            drift = gr.HTML("", elem_id="drift")
+            remedy = gr.Accordion("Recalibrate on these pictures", open=False, visible=False)
+            with remedy:
+                recalibration = _build_remedy(page)
+    table = gr.Dataframe(
+        headers=HEADERS,
+        datatype=DATATYPES,
+        label="Worst first; ⋮ in a head sorts, a click on a row shows it in Inspect",
+        interactive=False,
+        wrap=True,
+        visible=False,
+        max_height=560,
+        buttons=["fullscreen"],
+        elem_id="batch-table",
+    )
+    histogram = gr.HTML("", elem_id="histogram")
+    results = gr.Files(
+        label="Table (CSV), overlays and masks (ZIP)", interactive=False, visible=False, elem_id="batch-results"
+    )
+
+    private = {"api_visibility": "private"}
+    quiet = private | {"show_progress": "hidden"}
+    page.model.change(functools.partial(_rate_of, page), page.model, percent, **quiet)
+    start.click(
+        functools.partial(_begin, page),
+        [page.model, files, percent],
+        [batch, start, stop, words, drift, remedy, histogram, results],
+        preprocess=False,  # Gradio would copy every file
+        concurrency_limit=4,
+        show_progress_on=words,
+        **private,
+    ).success(_watch, batch, [table, words, drift, remedy, histogram, results], concurrency_limit=8, **quiet).then(
+        _buttons, None, [start, stop], **quiet
+    )
+    stop.click(_stop, batch, None, queue=False, **private)
+
+    @answer_in_one_sentence
+    def show_row(batch, model, event: gr.SelectData):
+        return _show_row(batch, model, event.row_value)
+
+    table.select(show_row, [batch, page.model], [page.picture, page.percent, page.model, page.tabs], **quiet)
+    if recalibration:
+        _wire_remedy(page, batch, remedy, *recalibration)
+
+
+def _build_remedy(page):
+    """The widgets of the remedy; none where visitors may not train."""
+    if not page.settings.training:
+        gr.Markdown(ELSEWHERE)
+        return None
+    gr.Markdown(
+        "The model learns anew which scores good parts have, from the pictures above; it becomes a model of its own, "
+        f"and the old one stays. Upload {MIN_IMAGES} or more pictures of good parts, better 40, and leave out defects: "
+        "every one that is called good makes the verdicts blinder."
+    )
+    declared = gr.Checkbox(
+        False, label="All pictures of this batch show good parts, also those that were rejected", elem_id="all-good"
+    )
+    with gr.Row():
+        start = gr.Button("Recalibrate", variant="primary", interactive=False, elem_id="recalibrate")
+        stop = gr.Button("Stop", variant="stop", interactive=False, elem_id="stop-recalibration")
+    return declared, start, stop, gr.HTML("", elem_id="recalibration-words")
+
+
+def _wire_remedy(page, batch, remedy, declared, start, stop, words):
+    running = gr.State(delete_callback=_stop)
+    private = {"api_visibility": "private"}
+    quiet = private | {"show_progress": "hidden"}
+    declared.change(lambda good: gr.update(interactive=good), declared, start, queue=False, **quiet)
+    batch.change(lambda: (False, ""), None, [declared, words], **quiet)
+    start.click(
+        functools.partial(_begin_recalibration, page),
+        [batch, declared],
+        [running, start, stop],
+        concurrency_limit=2,
+        show_progress_on=words,
+        **private,
+    ).success(
+        functools.partial(_watch_recalibration, page), running, [words, page.model], concurrency_limit=4, **quiet
+    ).then(lambda good: (gr.update(interactive=good), gr.update(interactive=False)), declared, [start, stop], **quiet)
+    stop.click(_stop, running, None, queue=False, **private)
+
+
+def _range_of(model):
+    return model.smallest_percent, max(20, model.smallest_percent)
+
+
+@answer_in_one_sentence
+def _rate_of(page, name):
+    model = page.shelf.get(name)
+    minimum, maximum = _range_of(model)
+    return gr.update(minimum=minimum, maximum=maximum, value=model.default_percent)
+
+
+@answer_in_one_sentence
+def _begin(page, model, uploads, percent):
+    folder = Folder(uploads, page.settings.max_batch, page.settings.max_upload_mb)
+    batch = Batch(page.shelf.get(model), page.shelf.turns, folder, percent)
+    nothing = gr.update(value=None, visible=False)
+    words = progress_words(0, len(folder), 0)
+    buttons = gr.update(interactive=False), gr.update(interactive=True)
+    return batch, *buttons, words, "", gr.update(visible=False), "", nothing
+
+
+@answer_in_one_sentence
+def _watch(batch):
+    """Yield the table as it fills, then all that can be said of the whole."""
+    later = (gr.skip(),) * 4
+    try:
+        for count in batch.watch():
+            cells = table_cells(batch.rows[:count])
+            words = progress_words(count, len(batch.folder), batch.seconds)
+            yield gr.update(value=cells, visible=count > 0), words, *later
+    except GeneratorExit:  # the visitor has left
+        batch.stop()
+        raise
+    cells, p_value = table_cells(batch.rows), batch.drift()
+    drifted = p_value is not None and p_value < SIGNIFICANT
+    yield (
+        gr.update(value=cells, visible=bool(cells)),
+        batch_verdict(batch),
+        drift_words(batch, p_value) if cells else "",
+        gr.update(visible=len(batch.scores) >= MIN_IMAGES, open=drifted),
+        histogram_words(batch),
+        gr.update(value=[str(batch.table), str(batch.archive)], visible=bool(cells)),
+    )
+    batch.wait()
+
+
+@answer_in_one_sentence
+def _show_row(batch, model, cells):
+    """The picture of a row, the rate and the model that its verdict belongs to, and the tab that shows it."""
+    index = int(cells[NUMBER_COLUMN]) - 1
+    row = next((row for row in batch.rows if row.index == index), None) if batch is not None else None
+    if row is None:
+        raise ValueError("these results are gone; inspect the pictures again.")
+    if row.result.verdict == "unreadable":
+        raise ValueError(row.result.error)
+    path = batch.folder.file(index, tempfile.mkdtemp(dir=gr.utils.get_upload_folder()))
+    same = model == batch.model.name
+    rate = 100 * batch.false_alarm_rate if same else gr.skip()
+    return str(path), rate, gr.skip() if same else batch.model.name, gr.Tabs(selected="inspect")
+
+
+@answer_in_one_sentence
+def _begin_recalibration(page, batch, declared):
+    if batch is None or batch.is_running:
+        raise ValueError("inspect a batch of good pictures to its end first.")
+    if not declared:
+        raise ValueError("say first that all pictures of this batch show good parts.")
+    readable = sorted(row.index for row in batch.rows if row.result.verdict != "unreadable")
+    recalibration = Recalibration(batch.model, page.shelf, batch.folder, readable, page.settings.trained_models)
+    return recalibration, gr.update(interactive=False), gr.update(interactive=True)
+
+
+@answer_in_one_sentence
+def _watch_recalibration(page, recalibration):
+    """Yield progress, then the new model as the chosen one."""
+    try:
+        for measured, total, seconds in recalibration.watch():
+            yield _recalibration_progress(measured, total, seconds), gr.skip()
+    except GeneratorExit:  # the visitor has left
+        recalibration.stop()
+        raise
+    name = recalibration.result()
+    if name is None:
+        yield "<p>Stopped; no model has changed.</p>", gr.skip()
+        return
+    words = (
+        f'<div class="verdict accepted"><h3>{html.escape(name)}</h3><p>This new model is chosen above. It is '
+        f"{html.escape(recalibration.promise)} Inspect the next batch with it.</p></div>"
+    )
+    yield words, gr.update(choices=page.shelf.names, value=name)
+
+
+def _recalibration_progress(measured, total, seconds):
+    if total is None:
+        return "<p>Waiting for its turn …</p><progress></progress>"
+    if measured == total:
+        return "<p>Choosing weights and saving …</p><progress></progress>"
+    left = in_time(seconds / measured * (total - measured))
+    return f"<p>{measured} of {total} measurements, about {left} left.</p>{bar(measured, total)}"
+
+
+def _buttons():
+    return gr.update(interactive=True), gr.update(interactive=False)
+
+
+def _stop(work):
+    if work is not None:
+        work.stop()

@@ -1,0 +1,120 @@
+"""What the tab Batch says: the table, where the work stands, whether the batch has drifted; as cells and HTML."""
+
+import html
+
+from rendering.histogram import ACCEPTED_COLOR, REJECTED_COLOR, histogram_svg
+from training.drift import MIN_SCORES
+
+from .verdict import count_of
+
+HEADERS = ["picture", "verdict", "score", "file", "p-value", "area (pixels)", "area (%)", "no."]
+DATATYPES = ["html", "str", "number", "str", "number", "number", "number", "number"]
+NUMBER_COLUMN = HEADERS.index("no.")
+"""Tells which picture a row shows, however the visitor has sorted the table."""
+
+SIGNIFICANT = 0.01
+"""A smaller p-value of the drift test is a warning."""
+
+HINT = "<p>Choose pictures, or a ZIP of pictures, then inspect them all.</p>"
+
+
+def table_cells(rows):
+    """The rows as cells, worst first: defects by their scores, what cannot be read, then the good ones.
+
+    A file's name comes from the visitor: it stands in a column of plain text, which shows markup as it is.
+    """
+    order = {"defect": 0, "unreadable": 1, "good": 2}
+    ranked = sorted(rows, key=lambda row: (order[row.result.verdict], -(row.result.anomaly_score or 0), row.index))
+    return [_cells(row) for row in ranked]
+
+
+def _cells(row):
+    result = row.result
+    if result.verdict == "unreadable":
+        reason = result.error if result.error.startswith(result.file) else f"{result.file}: {result.error}"
+        return ["", result.verdict, None, reason, None, None, None, row.index + 1]
+    thumbnail = f'<img alt="" src="data:image/jpeg;base64,{row.thumbnail}">'
+    score, p_value = round(result.anomaly_score, 3), round(result.p_value, 4)
+    area = [result.defect_pixels, round(100 * result.defect_share, 3)]
+    return [thumbnail, result.verdict, score, result.file, p_value, *area, row.index + 1]
+
+
+def progress_words(done, total, seconds):
+    """How far the work is, with a bar and, once that can be told, the time that is left."""
+    left = f", about {in_time(seconds / done * (total - done))} left" if done else ""
+    return f"<p>{done} of {total} pictures{left}.</p>{bar(done, total)}"
+
+
+def bar(done, total):
+    """A progress bar, as HTML."""
+    return f'<progress value="{done}" max="{total}"></progress>'
+
+
+def batch_verdict(batch):
+    """What has come of a batch that has ended."""
+    good, defects, unreadable = (batch.count(verdict) for verdict in ("good", "defect", "unreadable"))
+    counts = f"{count_of(defects, 'defect')}, {good} good"
+    counts += f", {unreadable} unreadable" if unreadable else ""
+    css = "rejected" if defects or unreadable else "accepted"
+    done, total = len(batch.rows), len(batch.folder)
+    ended = f"{done} of {total} pictures" if done < total else count_of(total, "picture")
+    rate = f"{100 * batch.false_alarm_rate:.2f}".rstrip("0").rstrip(".")
+    return (
+        f'<div class="verdict {css}"><h2>{counts}</h2><p>{ended} inspected in {in_time(batch.seconds)} with '
+        f"{html.escape(batch.model.name)}, at {rate} % accepted false alarms. Click a row to see it in Inspect."
+        "</p></div>"
+    )
+
+
+def histogram_words(batch):
+    """Histogram of the batch over that of the calibration, with a legend; "" if nothing could be scored."""
+    if not len(batch.scores):
+        return ""
+    return (
+        '<div class="histogram"><p>Share of pictures by score: '
+        f'<i style="background: currentColor; opacity: .3"></i>{len(batch.ranked_scores)} good pictures of the '
+        f'calibration; this batch, <i style="background: {ACCEPTED_COLOR}"></i>accepted and '
+        f'<i style="background: {REJECTED_COLOR}"></i>rejected</p>'
+        f"{histogram_svg(batch.ranked_scores, batch.scores, batch.image_threshold)}</div>"
+    )
+
+
+def drift_words(batch, p_value):
+    """Whether the good-looking pictures of a batch look as they did when the model was calibrated.
+
+    Args:
+        batch (`Batch`): ended.
+        p_value (`float`, *optional*): of its drift test.
+    """
+    defects, scored = batch.count("defect"), len(batch.scores)
+    if p_value is not None and p_value < SIGNIFICANT:
+        css, title = "rejected", "Warning: this batch does not look like the calibration's pictures"
+        text = (
+            f"<b>p-value {p_value:.2g}.</b> The pictures that are accepted score unlike the good pictures that the "
+            "model was calibrated on (two-sample Kolmogorov-Smirnov test). Camera, light or part have probably "
+            "changed, and the promise on false alarms no longer holds: recalibrate on pictures of good parts."
+        )
+    elif scored >= MIN_SCORES and defects > scored / 2:
+        css, title = "rejected", "Most pictures are rejected"
+        text = (
+            "If most of these parts are good, camera, light or the part have changed since the model was calibrated: "
+            "recalibrate on pictures of good parts."
+        )
+        text += f" <b>p-value {p_value:.2g}</b> for those that are accepted." if p_value is not None else ""
+    elif p_value is None:
+        css, title = "unknown", "Too few pictures to tell whether camera or light have changed"
+        text = f"{scored - defects} are accepted; at least {MIN_SCORES} are needed for a comparison."
+    else:
+        css, title = "accepted", "No sign that camera or light have changed"
+        text = (
+            f"<b>p-value {p_value:.2g}.</b> The pictures that are accepted score as the good pictures do that the "
+            "model was calibrated on (two-sample Kolmogorov-Smirnov test)."
+        )
+    return f'<div class="verdict {css}"><h3>{title}</h3><p>{text}</p></div>'
+
+
+def in_time(seconds):
+    """A duration in words."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

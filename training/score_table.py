@@ -1,0 +1,70 @@
+"""The table of scored pictures: one row for each, as a record and as a line of CSV."""
+
+import csv
+from dataclasses import dataclass
+
+COLUMNS = ("file", "verdict", "anomaly_score", "p_value", "defect_pixels", "defect_share", "error")
+
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+"""A spreadsheet takes a cell that begins with one of these for a formula."""
+
+
+@dataclass(frozen=True)
+class ScoreRow:
+    """One picture's result.
+
+    Args:
+        file (`str`): its name, or its path in the folder or ZIP.
+        verdict (`str`): "good", "defect", or "unreadable", for which the numbers are None.
+        anomaly_score, p_value (`float`, *optional*): as in `AnomalyScoringOutput`.
+        defect_pixels (`int`, *optional*): area of the mask.
+        defect_share (`float`, *optional*): the same as a share of the picture, in [0, 1].
+        error (`str`): why it could not be read; "" if it could.
+    """
+
+    file: str
+    verdict: str
+    anomaly_score: float | None = None
+    p_value: float | None = None
+    defect_pixels: int | None = None
+    defect_share: float | None = None
+    error: str = ""
+
+    def cells(self):
+        """The row as it is written, `dict[str, str]`: numbers rounded, no cell a spreadsheet's formula."""
+        formats = {"anomaly_score": ".4f", "p_value": ".4f", "defect_pixels": "d", "defect_share": ".6f"}
+        values = {name: getattr(self, name) for name in COLUMNS}
+        return {
+            name: "" if value is None else format(value, formats[name]) if name in formats else as_text_cell(value)
+            for name, value in values.items()
+        }
+
+
+def scored_row(file, output, index):
+    """The row of one picture of an `AnomalyScoringOutput`, which holds arrays."""
+    mask = output.pred_mask[index]
+    return ScoreRow(
+        file,
+        "defect" if output.is_anomalous[index] else "good",
+        float(output.anomaly_score[index]),
+        float(output.p_value[index]),
+        int(mask.sum()),
+        float(mask.mean()),
+    )
+
+
+def unreadable_row(file, error):
+    """The row of a picture that could not be read, with the reason."""
+    return ScoreRow(file, "unreadable", error=str(error))
+
+
+def as_text_cell(text):
+    """Text that a spreadsheet shows as it is: an apostrophe goes before what it would take for a formula."""
+    return "'" + text if text.startswith(FORMULA_STARTS) else text
+
+
+def table_writer(stream):
+    """Write the head of the table to a text stream. Returns the `csv.DictWriter` for the rows' cells."""
+    writer = csv.DictWriter(stream, COLUMNS)
+    writer.writeheader()
+    return writer
