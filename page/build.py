@@ -8,22 +8,26 @@ from .answering import answer_in_one_sentence, refuse_urls
 from .context import Page
 from .inspect_tab import build_inspect_tab
 from .inspection import Inspector
+from .models_tab import build_models_tab
 from .repair_tab import build_repair_tab
 from .settings import KEPT_SECONDS
 from .style import CSS, HEAD, THEME
+from .train_tab import build_train_tab
+from .trainings import Trainings
 
 TITLE = """# Is this part good?
 The picture is compared with what good parts look like; what does not fit is marked."""
 
 
-def build_page(settings, shelf):
+def build_page(settings, shelf, training_options=()):
     """Wire the page: a `gr.Blocks`, to be launched with `launch_arguments`.
 
     Args:
         settings (`Settings`): what the owner has set.
         shelf (`ModelShelf`): with at least one model.
+        training_options: further arguments of `training/train.py`, for what is trained here.
     """
-    page = Page(settings, shelf, Inspector(shelf))
+    page = Page(settings, shelf, Inspector(shelf), Trainings(settings, shelf, training_options))
     kept = (KEPT_SECONDS, KEPT_SECONDS)
     with gr.Blocks(title="Defect inspection", analytics_enabled=False, delete_cache=kept) as demo:
         with gr.Row(equal_height=True):
@@ -36,6 +40,11 @@ def build_page(settings, shelf):
                 build_inspect_tab(page)
             with gr.Tab("Repair", id="repair") as repair:
                 build_repair_tab(page, repair)
+            if settings.training:
+                with gr.Tab("Train", id="train"):
+                    build_train_tab(page, demo)
+            with gr.Tab("Models", id="models") as models:
+                build_models_tab(page, demo, models)
         demo.load(functools.partial(_offer_models, page), None, page.model, api_visibility="private")
     refuse_urls(demo)
     return demo.queue(default_concurrency_limit=4, max_size=64)

@@ -17,9 +17,16 @@ CSS = """
 .scale { font-size: .875rem; line-height: 1.3 }
 .scale img { width: 100%; height: 16px; border-radius: 3px }
 .scale .ends { display: flex; justify-content: space-between; gap: 1em }
+.training .bar { height: 12px; margin: 8px 0; border-radius: 6px; overflow: hidden }
+.training .bar { background: var(--border-color-primary) }
+.training .bar div { height: 100%; background: #0072b2 }
+#training-words .wrap:has(.error) { display: none }
+.training p, .training details { margin: 6px 0; line-height: 1.45 }
 table.regions { width: 100%; margin-top: 8px; font-size: .875rem; border-collapse: collapse }
 table.regions th { text-align: left; font-weight: 600 }
 table.regions td, table.regions th { padding: 2px 8px 2px 0; border-top: 1px solid var(--border-color-primary) }
+table.results td:not(:first-child), table.results th:not(:first-child) { text-align: right }
+.wide { overflow-x: auto }
 .scale .mark { width: fit-content; position: relative; transform: translateX(-50%); white-space: nowrap }
 """
 
