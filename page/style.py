@@ -21,7 +21,7 @@ CSS = """
 .training .bar { background: var(--border-color-primary) }
 .training .bar div { height: 100%; background: #0072b2 }
 #training-words .wrap:has(.error) { display: none }
-.training p, .training details { margin: 6px 0; line-height: 1.45 }
+details { line-height: 1.45 }
 table.regions { width: 100%; margin-top: 8px; font-size: .875rem; border-collapse: collapse }
 table.regions th { text-align: left; font-weight: 600 }
 table.regions td, table.regions th { padding: 2px 8px 2px 0; border-top: 1px solid var(--border-color-primary) }

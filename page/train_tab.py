@@ -13,11 +13,11 @@ from training.data import IMAGE_SUFFIXES
 
 from .answering import answer_in_one_sentence
 from .packing import pack_checkpoint
-from .training_words import NO_TRAINING, describe_training
+from .training_words import NO_TRAINING, describe_training, list_left_out
 from .trainings import MAX_STEPS
 
 LOOK_EVERY = 1.0
-PLOTTED = {"features": "Error in features (1: nothing learned)", "noise": "Error in pixels"}
+PLOTTED = {"features": "Error in features", "noise": "Error in pixels"}
 PLOT = {"height": 220, "min_width": 260, "tooltip": "all"}
 
 INTRODUCTION = """Give pictures of **good** parts only, taken as the inspected ones will be: same camera, same light.
@@ -74,6 +74,7 @@ def build_train_tab(page, demo):
                     delete = gr.Button("Delete it and its pictures", elem_id="delete-training")
         with gr.Column(scale=1, min_width=300):
             words = gr.HTML(NO_TRAINING, label="Training", elem_id="training-words")
+            left_out = gr.HTML("", label="Files that were left out", elem_id="left-out")
             with gr.Row(visible=False) as plots:
                 curves = [
                     gr.LinePlot(x="step", y=loss, y_title="error", **PLOT, title=PLOTTED[loss]) for loss in PLOTTED
@@ -83,7 +84,7 @@ def build_train_tab(page, demo):
                 pack = gr.Button("Prepare download", elem_id="pack-trained")
             download = gr.File(label="The model as a ZIP", visible=False, interactive=False, elem_id="trained-zip")
 
-    view = [words, plots, *curves, start, stop, leftover, unfinished, trained, timer, page.model, shown]
+    view = [words, left_out, plots, *curves, start, stop, leftover, unfinished, trained, timer, page.model, shown]
     look = {
         "fn": functools.partial(_look, page),
         "inputs": shown,
@@ -148,13 +149,14 @@ def _look(page, shown):
     leftover = gr.update(visible=bool(unfinished) and not running)
     choices = gr.update(choices=unfinished, value=unfinished[-1] if unfinished else None)
     if run is None:
-        unchanged = (gr.skip(),) * (3 + len(PLOTTED))
+        unchanged = (gr.skip(),) * (4 + len(PLOTTED))
         return NO_TRAINING, *unchanged, leftover, choices, gr.skip(), gr.Timer(active=False), gr.skip(), None
     status = run.status()
-    now = (run.name, status.state, status.step)
+    now = (run.name, len(run.left_out), status.state, status.step)
     ended = now if status.state == "finished" else None
     return (
-        describe_training(run.name, status, run.left_out, run.is_stopping),
+        describe_training(run.name, status, run.is_stopping),
+        gr.skip() if shown and now[:2] == tuple(shown)[:2] else list_left_out(run.left_out),  # it may be unfolded
         *((gr.skip(),) * (1 + len(PLOTTED)) if now == shown else _drawn(run.loss_curve())),
         gr.update(interactive=not running),
         gr.update(interactive=running),

@@ -16,13 +16,12 @@ PHASES = {
 NO_TRAINING = "<p>Nothing is being trained.</p>"
 
 
-def describe_training(name, status, left_out, is_stopping=False):
+def describe_training(name, status, is_stopping=False):
     """Where a training stands.
 
     Args:
         name (`str`): of the model.
         status (`TrainingStatus`): of `page.training_run`.
-        left_out (`list[str]`): sentences on pictures that are not trained on.
         is_stopping (`bool`): whether it was asked to stop.
 
     Returns:
@@ -33,7 +32,15 @@ def describe_training(name, status, left_out, is_stopping=False):
         f'<div class="bar" role="progressbar" aria-label="steps done" aria-valuemax="{status.max_steps}" '
         f'aria-valuenow="{status.step}"><div style="width: {status.step / status.max_steps:.1%}"></div></div>'
     )
-    return f'<div class="verdict training {css}"><h2>{title}</h2>{bar}{words}{_list(left_out)}</div>'
+    return f'<div class="verdict training {css}"><h2>{title}</h2>{bar}{words}</div>'
+
+
+def list_left_out(left_out):
+    """Sentences on pictures that are not trained on, as HTML to unfold; "" without any."""
+    if not left_out:
+        return ""
+    items = "".join(f"<li>{html.escape(reason)}</li>" for reason in left_out)
+    return f"<details><summary>{count_of(len(left_out), 'file')} left out</summary><ul>{items}</ul></details>"
 
 
 def duration(seconds):
@@ -48,7 +55,8 @@ def duration(seconds):
 
 def _running(name, status, is_stopping):
     doing = "Stopping after this step; what was learned is kept" if is_stopping else PHASES[status.phase]
-    words = f"<p><b>{doing} …</b></p><p>Step {status.step:,} of {status.max_steps:,}, {duration(status.seconds)} so far"
+    steps = "" if status.phase == "preparing" else f"Step {status.step:,} of {status.max_steps:,}, "
+    words = f"<p><b>{doing} …</b></p><p>{steps}{duration(status.seconds)} so far"
     if status.phase == "training" and status.seconds_left is not None:
         words += f"; about {duration(status.seconds_left)} left, and then a few minutes to calibrate"
     if status.images_per_second:
@@ -69,10 +77,3 @@ def _ending(name, status):
             f"<p>{html.escape(words)} Resume or delete it under “Unfinished trainings”.</p>",
         )
     return f"{name} could not be trained", "rejected", f"<p>{html.escape(status.message)}</p>"
-
-
-def _list(left_out):
-    if not left_out:
-        return ""
-    items = "".join(f"<li>{html.escape(reason)}</li>" for reason in left_out)
-    return f"<details><summary>{count_of(len(left_out), 'file')} left out</summary><ul>{items}</ul></details>"
