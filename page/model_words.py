@@ -14,6 +14,7 @@ COLUMNS = {
     "pro": "PRO",
     "detection_rate": "defective parts rejected",
 }
+SHARES = ("detection_rate",)
 NOT_MEASURED = (
     "<p><b>Not measured.</b> Nobody has left results of test pictures with known defects with this model.</p>"
 )
@@ -48,17 +49,19 @@ def describe_results(results):
     rows = ""
     for name, metrics in results["groups"].items():
         count = sum(counts.values()) if name == ALL else counts.get(name, 0)
-        cells = "".join(f"<td>{_figure(metrics[column])}</td>" for column in COLUMNS)
+        cells = "".join(
+            f"<td>{_figure(metrics[column], '.0%' if column in SHARES else '.3f')}</td>" for column in COLUMNS
+        )
         rows += f"<tr><td>{html.escape('all defects' if name == ALL else name)}</td><td>{count}</td>{cells}</tr>"
     return (
         f"<p><b>Measured</b> on {html.escape(results['data'])}: {count_of(good, 'good picture')} and "
-        f"{sum(counts.values())} with defects, none of which it was trained on. False alarms: at most "
+        f"{sum(counts.values())} with defects. False alarms: at most "
         f"<b>{results['promised_false_alarm_rate']:.1%}</b> promised, <b>{_figure(measured, '.1%')}</b> measured.</p>"
         f'<div class="wide"><table class="regions results"><tr>{head}</tr>{rows}</table></div>'
-        "<p>1 is perfect. AUROC is 0.5 for guessing. AP and PRO say how well the marked pixels are those of the defect."
+        "<p>1 is perfect; AUROC is 0.5 for guessing. AP and PRO say how well the marked pixels are those of the defect."
         "</p>"
     )
 
 
-def _figure(value, form=".3f"):
+def _figure(value, form):
     return "–" if math.isnan(value) else format(value, form)

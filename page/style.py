@@ -22,9 +22,12 @@ CSS = """
 .training .bar div { height: 100%; background: #0072b2 }
 #training-words .wrap:has(.error) { display: none }
 details { line-height: 1.45 }
-table.regions { width: 100%; margin-top: 8px; font-size: .875rem; border-collapse: collapse }
+table.regions { width: 100%; margin: 8px 0; border: 0 !important; font-size: .875rem; border-collapse: collapse }
 table.regions th { text-align: left; font-weight: 600 }
-table.regions td, table.regions th { padding: 2px 8px 2px 0; border-top: 1px solid var(--border-color-primary) }
+table.regions td, table.regions th { padding: 2px 8px 2px 0 !important; border: 0 !important }
+table.regions tr { border: 0 !important }
+table.regions tr + tr { border-top: 1px solid var(--border-color-primary) !important }
+table.results td { white-space: nowrap }
 table.results td:not(:first-child), table.results th:not(:first-child) { text-align: right }
 .wide { overflow-x: auto }
 .scale .mark { width: fit-content; position: relative; transform: translateX(-50%); white-space: nowrap }

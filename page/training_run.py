@@ -191,7 +191,7 @@ class TrainingRun:
         if self._process.returncode == 0 and (self.output / "model_index.json").is_file():
             return "finished", ""
         if self._too_long:
-            return "stopped", f"The limit of {self._max_minutes} minutes was reached; resume it to go on."
+            return "stopped", f"The limit of {self._max_minutes} minutes was reached."
         if self._asked.is_set():
             return "stopped", ""
         self._said.seek(0)

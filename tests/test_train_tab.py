@@ -82,8 +82,8 @@ def test_a_visitor_trains_stops_comes_back_resumes_and_inspects_with_the_model(b
     page.locator("#pack-trained").click()
     page.wait_for_selector("#trained-zip a[href*='my-tiles.zip']")
     page.locator("#use-trained").click()
-    assert page.get_by_role("tab", name="Inspect").get_attribute("aria-selected") == "true"
-    assert page.locator("#model input").input_value() == "my-tiles"
+    page.wait_for_selector("[role=tab][aria-selected=true]:has-text('Inspect')")
+    page.wait_for_function("document.querySelector('#model input').value == 'my-tiles'")
     page.get_by_role("tab", name="Models").click()
     page.wait_for_selector("#model-facts >> text=my-tiles")
 

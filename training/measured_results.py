@@ -7,6 +7,8 @@ from pathlib import Path
 EVALUATION = "evaluation.json"
 FIGURES = ("image_auroc", "pixel_auroc", "pixel_ap", "pro", "detection_rate", "false_alarm_rate")
 ALL = "all"
+MAX_GROUPS = 200
+"""A file with more kinds of defects than this is not one of ours."""
 
 
 def keep_results(folder, category, data, report):
@@ -69,6 +71,7 @@ def _is_result(result):
         and all(isinstance(count, int) for count in pictures.values())
         and isinstance(groups, dict)
         and ALL in groups
+        and len(groups) <= MAX_GROUPS
         and all(isinstance(metrics, dict) for metrics in groups.values())
         and all(_is_share(metrics.get(figure)) for metrics in groups.values() for figure in FIGURES)
     )
