@@ -12,6 +12,7 @@ import sys
 from page.build import build_page, launch_arguments
 from page.model_shelf import ModelShelf
 from page.settings import parse_settings
+from page.trainings import shelve_trained_models
 from training.process import keep_large_buffers
 
 logger = logging.getLogger("app")
@@ -26,6 +27,7 @@ def main(argv=None):
     keep_large_buffers()
     try:
         shelf = ModelShelf(settings.models, settings.hub_models)
+        shelve_trained_models(settings.trained_models, shelf)
         build_page(settings, shelf).launch(**launch_arguments(settings))
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")

@@ -14,24 +14,28 @@ from .how_it_works import build_how_it_works_tab
 from .inspect_tab import build_inspect_tab, inspect_examples
 from .inspection import Inspector
 from .mcp_tools import answer_mcp_in_json, mcp_is_possible
+from .models_tab import build_models_tab
 from .repair_tab import build_repair_tab
 from .request_limits import REFUSALS, RequestLimits
 from .service import build_service
 from .settings import KEPT_SECONDS
 from .style import CSS, HEAD, THEME
+from .train_tab import build_train_tab
+from .trainings import Trainings
 
 TITLE = """# Is this part good?
 The picture is compared with what good parts look like; what does not fit is marked."""
 
 
-def build_page(settings, shelf):
+def build_page(settings, shelf, training_options=()):
     """Wire the page: a `gr.Blocks`, to be launched with `launch_arguments`.
 
     Args:
         settings (`Settings`): what the owner has set.
         shelf (`ModelShelf`): with at least one model.
+        training_options: further arguments of `training/train.py`, for what is trained here.
     """
-    page = Page(settings, shelf, Inspector(shelf))
+    page = Page(settings, shelf, Inspector(shelf), Trainings(settings, shelf, training_options))
     kept = (KEPT_SECONDS, KEPT_SECONDS)
     with gr.Blocks(title="Defect inspection", analytics_enabled=False, delete_cache=kept) as demo:
         with gr.Row():
@@ -52,6 +56,11 @@ def build_page(settings, shelf):
                 build_repair_tab(page, repair)
             with gr.Tab("Batch", id="batch"):
                 build_batch_tab(page)
+            if settings.training:
+                with gr.Tab("Train", id="train"):
+                    build_train_tab(page, demo)
+            with gr.Tab("Models", id="models") as models:
+                build_models_tab(page, demo, models)
             with gr.Tab("How it works", id="how"):
                 build_how_it_works_tab()
         build_service(page)

@@ -7,6 +7,7 @@ import gradio as gr
 from .inspection import Inspector
 from .model_shelf import ModelShelf
 from .settings import Settings
+from .trainings import Trainings
 
 
 @dataclass
@@ -17,6 +18,7 @@ class Page:
         settings (`Settings`): what the owner has set.
         shelf (`ModelShelf`): the models.
         inspector (`Inspector`): inspects with them.
+        trainings (`Trainings`): what is trained on this server.
         model (`gr.Dropdown`): the chosen model's name.
         tabs (`gr.Tabs`): their ids are inspect, repair, batch, train, models.
         picture (`gr.Image`): the picture to inspect; setting it inspects it.
@@ -27,6 +29,7 @@ class Page:
     settings: Settings
     shelf: ModelShelf
     inspector: Inspector
+    trainings: Trainings
     model: gr.Dropdown = field(default=None)
     tabs: gr.Tabs = field(default=None)
     picture: gr.Image = field(default=None)

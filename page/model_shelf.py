@@ -1,7 +1,6 @@
 """The models that visitors choose among: embedded ones, local folders, Hub ids; no code of a checkpoint ever runs."""
 
 import fnmatch
-import json
 import re
 import threading
 from dataclasses import dataclass, field
@@ -14,11 +13,11 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from pipelines.checkpoint_files import CARD, locate_checkpoint
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from pipelines.pipeline_gradient_denoise import GradientDenoisePipeline
+from training.measured_results import read_results
 
 from .turns import Turns
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
-EVALUATION = "evaluation.json"
 
 
 @dataclass(frozen=True)
@@ -135,9 +134,8 @@ class ModelShelf:
 
 
 def measured_results(model):
-    """What was measured of a model, `dict`, or None where nothing was: the file that `evaluate.py` leaves with it."""
-    path = model.folder / EVALUATION
-    return json.loads(path.read_text()) if path.is_file() else None
+    """What was measured of a model, `dict` as `training.measured_results` reads it, or None where nothing was."""
+    return read_results(model.folder, model.category)
 
 
 def _is_hub_id(source):

@@ -17,10 +17,6 @@ CSS = """
 .scale { font-size: .875rem; line-height: 1.3 }
 .scale img { width: 100%; height: 16px; border-radius: 3px }
 .scale .ends { display: flex; justify-content: space-between; gap: 1em }
-table.regions { width: 100%; margin-top: 8px; font-size: .875rem; border-collapse: collapse }
-.prose table.regions th { text-align: left; font-weight: 600 }
-.prose table.regions, .prose table.regions tr { border: 0 }
-.prose table.regions :is(td, th) { padding: 2px 8px 2px 0; border-width: 1px 0 0 !important }
 .verdict h3 { margin: 0 0 6px; font-size: 1.05rem; font-weight: 600 }
 .verdict.unknown { border-color: var(--border-color-primary) }
 progress { appearance: none; width: 100%; height: 10px; border: 0; border-radius: 5px; overflow: hidden }
@@ -34,6 +30,16 @@ progress::-moz-progress-bar { background: #0072b2 }
 #batch-table td img { height: 48px; max-width: 72px; min-width: 24px; object-fit: contain; margin: 0 auto }
 #batch-table [data-heading="0"] { min-width: 90px !important }
 #batch-results .label-clear-button { display: none }
+#training-words .wrap:has(.error) { display: none }
+details { line-height: 1.45 }
+table.regions { width: 100%; margin: 8px 0; border: 0 !important; font-size: .875rem; border-collapse: collapse }
+table.regions th { text-align: left; font-weight: 600 }
+table.regions td, table.regions th { padding: 2px 8px 2px 0 !important; border: 0 !important }
+table.regions tr { border: 0 !important }
+table.regions tr + tr { border-top: 1px solid var(--border-color-primary) !important }
+table.results td { white-space: nowrap }
+table.results td:not(:first-child), table.results th:not(:first-child) { text-align: right }
+.wide { overflow-x: auto }
 .scale .mark { width: fit-content; position: relative; transform: translateX(-50%); white-space: nowrap }
 """
 

@@ -1,5 +1,6 @@
 """Training: real `accelerate launch` runs that finish, resume, refuse and learn."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -20,6 +21,7 @@ from sklearn.metrics import roc_auc_score
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from training.calibration import fit_calibration
 from training.data import GoodImages, find_good_images, hold_out
+from training.progress import loss_curve, read_progress
 from training.train import main
 
 TILES = ROOT / "tests" / "fixtures" / "magnetic_tile"
@@ -151,6 +153,44 @@ def test_nothing_half_saved_is_left_by_a_run_that_was_killed_and_resumed(resumed
     assert not list(resumed.glob(".*"))
     whole = [path.name for path in resumed.glob("checkpoint-*") if path.name != "checkpoint-best"]
     assert sorted(whole) == ["checkpoint-10", "checkpoint-12"]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_run_that_is_asked_to_end_writes_a_checkpoint_and_is_resumed_from_it(environment, tmp_path, workers):
+    arguments = ["--train_data_dir", TILES, "--output_dir", tmp_path, *TINY, "--max_train_steps", "5000"]
+    arguments += ["--dataloader_num_workers", workers]
+    process = subprocess.Popen(
+        launch_command(*arguments, quiet=True),
+        cwd=ROOT,
+        env=environment,
+        preexec_fn=stay_on_one_core,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        deadline = time.monotonic() + 300
+        while len(read_progress(tmp_path)) < 2:
+            assert process.poll() is None, "the run ended before its first step"
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGTERM)  # to all of its processes, as a job scheduler does
+        process.wait()
+        while read_progress(tmp_path)[-1]["phase"] != "stopped":
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    step = read_progress(tmp_path)[-1]["step"]
+    assert (tmp_path / f"checkpoint-{step}").is_dir()
+    assert not (tmp_path / "model_index.json").exists()
+    arguments += ["--max_train_steps", step + 1, "--resume_from_checkpoint", "latest"]
+    assert launch(environment, *arguments).returncode == 0
+    phases = [entry["phase"] for entry in read_progress(tmp_path)]
+    assert phases[-4:] == ["references", "calibration", "saving", "finished"]
+    assert loss_curve(read_progress(tmp_path))["step"][-1] == step + 1
+    AnomalyScoringPipeline.from_pretrained(tmp_path)
 
 
 # refusals

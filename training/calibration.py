@@ -24,6 +24,7 @@ from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from pipelines.score_calibration import NUM_ALPHAS, Measurement, ScoreCalibration, timestep_subsets
 from training.blend_weights import choose_weights
 from training.data import GoodImages, find_good_images, hold_out
+from training.measured_results import forget_results
 from training.planted_defects import PlantedDefects
 from training.process import keep_large_buffers, use_all_cores
 
@@ -268,6 +269,7 @@ def recalibrate(args):
     calibration = fit_calibration(scoring, files, timesteps, args.seed, args.batch_size, args.alpha)
     replace_calibration(pipe, args.category, calibration)
     pipe.to("cpu").save_pretrained(args.output_dir or args.model, half_precision=half_precision)
+    forget_results(args.output_dir or args.model)
     logger.info(describe(calibration))
 
 

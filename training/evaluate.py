@@ -25,10 +25,9 @@ from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from rendering.heat_map import saturation_of
 from rendering.sheet import picture_sheet
 from training.data import find_labelled_images, in_batches, read_image
+from training.measured_results import ALL, keep_results
 from training.metrics import image_metrics, pixel_metrics
 from training.process import keep_large_buffers, use_all_cores
-
-ALL = "all"
 
 
 def evaluate(pipe, labelled, batch_size=8, false_alarm_rate=None, alpha=None, native=True):
@@ -150,11 +149,14 @@ def main(argv=None):
     parser.add_argument("--false_alarm_rate", type=float, help="promised to good parts; default 1 %%")
     parser.add_argument("--alpha", type=float, help="weight of the pixel part; default the checkpoint's")
     parser.add_argument("--no_native", action="store_true", help="leave out the table at native size")
+    parser.add_argument("--keep_with_model", action="store_true", help="leave the figures in the checkpoint too")
     parser.add_argument("--sheet_rows", type=int, default=4, help="pictures of each type on the sheet")
     args = parser.parse_args(argv)
     keep_large_buffers()
     use_all_cores()
     try:
+        if args.keep_with_model and not Path(args.model).is_dir():
+            raise ValueError(f"--keep_with_model needs a checkpoint folder, and {args.model} is none.")
         labelled = find_labelled_images(args.data_dir)
         pipe = AnomalyScoringPipeline.from_pretrained(args.model).for_category(args.category)
         if torch.cuda.is_available():
@@ -165,6 +167,8 @@ def main(argv=None):
         output_dir = Path(args.output_dir or Path("outputs") / "evaluation" / Path(args.data_dir).resolve().name)
         output_dir.mkdir(parents=True, exist_ok=True)
         (output_dir / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+        if args.keep_with_model:
+            keep_results(args.model, args.category, Path(args.data_dir).resolve().name, report)
         _write_sheet(output_dir / "sheet.png", pipe, labelled, computed, args.sheet_rows)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")

@@ -8,6 +8,7 @@ from pipelines.category_bank import CategoryBank
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from training.calibration import describe, fit_calibration
 from training.feature_reference import fit_feature_reference
+from training.measured_results import forget_results
 from training.model import round_to_half
 from training.process import peak_memory_gb
 
@@ -16,7 +17,7 @@ logger = logging.getLogger(__name__)
 TRAINING_RECORD = "training.json"
 
 
-def finish_pipeline(args, unet, scheduler, extractor, data_mean, data_std, categories, splits, training_seconds):
+def finish_pipeline(args, unet, scheduler, extractor, data_mean, data_std, categories, splits, training_seconds, log):
     """Fit references to training pictures, calibrate on held-out ones, save; returns the pipeline.
 
     Weights are rounded to what is stored on disk before they are calibrated (the extractor's were when it was loaded),
@@ -29,6 +30,7 @@ def finish_pipeline(args, unet, scheduler, extractor, data_mean, data_std, categ
         categories (`list[GoodImages]`): training pictures of each.
         splits (`dict[str, tuple]`): names of the categories, with their training and held-out files.
         training_seconds (`float`, *optional*): None for a resumed run.
+        log (`ProgressLog`): is told what is being done.
     """
     unet.eval()
     round_to_half(unet)
@@ -41,6 +43,7 @@ def finish_pipeline(args, unet, scheduler, extractor, data_mean, data_std, categ
     }
     pipelines = {}
     for label, (name, (_, held_out)) in enumerate(splits.items()):
+        log.log_phase("references")
         gaussian, memory = fit_feature_reference(extractor, categories[label], args.seed)
         pipe = AnomalyScoringPipeline(
             **shared,
@@ -50,6 +53,7 @@ def finish_pipeline(args, unet, scheduler, extractor, data_mean, data_std, categ
             data_std=data_std[label].item(),
             class_label=label if len(splits) > 1 else None,
         )
+        log.log_phase("calibration")
         pipe.register_modules(
             calibration=fit_calibration(pipe, held_out, args.timesteps, args.seed, alpha=args.alpha).to(unet.device)
         )
@@ -57,6 +61,7 @@ def finish_pipeline(args, unet, scheduler, extractor, data_mean, data_std, categ
         pipelines[name] = pipe
     if len(pipelines) > 1:
         pipe = AnomalyScoringPipeline(**shared, categories=CategoryBank.from_pipelines(pipelines))
+    log.log_phase("saving")
     pipe.to("cpu").save_pretrained(args.output_dir, half_precision=True)
     record = {
         "settings": {name: value for name, value in vars(args).items() if not name.endswith("_dir")},
@@ -65,5 +70,7 @@ def finish_pipeline(args, unet, scheduler, extractor, data_mean, data_std, categ
         "held_out": {name: [path.name for path in held_out] for name, (_, held_out) in splits.items()},
     }
     (Path(args.output_dir) / TRAINING_RECORD).write_text(json.dumps(record, indent=2) + "\n")
+    forget_results(args.output_dir)
+    log.log_phase("finished")
     logger.info("saved to %s", args.output_dir)
     return pipe

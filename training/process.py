@@ -1,11 +1,17 @@
-"""A process and its machine: all its cores, an allocator that keeps large buffers, the memory it took at its peak."""
+"""A process and its machine: all its cores, an allocator that keeps large buffers, its peak memory, SIGTERM."""
 
 import ctypes
 import os
 import re
+import signal
+import threading
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+
+TERMINATED = 128 + signal.SIGTERM
+"""Exit status of a process that ended because it was asked to."""
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 
@@ -41,6 +47,28 @@ def peak_memory_gb():
     except ImportError:  # Windows
         return None
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**30, 2)  # macOS counts bytes
+
+
+@contextmanager
+def noted_termination():
+    """Within the block SIGTERM does not end the process; what is yielded is a `threading.Event` that it sets.
+
+    Outside of the main thread, where Python allows no handler, nothing is changed.
+    """
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    former = signal.signal(signal.SIGTERM, lambda *_: asked.set())
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGTERM, former)
+
+
+def ignore_termination(*_):
+    """For processes that a training started: SIGTERM to the whole group is the training's to answer; it ends them."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _num_cores():

@@ -3,6 +3,7 @@
     accelerate launch training/train.py --train_data_dir FOLDER_OF_GOOD_IMAGES --output_dir OUT
 
 Noise prediction, learned variance and feature prediction follow the paper's section 3 and Eq. 10; see `losses.py`.
+Whoever wants to watch a run reads `OUT/progress.jsonl` (`progress.py`); SIGTERM ends it after one more checkpoint.
 """
 
 import logging
@@ -29,7 +30,8 @@ from training.data import GoodImages, ShuffledRotatedImages, find_categories, ho
 from training.finish import finish_pipeline
 from training.losses import DenoisingLoss
 from training.model import build_scheduler, build_unet, fit_feature_statistics, load_pretrained_extractor
-from training.process import keep_large_buffers, use_all_cores
+from training.process import TERMINATED, ignore_termination, keep_large_buffers, noted_termination, use_all_cores
+from training.progress import LOSSES, ProgressLog
 
 STATISTICS_PICTURES = 256
 """Channel statistics and contrast are measured on this many pictures, shared out among the categories."""
@@ -127,44 +129,51 @@ def train(args):
         unit="step",
         disable=not accelerator.is_local_main_process,
     )
+    log = ProgressLog(output_dir, start_step, args.max_train_steps, accelerator.is_main_process)
+    log.log_phase("training")
     started = time.perf_counter()
     batches = iter(dataloader)
-    for step in range(start_step, args.max_train_steps):
-        for micro_step in range(args.gradient_accumulation_steps):
-            sample, labels = next(batches)
-            with accelerator.accumulate(unet):
-                with torch.no_grad(), accelerator.autocast():
-                    features = extractor(sample)
-                sample = normalize_contrast(
-                    sample, *(values.to(labels.device)[labels].view(-1, 1, 1, 1) for values in (data_mean, data_std))
+    with noted_termination() as asked_to_end:
+        for step in range(start_step, args.max_train_steps):
+            for micro_step in range(args.gradient_accumulation_steps):
+                sample, labels = next(batches)
+                with accelerator.accumulate(unet):
+                    with torch.no_grad(), accelerator.autocast():
+                        features = extractor(sample)
+                    statistics = (values.to(labels.device)[labels] for values in (data_mean, data_std))
+                    sample = normalize_contrast(sample, *(values.view(-1, 1, 1, 1) for values in statistics))
+                    place = step * args.gradient_accumulation_steps + micro_step
+                    generator = _step_generator(args.seed, place, accelerator)
+                    timesteps = loss_function.draw_timesteps(len(sample), generator).to(sample.device)
+                    noise = torch.randn(sample.shape, generator=generator).to(sample.device)
+                    losses = loss_function(unet, sample, features, noise, timesteps, labels)
+                    accelerator.backward(losses.total)
+                    if accelerator.sync_gradients:
+                        accelerator.clip_grad_norm_(unet.parameters(), args.max_grad_norm)
+                    optimizer.step()
+                    lr_scheduler.step()
+                    optimizer.zero_grad()
+            ema.step(unet.parameters())
+            if not torch.isfinite(losses.total):
+                raise ValueError(
+                    f"the loss is {losses.total.item()} at step {step}; lower --learning_rate and resume with "
+                    "--resume_from_checkpoint latest."
                 )
-                place = step * args.gradient_accumulation_steps + micro_step
-                generator = _step_generator(args.seed, place, accelerator)
-                timesteps = loss_function.draw_timesteps(len(sample), generator).to(sample.device)
-                noise = torch.randn(sample.shape, generator=generator).to(sample.device)
-                losses = loss_function(unet, sample, features, noise, timesteps, labels)
-                accelerator.backward(losses.total)
-                if accelerator.sync_gradients:
-                    accelerator.clip_grad_norm_(unet.parameters(), args.max_grad_norm)
-                optimizer.step()
-                lr_scheduler.step()
-                optimizer.zero_grad()
-        ema.step(unet.parameters())
-        if not torch.isfinite(losses.total):
-            raise ValueError(
-                f"the loss is {losses.total.item()} at step {step}; lower --learning_rate and resume with "
-                "--resume_from_checkpoint latest."
+            pictures = (step + 1 - start_step) * _global_batch(args, accelerator)
+            scalars = {name: getattr(losses, name).item() for name in LOSSES}
+            progress.update()
+            progress.set_postfix(
+                {name: f"{value:.4f}" for name, value in scalars.items()}
+                | {"images/s": f"{pictures / (time.perf_counter() - started):.1f}"}
             )
-        pictures = (step + 1 - start_step) * _global_batch(args, accelerator)
-        scalars = {name: getattr(losses, name).item() for name in ("noise", "bound", "features")}
-        progress.update()
-        progress.set_postfix(
-            {name: f"{value:.4f}" for name, value in scalars.items()}
-            | {"images/s": f"{pictures / (time.perf_counter() - started):.1f}"}
-        )
-        accelerator.log(scalars | {"lr": lr_scheduler.get_last_lr()[0]}, step=step + 1)
-        if (step + 1) % args.checkpointing_steps == 0 or step + 1 == args.max_train_steps:
-            save_checkpoint(accelerator, output_dir, step + 1, args.checkpoints_total_limit)
+            log.log_step(step + 1, pictures, scalars)
+            accelerator.log(scalars | {"lr": lr_scheduler.get_last_lr()[0]}, step=step + 1)
+            is_last = step + 1 == args.max_train_steps
+            is_stopped = asked_to_end.is_set() and accelerator.num_processes == 1 and not is_last
+            if (step + 1) % args.checkpointing_steps == 0 or is_last or is_stopped:
+                save_checkpoint(accelerator, output_dir, step + 1, args.checkpoints_total_limit)
+            if is_stopped:
+                _end_early(accelerator, log, step + 1)
     progress.close()
     training_seconds = None if checkpoint else round(time.perf_counter() - started, 1)
 
@@ -175,10 +184,17 @@ def train(args):
         unet = accelerator.unwrap_model(unet, keep_fp32_wrapper=False)  # without its autocast
         ema.copy_to(unet.parameters())
         pipe = finish_pipeline(
-            args, unet, scheduler, extractor, data_mean, data_std, categories, splits, training_seconds
+            args, unet, scheduler, extractor, data_mean, data_std, categories, splits, training_seconds, log
         )
     accelerator.end_training()
     return pipe
+
+
+def _end_early(accelerator, log, step):
+    log.log_phase("stopped")
+    logger.info("stopped after step %d; --resume_from_checkpoint latest goes on from there", step)
+    accelerator.end_training()
+    sys.exit(TERMINATED)
 
 
 def _build_accelerator(args, output_dir):
@@ -233,6 +249,7 @@ def _build_dataloader(args, categories, start_step, accelerator):
         batch_size=args.train_batch_size,
         num_workers=args.dataloader_num_workers,
         prefetch_factor=4 if args.dataloader_num_workers else None,
+        worker_init_fn=ignore_termination,
     )
 
 

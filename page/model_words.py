@@ -1,0 +1,67 @@
+"""What is said of a model, as HTML: what it was calibrated on, and what was measured of it."""
+
+import html
+import math
+
+from training.measured_results import ALL
+
+from .verdict import count_of
+
+COLUMNS = {
+    "image_auroc": "image AUROC",
+    "pixel_auroc": "pixel AUROC",
+    "pixel_ap": "pixel AP",
+    "pro": "PRO",
+    "detection_rate": "defective parts rejected",
+}
+SHARES = ("detection_rate",)
+NOT_MEASURED = (
+    "<p><b>Not measured.</b> Nobody has left results of test pictures with known defects with this model.</p>"
+)
+
+
+def describe_calibration(model):
+    """What a model was compared with, and what it can promise, as HTML."""
+    config = model.scoring.calibration.config
+    kind = "estimated" if config.cross_fitted else "promised"
+    doubt = " With so few it is an estimate, not a promise." if config.cross_fitted else ""
+    return (
+        f'<div class="verdict accepted"><h2>{html.escape(model.name)}</h2><p>Its scores were compared with those of '
+        f"<b>{count_of(config.num_ranked, 'good picture')}</b> that it was not trained on. The smallest false alarm "
+        f"rate that can be {kind} is <b>{model.smallest_percent:g} %</b>.{doubt}</p>"
+        f"<p>It looks at pictures at {model.scoring.resolution} × {model.scoring.resolution} pixels, whatever their "
+        "own size.</p></div>"
+    )
+
+
+def describe_results(results):
+    """What was measured, as an HTML table, whoever wrote it.
+
+    Args:
+        results (`dict`, *optional*): as `training.measured_results` reads it.
+    """
+    if results is None:
+        return NOT_MEASURED
+    counts = dict(results["pictures"])
+    good = counts.pop("good", 0)
+    measured = results["groups"][ALL]["false_alarm_rate"]
+    head = "".join(f"<th>{title}</th>" for title in ("", "pictures", *COLUMNS.values()))
+    rows = ""
+    for name, metrics in results["groups"].items():
+        count = sum(counts.values()) if name == ALL else counts.get(name, 0)
+        cells = "".join(
+            f"<td>{_figure(metrics[column], '.0%' if column in SHARES else '.3f')}</td>" for column in COLUMNS
+        )
+        rows += f"<tr><td>{html.escape('all defects' if name == ALL else name)}</td><td>{count}</td>{cells}</tr>"
+    return (
+        f"<p><b>Measured</b> on {html.escape(results['data'])}: {count_of(good, 'good picture')} and "
+        f"{sum(counts.values())} with defects. False alarms: at most "
+        f"<b>{results['promised_false_alarm_rate']:.1%}</b> promised, <b>{_figure(measured, '.1%')}</b> measured.</p>"
+        f'<div class="wide"><table class="regions results"><tr>{head}</tr>{rows}</table></div>'
+        "<p>1 is perfect; AUROC is 0.5 for guessing. AP and PRO say how well the marked pixels are those of the defect."
+        "</p>"
+    )
+
+
+def _figure(value, form):
+    return "–" if math.isnan(value) else format(value, form)

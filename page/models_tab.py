@@ -1,0 +1,102 @@
+"""The tab Models: what the chosen model is, what was measured of it, and the door to models on the Hub."""
+
+import functools
+import html
+import tempfile
+from pathlib import Path
+
+import gradio as gr
+
+from .answering import answer_in_one_sentence
+from .model_shelf import measured_results
+from .model_words import describe_calibration, describe_results
+from .packing import pack_checkpoint
+
+MAX_CARD = 20_000
+"""Characters of a card that are shown."""
+
+NO_CARD = "This model has no card."
+NO_HUB = "<p>Models on the Hugging Face Hub cannot be opened here: the owner of this page has allowed none.</p>"
+HUB_INFO = "Only its weights are loaded, into our own classes: none of its code runs, and no pickles are read."
+
+
+def build_models_tab(page, demo, tab):
+    """Lay out the tab and wire it; `demo` is the page as a whole, `tab` the tab."""
+    gr.Markdown("The model is chosen at the top of the page.")
+    with gr.Row():
+        with gr.Column(scale=1, min_width=320):
+            facts = gr.HTML(label="Model", elem_id="model-facts")
+            results = gr.HTML(label="Measured results", elem_id="model-results")
+            pack = gr.Button("Prepare download", elem_id="pack-model")
+            download = gr.File(label="The model as a ZIP", visible=False, interactive=False, elem_id="model-zip")
+            if page.settings.hub_models:
+                hub_id, fetch, progress = _hub_row(page)
+            else:
+                gr.HTML(NO_HUB)
+        with gr.Column(scale=1, min_width=320), gr.Accordion("Model card", open=True):
+            card = gr.Markdown(max_height=520, elem_id="model-card")
+
+    show = {
+        "fn": functools.partial(_show, page),
+        "inputs": page.model,
+        "outputs": [facts, results, card, download],
+        "api_visibility": "private",
+        "show_progress": "hidden",
+    }
+    for event in (demo.load, tab.select, page.model.change):
+        event(**show)
+    pack.click(functools.partial(_pack, page), page.model, download, api_visibility="private", concurrency_limit=2)
+    if page.settings.hub_models:
+        gr.on(
+            [fetch.click, hub_id.submit],
+            functools.partial(_open, page),
+            hub_id,
+            [progress, page.model],
+            api_visibility="private",
+            concurrency_limit=1,
+            show_progress="hidden",
+        ).failure(lambda: "", None, progress, api_visibility="private", show_progress="hidden")
+
+
+def _hub_row(page):
+    allowed = ", ".join(page.settings.hub_models)
+    info = HUB_INFO if "*" in page.settings.hub_models else f"{HUB_INFO} Allowed: {allowed}."
+    hub_id = gr.Textbox(
+        label="Open a model of the Hugging Face Hub",
+        info=info,
+        placeholder="organisation/name",
+        max_lines=1,
+        max_length=200,
+        elem_id="hub-id",
+    )
+    fetch = gr.Button("Open", elem_id="open-hub-model")
+    progress = gr.HTML("", elem_id="hub-progress")
+    return hub_id, fetch, progress
+
+
+@answer_in_one_sentence
+def _show(page, name):
+    model = page.shelf.get(name)
+    card = model.card[:MAX_CARD] or NO_CARD
+    hidden = gr.update(value=None, visible=False)
+    return describe_calibration(model), describe_results(measured_results(model)), card, hidden
+
+
+@answer_in_one_sentence
+def _pack(page, name):
+    model = page.shelf.get(name)
+    folder = Path(tempfile.mkdtemp(dir=gr.utils.get_upload_folder()))
+    file = model.name.split(":")[0].replace("/", "-")
+    return gr.update(value=pack_checkpoint(model.folder, folder / f"{file}.zip"), visible=True)
+
+
+@answer_in_one_sentence
+def _open(page, hub_id):
+    """Say that a model is being fetched; then choose it."""
+    hub_id = str(hub_id or "").strip()
+    yield f"<p>Fetching {html.escape(hub_id[:200])} and trying it out …</p>", gr.skip()
+    names = page.shelf.open_from_hub(hub_id)
+    yield (
+        f"<p>{html.escape(names[0])} is open and chosen.</p>",
+        gr.update(choices=page.shelf.names, value=names[0]),
+    )

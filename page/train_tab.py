@@ -1,0 +1,201 @@
+"""The tab Train: pictures of good parts in, a model of one's own out; it can be watched, stopped and resumed."""
+
+import functools
+import tempfile
+from pathlib import Path
+
+import gradio as gr
+import pandas as pd
+import torch
+
+from training.arguments import PRESETS
+from training.data import IMAGE_SUFFIXES
+
+from .answering import answer_in_one_sentence
+from .packing import pack_checkpoint
+from .training_words import NO_TRAINING, describe_training, list_left_out
+from .trainings import MAX_STEPS
+
+LOOK_EVERY = 1.0
+PLOTTED = {"features": "Error in features", "noise": "Error in pixels"}
+PLOT = {"height": 220, "min_width": 260, "tooltip": "all"}
+
+INTRODUCTION = """Give pictures of **good** parts only, taken as the inspected ones will be: same camera, same light.
+About 100 are good, 20 are the least that makes sense, and more make the promised false alarm rate smaller. A quarter
+is held out to measure how good parts score. Training takes {time}. Pictures are deleted when it has finished."""
+
+
+def build_train_tab(page, demo):
+    """Lay out the tab and wire it; `demo` is the page as a whole, which shows a running training when it is opened."""
+    presets = ["fast", "paper"] if torch.cuda.is_available() else ["fast"]
+    timer = gr.Timer(LOOK_EVERY, active=False)
+    shown = gr.State()
+    with gr.Row():
+        with gr.Column(scale=1, min_width=300):
+            gr.Markdown(INTRODUCTION.format(time=_expected_time()))
+            files = gr.File(
+                label="Pictures of good parts: files, or a ZIP",
+                file_count="multiple",
+                file_types=[*IMAGE_SUFFIXES, ".zip"],
+                height=180,
+                elem_id="training-files",
+            )
+            name = gr.Textbox(
+                label="Name of the model",
+                info="Letters, digits and dashes.",
+                placeholder="steel-plate-2",
+                max_length=40,
+                elem_id="training-name",
+            )
+            with gr.Accordion("Advanced", open=False):
+                preset = gr.Radio(
+                    presets,
+                    value="fast",
+                    label="Preset",
+                    info="fast: for any machine. paper: the network of the paper, for a graphics card.",
+                    visible=len(presets) > 1,
+                )
+                steps = gr.Number(
+                    PRESETS["fast"]["max_train_steps"],
+                    label="Steps",
+                    info="Fewer are quicker and find less.",
+                    precision=0,
+                    minimum=1,
+                    maximum=MAX_STEPS,
+                    elem_id="training-steps",
+                )
+            with gr.Row():
+                start = gr.Button("Train", variant="primary", elem_id="train")
+                stop = gr.Button("Stop", variant="stop", interactive=False, elem_id="stop-training")
+            with gr.Group(visible=False) as leftover:
+                unfinished = gr.Dropdown(label="Unfinished trainings", filterable=False, elem_id="unfinished")
+                with gr.Row():
+                    resume = gr.Button("Resume", elem_id="resume-training")
+                    delete = gr.Button("Delete it and its pictures", elem_id="delete-training")
+        with gr.Column(scale=1, min_width=300):
+            words = gr.HTML(NO_TRAINING, label="Training", elem_id="training-words")
+            left_out = gr.HTML("", label="Files that were left out", elem_id="left-out")
+            with gr.Row(visible=False) as plots:
+                curves = [
+                    gr.LinePlot(x="step", y=loss, y_title="error", **PLOT, title=PLOTTED[loss]) for loss in PLOTTED
+                ]
+            with gr.Row(visible=False) as trained:
+                use = gr.Button("Inspect with it", variant="primary", elem_id="use-trained")
+                pack = gr.Button("Prepare download", elem_id="pack-trained")
+            download = gr.File(label="The model as a ZIP", visible=False, interactive=False, elem_id="trained-zip")
+
+    view = [words, left_out, plots, *curves, start, stop, leftover, unfinished, trained, timer, page.model, shown]
+    look = {
+        "fn": functools.partial(_look, page),
+        "inputs": shown,
+        "outputs": view,
+        "api_visibility": "private",
+        "show_progress": "hidden",
+        "concurrency_limit": 8,
+    }
+    private = {"api_visibility": "private"}
+    begun = start.click(
+        functools.partial(_start, page),
+        [files, name, preset, steps],
+        [files, name, download],
+        preprocess=False,
+        show_progress_on=words,
+        concurrency_limit=2,
+        **private,
+    )
+    resumed = resume.click(functools.partial(_resume, page), unfinished, download, **private)
+    deleted = delete.click(functools.partial(_discard, page), unfinished, None, **private)
+    stopping = stop.click(functools.partial(_stop, page), None, None, queue=False, **private)
+    for event in (begun, resumed, deleted, stopping):
+        event.then(**look)
+    timer.tick(**look)
+    demo.load(**look)
+    preset.change(lambda chosen: PRESETS[chosen]["max_train_steps"], preset, steps, **private)
+    use.click(functools.partial(_use, page), None, [page.model, page.tabs], **private)
+    pack.click(functools.partial(_pack, page), None, download, concurrency_limit=2, **private)
+
+
+@answer_in_one_sentence
+def _start(page, files, name, preset, steps, progress=gr.Progress()):  # noqa: B008
+    def report(done, total):
+        progress((done, total), desc="looking at the pictures", unit="pictures")
+
+    page.trainings.start(name, files, preset, steps, report)
+    return None, "", gr.update(value=None, visible=False)
+
+
+@answer_in_one_sentence
+def _resume(page, name):
+    page.trainings.resume(name)
+    return gr.update(value=None, visible=False)
+
+
+@answer_in_one_sentence
+def _discard(page, name):
+    page.trainings.discard(name)
+
+
+@answer_in_one_sentence
+def _stop(page):
+    if page.trainings.latest is not None:
+        page.trainings.latest.stop()
+
+
+@answer_in_one_sentence
+def _look(page, shown):
+    """Everything that changes with the training; the plot only when there is more to draw."""
+    run, unfinished = page.trainings.latest, page.trainings.unfinished
+    running = run is not None and run.is_running
+    leftover = gr.update(visible=bool(unfinished) and not running)
+    choices = gr.update(choices=unfinished, value=unfinished[-1] if unfinished else None)
+    if run is None:
+        unchanged = (gr.skip(),) * (4 + len(PLOTTED))
+        return NO_TRAINING, *unchanged, leftover, choices, gr.skip(), gr.Timer(active=False), gr.skip(), None
+    status = run.status()
+    now = (run.name, len(run.left_out), status.state, status.step)
+    ended = now if status.state == "finished" else None
+    return (
+        describe_training(run.name, status, run.is_stopping),
+        gr.skip() if shown and now[:2] == tuple(shown)[:2] else list_left_out(run.left_out),  # it may be unfolded
+        *((gr.skip(),) * (1 + len(PLOTTED)) if now == shown else _drawn(run.loss_curve())),
+        gr.update(interactive=not running),
+        gr.update(interactive=running),
+        leftover,
+        choices,
+        gr.update(visible=ended is not None),
+        gr.Timer(active=running),
+        gr.update(choices=page.shelf.names) if ended else gr.skip(),
+        now,
+    )
+
+
+def _drawn(curve):
+    """The row of plots, and one plot for each of `PLOTTED`."""
+    table = pd.DataFrame(curve)
+    return gr.update(visible=len(table) > 1), *(table[["step", loss]] for loss in PLOTTED)
+
+
+@answer_in_one_sentence
+def _use(page):
+    """Choose what was trained, and go to inspect with it."""
+    return _name_of_trained(page), gr.Tabs(selected="inspect")
+
+
+@answer_in_one_sentence
+def _pack(page):
+    name = _name_of_trained(page)
+    folder = Path(tempfile.mkdtemp(dir=gr.utils.get_upload_folder()))
+    return gr.update(value=pack_checkpoint(page.shelf.get(name).folder, folder / f"{name}.zip"), visible=True)
+
+
+def _name_of_trained(page):
+    run = page.trainings.latest
+    if run is None or run.status().state != "finished":
+        raise ValueError("nothing was trained since the page was started.")
+    return run.name
+
+
+def _expected_time():
+    if torch.cuda.is_available():
+        return "some minutes on this machine's graphics card"
+    return "half an hour to an hour on an ordinary computer without a graphics card"

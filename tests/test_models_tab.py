@@ -1,0 +1,222 @@
+"""The tab Models: cards, measured results and calibration facts; Hub models that may and may not be opened."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import gradio as gr
+import pytest
+import torch
+from conftest import ROOT, TILES
+from hub_server import hub
+from safetensors.torch import load_file
+from sentences import assert_sentence, refused
+
+from page.model_shelf import ModelShelf, measured_results
+from page.model_words import describe_calibration, describe_results
+from page.models_tab import NO_CARD, _open, _show
+from page.packing import pack_checkpoint
+from page.settings import Settings
+from training.measured_results import EVALUATION, forget_results, keep_results, read_results
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+FIGURES = {"image_auroc": 0.95, "pixel_auroc": 0.765, "pixel_ap": 0.256, "pro": 0.769, "detection_rate": 0.59}
+REPORT = {
+    "promised_false_alarm_rate": 0.01,
+    "pictures": {"good": 381, "break": 85},
+    "groups": {name: FIGURES | {"false_alarm_rate": 0.005, "native_pro": 0.7} for name in ("all", "break")},
+}
+OPENING = """
+import json, os, sys
+sys.path.insert(0, {root!r})
+import torch
+torch.set_num_threads(1)
+from page.model_shelf import ModelShelf
+shelf, answers = ModelShelf([{tiny!r}], ["team/*"]), {{}}
+for hub_id in ("team/poisoned", "team/pickled", "team/none", "other/poisoned"):
+    try:
+        answers[hub_id] = shelf.open_from_hub(hub_id)
+    except ValueError as error:
+        answers[hub_id] = str(error)
+answers["again"] = shelf.open_from_hub("team/poisoned")
+answers["names"] = shelf.names
+print("ANSWER" + json.dumps(answers))
+"""
+
+
+@pytest.fixture
+def checkpoint(tiny_checkpoint, tmp_path):
+    """A copy of the tiny checkpoint that may be changed."""
+    return Path(shutil.copytree(tiny_checkpoint, tmp_path / "tile"))
+
+
+@pytest.fixture
+def page(checkpoint):
+    return SimpleNamespace(settings=Settings(hub_models=("team/*",)), shelf=ModelShelf([checkpoint], ["team/*"]))
+
+
+# Measured results
+
+
+def test_results_are_kept_with_a_checkpoint_and_shown(page, checkpoint):
+    keep_results(checkpoint, None, "tile & <b>more</b>", REPORT)
+    results = measured_results(page.shelf.get("tile"))
+    assert results["groups"]["break"] == FIGURES | {"false_alarm_rate": 0.005}
+    words = describe_results(results)
+    for figure in ("0.950", "0.765", "0.256", "0.769", "1.0%", "0.5%", "381 good pictures", "85 with defects", "59%"):
+        assert figure in words
+    assert "tile &amp; &lt;b&gt;more&lt;/b&gt;" in words
+    forget_results(checkpoint)
+    assert measured_results(page.shelf.get("tile")) is None
+    assert "Not measured" in describe_results(None)
+
+
+def test_results_of_each_category_are_kept_apart_and_measured_again_replaced(tmp_path):
+    keep_results(tmp_path, "nut", "nuts", REPORT)
+    keep_results(tmp_path, "bolt", "bolts", REPORT)
+    keep_results(tmp_path, "nut", "new nuts", REPORT)
+    assert read_results(tmp_path, "nut")["data"] == "new nuts"
+    assert read_results(tmp_path, "bolt")["data"] == "bolts"
+    assert read_results(tmp_path) is None
+
+
+def damaged(**changes):
+    result = {"category": None, "data": "d"} | REPORT | changes
+    return json.dumps([result])
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{}",
+        "[1]",
+        "[" * 10_000,
+        damaged(data=["<script>"]),
+        damaged(groups={}),
+        damaged(groups={"all": FIGURES}),
+        damaged(groups={"all": dict.fromkeys([*FIGURES, "false_alarm_rate"], "<script>")}),
+        damaged(pictures={"good": "<script>"}),
+        damaged(promised_false_alarm_rate=7),
+    ],
+)
+def test_results_of_another_shape_are_taken_for_none(content, tmp_path):
+    (tmp_path / EVALUATION).write_text(content)
+    assert read_results(tmp_path) is None
+
+
+def test_the_evaluation_leaves_its_figures_with_the_checkpoint_if_it_is_asked_to(checkpoint, environment, tmp_path):
+    command = [sys.executable, "training/evaluate.py", "--model", checkpoint, "--data_dir", TILES, "--no_native"]
+    command += ["--keep_with_model", "--output_dir", tmp_path / "out", "--sheet_rows", "1"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    kept = read_results(checkpoint)
+    assert kept["data"] == TILES.name
+    assert kept["pictures"] == report["pictures"]
+    assert kept["groups"]["all"]["pro"] == pytest.approx(report["groups"]["all"]["pro"], abs=1e-4)
+    assert kept["groups"].keys() == report["groups"].keys()
+
+
+# What is shown
+
+
+def test_facts_and_card_are_those_of_the_model(page, checkpoint):
+    facts, results, card, _ = _show(page, "tile")
+    assert "24 good pictures" in facts
+    assert "4 %" in facts
+    assert "estimate, not a promise" in facts
+    assert "Not measured" in results
+    assert card.startswith("<!-- Written")
+    assert "library_name" not in card
+    (checkpoint / "README.md").unlink()
+    assert _show(page, "tile")[2] == NO_CARD
+    with pytest.raises(gr.Error) as caught:
+        _show(page, "<b>other</b>")
+    assert_sentence(caught.value.message, "there is no model")
+
+
+def test_a_name_is_text_and_no_markup(page):
+    model = SimpleNamespace(name="<b>x", scoring=page.shelf.get("tile").scoring, smallest_percent=4.0)
+    assert "&lt;b&gt;x" in describe_calibration(model)
+
+
+def test_a_packed_checkpoint_is_whole_and_holds_no_training_state(checkpoint, tmp_path):
+    (checkpoint / "checkpoint-7").mkdir()
+    (checkpoint / "checkpoint-7" / "optimizer.bin").write_bytes(b"x")
+    (checkpoint / "progress.jsonl").write_text("{}\n")
+    pack_checkpoint(checkpoint, tmp_path / "mine.zip")
+    with zipfile.ZipFile(tmp_path / "mine.zip") as archive:
+        archive.extractall(tmp_path / "unpacked")
+    assert [path.name for path in (tmp_path / "unpacked").iterdir()] == ["mine"]
+    assert not list((tmp_path / "unpacked").rglob("checkpoint-*"))
+    assert not list((tmp_path / "unpacked").rglob("progress*"))
+    assert ModelShelf([tmp_path / "unpacked" / "mine"]).names == ["mine"]
+
+
+# The Hub
+
+
+@pytest.mark.parametrize(
+    "hub_id", ["../../etc", "/etc/passwd", "", None, "team", "team/../x", "a/b/c", "<b>/x", "a b/c"]
+)
+def test_what_is_no_hub_id_is_answered_in_a_sentence(hub_id, page):
+    opening = _open(page, hub_id)
+    assert "<b>" not in next(opening)[0]
+    with pytest.raises(gr.Error) as caught:
+        next(opening)
+    assert_sentence(caught.value.message, "organisation/name")
+
+
+def test_a_hub_id_that_is_not_allowed_is_answered_in_a_sentence(page):
+    opening = _open(page, "other/model")
+    assert "other/model" in next(opening)[0]
+    with pytest.raises(gr.Error) as caught:
+        next(opening)
+    assert_sentence(caught.value.message, "other/model", "not among")
+
+
+def test_without_an_allow_list_nothing_is_opened(checkpoint):
+    with refused(ValueError, "team/model", "not among"):
+        ModelShelf([checkpoint]).open_from_hub("team/model")
+
+
+def test_hub_models_are_loaded_without_their_code_and_never_from_pickles(tiny_checkpoint, environment, tmp_path):
+    poisoned, pickled, marker = tmp_path / "poisoned", tmp_path / "pickled", tmp_path / "marker"
+    shutil.copytree(tiny_checkpoint, poisoned)
+    poison = f"open({str(marker)!r}, 'w').write('executed')\n"
+    for path in (*poisoned.rglob("*.py"), poisoned / "unet" / "evil.py", poisoned / "evil.py"):
+        path.write_text(poison + (path.read_text() if path.is_file() else ""))
+    index = json.loads((poisoned / "model_index.json").read_text())
+    index |= {"_class_name": ["evil", "Evil"], "unet": ["evil", "Evil"]}
+    (poisoned / "model_index.json").write_text(json.dumps(index))
+    shutil.copytree(tiny_checkpoint, pickled)
+    torch.save(load_file(pickled / "unet" / WEIGHTS), pickled / "unet" / "diffusion_pytorch_model.bin")
+    (pickled / "unet" / WEIGHTS).unlink()
+
+    with hub({"team/poisoned": poisoned, "team/pickled": pickled}) as (address, asked):
+        values = {"HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HOME": str(tmp_path)}
+        script = OPENING.format(root=str(ROOT), tiny=str(tiny_checkpoint))
+        done = subprocess.run(
+            [sys.executable, "-c", script],
+            cwd=tmp_path,
+            env=os.environ | environment | values,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+    assert done.returncode == 0, done.stderr
+    answers = json.loads(done.stdout.split("ANSWER")[1])
+    assert answers["team/poisoned"] == answers["again"] == ["team/poisoned"]
+    assert answers["names"] == ["tiny", "team/poisoned"]
+    assert not marker.exists()
+    assert_sentence(answers["team/pickled"], "unet")
+    assert_sentence(answers["team/none"], "team/none", "cannot be fetched")
+    assert_sentence(answers["other/poisoned"], "not among")
+    assert not [path for path in asked if path.endswith((".py", ".bin"))]
+    assert not [path for path in asked if "other" in path]

@@ -1,0 +1,82 @@
+"""What was measured of a checkpoint, kept in its folder as `evaluation.json`: figures, and nothing about a picture."""
+
+import json
+import math
+from pathlib import Path
+
+EVALUATION = "evaluation.json"
+FIGURES = ("image_auroc", "pixel_auroc", "pixel_ap", "pro", "detection_rate", "false_alarm_rate")
+ALL = "all"
+MAX_GROUPS = 200
+"""A file with more kinds of defects than this is not one of ours."""
+
+
+def keep_results(folder, category, data, report):
+    """Add the figures of an evaluation to a checkpoint; those of its other categories stay.
+
+    Args:
+        folder (`str` or `Path`): the checkpoint.
+        category (`str`, *optional*): which of its categories was measured.
+        data (`str`): name of the data set.
+        report (`dict`): as `training.evaluate.evaluate` makes it.
+    """
+    groups = {
+        name: {figure: round(float(metrics[figure]), 4) for figure in FIGURES}
+        for name, metrics in report["groups"].items()
+    }
+    result = {
+        "category": category,
+        "data": data,
+        "pictures": report["pictures"],
+        "promised_false_alarm_rate": round(float(report["promised_false_alarm_rate"]), 4),
+        "groups": groups,
+    }
+    others = [other for other in _read(folder) if other["category"] != category]
+    (Path(folder) / EVALUATION).write_text(json.dumps([*others, result], indent=2) + "\n")
+
+
+def read_results(folder, category=None):
+    """What was measured of one category of a checkpoint, `dict` as in `keep_results`; None if nothing was.
+
+    The file may come from anywhere: what does not have that shape is left out.
+    """
+    return next((result for result in _read(folder) if result["category"] == category), None)
+
+
+def forget_results(folder):
+    """Take them away: they measured a model that is no more."""
+    (Path(folder) / EVALUATION).unlink(missing_ok=True)
+
+
+def _read(folder):
+    path = Path(folder) / EVALUATION
+    if not path.is_file():
+        return []
+    try:
+        results = json.loads(path.read_text())
+    except (ValueError, RecursionError):
+        return []
+    return [result for result in results if _is_result(result)] if isinstance(results, list) else []
+
+
+def _is_result(result):
+    """Whether every part of it is of the type it should be."""
+    if not isinstance(result, dict) or not isinstance(result.get("category"), str | None):
+        return False
+    groups, pictures = result.get("groups"), result.get("pictures")
+    return (
+        isinstance(result.get("data"), str)
+        and _is_share(result.get("promised_false_alarm_rate"))
+        and isinstance(pictures, dict)
+        and all(isinstance(count, int) for count in pictures.values())
+        and isinstance(groups, dict)
+        and ALL in groups
+        and len(groups) <= MAX_GROUPS
+        and all(isinstance(metrics, dict) for metrics in groups.values())
+        and all(_is_share(metrics.get(figure)) for metrics in groups.values() for figure in FIGURES)
+    )
+
+
+def _is_share(value):
+    """NaN is one: what was measured on pictures of one kind alone."""
+    return isinstance(value, int | float) and (math.isnan(value) or 0 <= value <= 1)

@@ -1,0 +1,121 @@
+"""What a training leaves for others to watch it by: `progress.jsonl`, one line of JSON for each look at it.
+
+Every line is a whole JSON object and is written at once. A line says
+
+    phase               "training", then "references", "calibration", "saving", "finished"; or "stopped"
+    step, max_steps     optimizer steps done and asked for
+    seconds             since this process began to train
+    pid                 of the process: SIGTERM makes it write a checkpoint and end
+
+and, while it trains, `seconds_left` of the steps, `images_per_second` and the losses `noise`, `bound` and `features`.
+A resumed run goes on in the same file; from the step it resumes at, its lines replace those before.
+"""
+
+import json
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+
+PROGRESS = "progress.jsonl"
+LOSSES = ("noise", "bound", "features")
+WRITTEN_EVERY = 1.0
+"""Seconds between two lines, at least; the first and the last step have one in any case."""
+
+
+class ProgressLog:
+    """Writes the lines of one process.
+
+    Args:
+        folder (`str` or `Path`): where the file lies; it must exist.
+        step (`int`): optimizer steps done before this process.
+        max_steps (`int`): steps asked for.
+        enabled (`bool`): nothing is written without it: of several processes one writes.
+        every (`float`): seconds between two lines of `log_step`, at least.
+    """
+
+    def __init__(self, folder, step, max_steps, enabled=True, every=WRITTEN_EVERY):
+        self.path = Path(folder) / PROGRESS
+        self._step, self._max_steps, self._enabled, self._every = step, max_steps, enabled, every
+        self._first, self._began, self._written = step, time.monotonic(), -np.inf
+
+    def log_phase(self, phase):
+        """Say that a phase begins."""
+        self._write(phase)
+
+    def log_step(self, step, pictures, losses):
+        """Say that a step is done, if the last line is old enough.
+
+        Args:
+            step (`int`): optimizer steps done.
+            pictures (`int`): pictures that this process has trained on.
+            losses (`dict[str, float]`): of this step, one for each of `LOSSES`.
+        """
+        self._step = step
+        seconds = time.monotonic() - self._began
+        if seconds - self._written < self._every and step < self._max_steps:
+            return
+        self._written = seconds
+        seconds_left = seconds / (step - self._first) * (self._max_steps - step)
+        speed = {"seconds_left": round(seconds_left, 1), "images_per_second": round(pictures / max(seconds, 1e-3), 2)}
+        self._write("training", **speed, **{name: round(losses[name], 6) for name in LOSSES})
+
+    def _write(self, phase, **values):
+        if not self._enabled:
+            return
+        seconds = round(time.monotonic() - self._began, 1)
+        common = {"phase": phase, "step": self._step, "max_steps": self._max_steps, "seconds": seconds}
+        line = json.dumps(common | values | {"pid": os.getpid()}) + "\n"
+        with open(self.path, "ab+") as stream:
+            if _is_torn(stream):
+                line = "\n" + line
+            stream.write(line.encode())
+
+
+def read_progress(folder):
+    """The lines of a training's folder, `list[dict]`, in the order in which they were written.
+
+    A line that is not whole, or not one of ours, is left out; without a file there are none.
+    """
+    path = Path(folder) / PROGRESS
+    if not path.is_file():
+        return []
+    *lines, _ = path.read_bytes().split(b"\n")  # what follows the last newline is not whole yet
+    return [entry for entry in map(_parse, lines) if entry is not None]
+
+
+def loss_curve(entries, max_points=200):
+    """The losses over the steps, `dict[str, list]` with `step` and each of `LOSSES`, averaged to at most `max_points`.
+
+    Lines of a run that was interrupted are left out from where it was resumed.
+    """
+    kept = []
+    for entry in entries:
+        while kept and kept[-1]["step"] > entry["step"]:
+            kept.pop()
+        if all(name in entry for name in LOSSES):
+            kept.append(entry)
+    names = ("step", *LOSSES)
+    if not kept:
+        return {name: [] for name in names}
+    values = np.array([[entry[name] for name in names] for entry in kept], float)
+    means = np.stack([part.mean(axis=0) for part in np.array_split(values, min(max_points, len(values)))])
+    return dict(zip(names, means.T.tolist(), strict=True))
+
+
+def _parse(line):
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return None
+    is_ours = isinstance(entry, dict) and {"phase", "step", "max_steps", "seconds", "pid"} <= entry.keys()
+    return entry if is_ours else None
+
+
+def _is_torn(stream):
+    """Whether a file that is open for appending ends within a line: its writer was killed."""
+    if stream.seek(0, os.SEEK_END) == 0:
+        return False
+    stream.seek(-1, os.SEEK_END)
+    return stream.read(1) != b"\n"
