@@ -7,7 +7,10 @@ setting is an option or an environment variable (`--help`).
 """
 
 import logging
+import os
+import signal
 import sys
+import tempfile
 
 from page.build import build_page, launch_arguments
 from page.model_shelf import ModelShelf
@@ -25,12 +28,15 @@ def main(argv=None):
     logging.getLogger("httpx").setLevel(logging.WARNING)
     logger.info("settings (--help explains them):\n%s", settings.describe())
     keep_large_buffers()
-    try:
-        shelf = ModelShelf(settings.models, settings.hub_models)
-        shelve_trained_models(settings.trained_models, shelf)
-        build_page(settings, shelf).launch(**launch_arguments(settings))
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # end as after Ctrl+C, with nothing left behind
+    with tempfile.TemporaryDirectory(prefix="defect-inspection-") as folder:
+        os.environ.setdefault("GRADIO_TEMP_DIR", folder)  # its files are served: let them be this page's alone
+        try:
+            shelf = ModelShelf(settings.models, settings.hub_models)
+            shelve_trained_models(settings.trained_models, shelf)
+            build_page(settings, shelf).launch(**launch_arguments(settings))
+        except (ValueError, OSError) as error:
+            sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

@@ -1,17 +1,14 @@
-"""The page under load: mixed requests from several clients over its real API, each answer held against the pipeline's own.
+"""The page under load: mixed requests from several clients over its real API, each held against the pipeline's answer.
 
     python benchmarks/load.py --requests 1000 --clients 8
 
-Inspections of example tiles in all eight orientations (more pictures than the page remembers) at several rates, batches,
-repairs, lists of models, and requests that must be refused. Half of the clients are gradio_clients, which upload files;
-the others speak plain HTTP and send data: URIs. Prints times, errors, wrong answers and the server's memory; ends with
-exit status 1 if there is an error or a wrong answer.
+Inspections of example tiles in all eight orientations (more pictures than the page remembers) at several rates,
+batches, repairs, lists of models, and requests that must be refused. Half of the clients are gradio_clients, which
+upload files; the others speak plain HTTP and send data: URIs. Prints times, errors, wrong answers and the server's
+memory; ends with exit status 1 if there is an error or a wrong answer.
 """
 
 import argparse
-import base64
-import io
-import json
 import random
 import statistics
 import sys
@@ -24,12 +21,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import httpx
 import numpy as np
-from gradio_client import Client, handle_file
-from gradio_client.exceptions import AppError
 from PIL import Image
 
+from benchmarks.page_clients import GradioClient, PlainClient
 from benchmarks.running_page import ROOT, running_page
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from pipelines.pipeline_gradient_denoise import GradientDenoisePipeline
@@ -135,62 +130,6 @@ class Truth:
         return self._repairs[key]
 
 
-class GradioClient:
-    """Asks as the package gradio_client does: files are uploaded, answers downloaded."""
-
-    def __init__(self, url, folder):
-        self._client = Client(url, verbose=False, download_files=folder)
-
-    def picture(self, path):
-        """How a picture is named in a request."""
-        return handle_file(str(path))
-
-    def ask(self, endpoint, *data):
-        """The answer, drawn ones as arrays; a refusal as a string."""
-        try:
-            answer = self._client.predict(*data, api_name=f"/{endpoint}")
-        except AppError as refusal:
-            return str(refusal.message)
-        if not isinstance(answer, tuple):
-            return answer
-        drawn = [np.asarray(Image.open(path)) for path in answer[1:]]
-        for path in answer[1:]:
-            Path(path).unlink()
-        return (answer[0], *drawn)
-
-
-class PlainClient:
-    """Asks over plain HTTP: pictures are sent as data: URIs."""
-
-    def __init__(self, url, folder):
-        self._url, self._http = url, httpx.Client(timeout=600)
-
-    def picture(self, path):
-        """How a picture is named in a request."""
-        return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
-
-    def ask(self, endpoint, *data):
-        """As of `GradioClient`; raises `RuntimeError` for what is an error of the server."""
-        call = f"{self._url}/gradio_api/call/{endpoint}"
-        begun = self._checked(self._http.post(call, json={"data": data}))
-        if "event_id" not in begun.json():
-            return begun.json()["error"]
-        told = self._checked(self._http.get(f"{call}/{begun.json()['event_id']}")).text
-        event, answer = [line.partition(": ")[2] for line in told.splitlines() if line][-2:]
-        answer = json.loads(answer)
-        if event == "error":
-            return answer["error"]
-        if len(answer) == 1:
-            return answer[0]
-        drawn = [self._checked(self._http.get(file["url"])).content for file in answer[1:]]
-        return (answer[0], *(np.asarray(Image.open(io.BytesIO(png))) for png in drawn))
-
-    def _checked(self, answer):
-        if answer.status_code >= 500:
-            raise RuntimeError(f"{answer.request.url} was answered with status {answer.status_code}.")
-        return answer
-
-
 def make_questions(count, num_pictures, rng):
     """`count` questions, mixed by `SHARES`, each kind at least once."""
     kinds = list(SHARES) + rng.choices(list(SHARES), list(SHARES.values()), k=max(0, count - len(SHARES)))
@@ -241,7 +180,7 @@ class Load:
         self._looks = {round(WARM_UP * len(questions)), len(questions) // 2}
 
     def run(self, num_clients, folder):
-        """Ask everything. Returns the seconds that it took."""
+        """Ask everything; downloads go to `folder`. Returns the seconds that it took."""
         kinds = [GradioClient if index % 2 else PlainClient for index in range(num_clients)]
         clients = [kind(self.url, folder) for kind in kinds]
         threads = [threading.Thread(target=self._ask_on, args=(client,)) for client in clients]
@@ -275,12 +214,14 @@ class Load:
 def report(load, seconds):
     """Print what came of it. Returns the number of errors and wrong answers."""
     print("| requests | count | errors | wrong | median s | p95 s |\n| --- | --- | --- | --- | --- | --- |")
-    for kind in [*SHARES, "all"]:
-        kinds = list(SHARES) if kind == "all" else [kind]
-        times, errors, wrong = (sum((part[k] for k in kinds), []) for part in (load.seconds, load.errors, load.wrong))
+    for name in [*SHARES, "all"]:
+        kinds = list(SHARES) if name == "all" else [name]
+        times, errors, wrong = (
+            [entry for kind in kinds for entry in part[kind]] for part in (load.seconds, load.errors, load.wrong)
+        )
         median, p95 = (statistics.median(times), float(np.quantile(times, 0.95))) if times else (float("nan"),) * 2
         count = len(times) + len(errors)
-        print(f"| {kind} | {count} | {len(errors)} | {len(wrong)} | {median:.2f} | {p95:.2f} |")
+        print(f"| {name} | {count} | {len(errors)} | {len(wrong)} | {median:.2f} | {p95:.2f} |")
     print(f"\n{count / seconds:.1f} requests a second.")
     if load.memory[0] is not None:
         looks = ", ".join(f"{memory:.0f}" for memory in load.memory)
