@@ -11,9 +11,9 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from page.build import build_page, launch_arguments
+from serving import served
+
 from page.model_shelf import ModelShelf
-from page.settings import Settings
 from pipelines.feature_extraction import TimmFeatureExtractor
 from pipelines.image_preprocessing import to_rgb
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
@@ -82,12 +82,10 @@ def scratched():
 
 
 @pytest.fixture(scope="session")
-def page_url(shelf):
+def page_url(tiny_checkpoint, tmp_path_factory):
     """Address of the page, launched as `python app.py` does."""
-    settings = Settings(training=False)
-    demo = build_page(settings, shelf)
-    yield demo.launch(prevent_thread_lock=True, quiet=True, **launch_arguments(settings))[1]
-    demo.close()
+    with served(tiny_checkpoint, tmp_path_factory.mktemp("page"), training=False) as (url, _):
+        yield url
 
 
 @pytest.fixture

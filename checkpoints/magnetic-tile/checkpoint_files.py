@@ -97,7 +97,7 @@ def load_components(name_or_path, pipeline_class, classes, options):
     hub = {k: options.pop(k) for k in ("revision", "token", "cache_dir", "local_files_only") if k in options}
     loading = {k: options.pop(k) for k in ("torch_dtype", "dtype", "variant") if options.get(k) is not None}
     options.pop("trust_remote_code", None)
-    folder = _locate(name_or_path, hub)
+    folder = locate_checkpoint(name_or_path, **hub)
     index = _read_index(folder)
     accepted = inspect.signature(pipeline_class.__init__).parameters
     unknown = [name for name in options if name not in accepted]
@@ -122,13 +122,22 @@ def load_components(name_or_path, pipeline_class, classes, options):
     return arguments | options
 
 
-def _locate(name_or_path, hub_options):
+def locate_checkpoint(name_or_path, **hub_options):
+    """The folder of a checkpoint; one on the Hub is fetched, its code files left out.
+
+    Args:
+        name_or_path (`str` or `Path`): a folder, or a Hub id.
+        **hub_options: `revision`, `token`, `cache_dir` and `local_files_only`.
+
+    Raises:
+        ValueError: if it is neither.
+    """
     folder = Path(name_or_path)
     if folder.is_dir():
         return folder
     if str(name_or_path).count("/") != 1 or str(name_or_path).startswith((".", "/")):
         raise ValueError(f"{name_or_path} is neither a folder nor a Hub id (organisation/name).")
-    return Path(snapshot_download(str(name_or_path), allow_patterns=["*.json", "*.safetensors"], **hub_options))
+    return Path(snapshot_download(str(name_or_path), allow_patterns=["*.json", "*.safetensors", CARD], **hub_options))
 
 
 def _read_index(folder):

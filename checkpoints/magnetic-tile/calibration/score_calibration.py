@@ -165,14 +165,18 @@ class ScoreCalibration(Float32Component, ConfigMixin):
             `torch.Tensor`: float64, (batch,), from 1 / (n + 1) to 1. A good picture's is at most p with probability
             at most p.
         """
-        ranked = self._ranked_scores(alpha, timesteps)
+        ranked = self.ranked_scores(alpha, timesteps)
         anomaly_score = anomaly_score.to(device=ranked.device, dtype=ranked.dtype)
         at_least = (ranked[None] >= anomaly_score[:, None]).sum(dim=1)
         return (1 + at_least.double()) / (len(ranked) + 1)
 
+    def ranked_scores(self, alpha, timesteps):
+        """Scores of the good pictures that a new one is ranked among, float32, (n,)."""
+        return self._blend_scores(self.part_scores[self._subset(timesteps)], alpha, timesteps)
+
     def image_threshold(self, false_alarm_rate, alpha, timesteps):
         """A picture whose score is above this has a p-value of at most the (effective) rate."""
-        return self._conformal_quantile(self._ranked_scores(alpha, timesteps), false_alarm_rate)
+        return self._conformal_quantile(self.ranked_scores(alpha, timesteps), false_alarm_rate)
 
     def pixel_threshold(self, false_alarm_rate, alpha, timesteps):
         """Conformal quantile of the largest value in each good picture's anomaly map."""
@@ -185,9 +189,6 @@ class ScoreCalibration(Float32Component, ConfigMixin):
         if rejected > count:
             return -math.inf
         return scores.sort(descending=True).values[rejected - 1].item()
-
-    def _ranked_scores(self, alpha, timesteps):
-        return self._blend_scores(self.part_scores[self._subset(timesteps)], alpha, timesteps)
 
     def _blend_scores(self, worst, alpha, timesteps):
         subset = self._subset(timesteps)
