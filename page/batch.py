@@ -156,10 +156,11 @@ class Batch:
     def _inspect(self, pictures, archive, names):
         """Yield the rows of a few pictures; their overlays and masks go into the archive."""
         readable = {index: picture for index, picture in pictures.items() if not isinstance(picture, ValueError)}
-        scoring, output = self.model.scoring, None
+        output = None
         if readable:
+            settings = {"false_alarm_rate": self.false_alarm_rate, "batch_size": AT_ONCE}
             with self._turns.take():
-                output = scoring(list(readable.values()), false_alarm_rate=self.false_alarm_rate, batch_size=AT_ONCE)
+                output = self.model.score(list(readable.values()), **settings)
         places = {index: place for place, index in enumerate(readable)}
         for index, picture in pictures.items():
             name = self.folder.names[index]
@@ -167,7 +168,7 @@ class Batch:
                 yield BatchRow(index, unreadable_row(name, picture), "")
                 continue
             mask = output.pred_mask[places[index]]
-            heat = overlay(as_uint8(picture), output.anomaly_map[places[index]], saturation_of(scoring))
+            heat = overlay(as_uint8(picture), output.anomaly_map[places[index]], saturation_of(self.model.scoring))
             drawn = outline(heat, mask)
             member = names.claim(name)
             archive.writestr(f"overlays/{member}.png", as_png(drawn))

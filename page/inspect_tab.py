@@ -170,23 +170,19 @@ def _write_files(page, inspection, percent, path):
     if inspection is None or path is None:
         raise ValueError("inspect a picture first.")
     picture, _ = uploaded_picture({"path": path}, page.settings.max_upload_mb)
-    scoring = page.shelf.get(inspection.model).scoring
+    model = page.shelf.get(inspection.model)
+    settings = {"timesteps": list(inspection.timesteps), "alpha": inspection.alpha}
     with page.shelf.turns.take():
-        output = scoring(
-            picture,
-            timesteps=list(inspection.timesteps),
-            alpha=inspection.alpha,
-            false_alarm_rate=percent / 100,
-        )
+        output = model.score(picture, false_alarm_rate=percent / 100, **settings)
     anomaly_map, mask = output.anomaly_map[0], output.pred_mask[0]
-    saturation = saturation_of(scoring)
+    saturation = saturation_of(model.scoring)
     folder = Path(tempfile.mkdtemp(dir=gr.utils.get_upload_folder()))
     stem = Path(inspection.file).stem or "picture"
     drawn = outline(overlay(as_uint8(picture), anomaly_map, saturation), mask)
     map_16_bit = np.rint(np.clip(anomaly_map / saturation, 0, 1) * 65535).astype(np.uint16)
     np.save(folder / f"{stem}-map.npy", anomaly_map.astype(np.float32))
     numbers, _ = page.inspector.judge(inspection, percent)
-    numbers |= {"map_16_bit_maximum": saturation, "timesteps": inspection.timesteps, "alpha": inspection.alpha}
+    numbers |= {"map_16_bit_maximum": saturation, **settings}
     (folder / f"{stem}.json").write_text(json.dumps(numbers, indent=2) + "\n")
     return gr.update(
         value=[

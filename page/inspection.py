@@ -103,13 +103,13 @@ class Inspector:
         timesteps = tuple(sorted(_whole(t) for t in (timesteps or model.scoring.config.timesteps)))
         alpha = model.scoring.alpha if alpha is None else _number(alpha, "alpha")
         content = hashlib.blake2b(np.ascontiguousarray(picture).data).digest()
-        key = (id(model), content, picture.shape, file, timesteps, alpha)
+        key = (model, content, picture.shape, file, timesteps, alpha)
         with self._lock:
             if key in self._kept:
                 self._kept.move_to_end(key)
                 return self._kept[key]
         with self.shelf.turns.take():
-            output = model.scoring(picture, timesteps=list(timesteps), alpha=alpha)
+            output = model.score(picture, timesteps=list(timesteps), alpha=alpha)
         inspection = _drawn(model, picture, file, output, timesteps, alpha)
         with self._lock:
             self._kept[key] = inspection
@@ -130,7 +130,7 @@ class Inspector:
         """
         model = self.shelf.get(model_name)
         with self.shelf.turns.take():
-            output = model.scoring(list(pictures), batch_size=len(pictures))
+            output = model.score(list(pictures), batch_size=len(pictures))
         settings = (tuple(sorted(model.scoring.config.timesteps)), model.scoring.alpha)
         return [
             _drawn(model, picture, file, output, *settings, index)

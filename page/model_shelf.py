@@ -3,6 +3,7 @@
 import fnmatch
 import re
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,12 +16,13 @@ from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from pipelines.pipeline_gradient_denoise import GradientDenoisePipeline
 from training.measured_results import read_results
 
+from .hardware import lends_gpu, on_gpu
 from .turns import Turns
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Model:
     """One category of a checkpoint, ready to inspect and to repair.
 
@@ -30,6 +32,7 @@ class Model:
         category (`str`, *optional*): which of the checkpoint's categories it is.
         scoring (`AnomalyScoringPipeline`): calibrated.
         repairing (`GradientDenoisePipeline`): shares everything with it.
+        score, repair: call the two, where a GPU is lent for a call also on that.
     """
 
     name: str
@@ -37,6 +40,12 @@ class Model:
     category: str | None
     scoring: AnomalyScoringPipeline = field(repr=False)
     repairing: GradientDenoisePipeline = field(repr=False)
+    score: Callable = field(init=False, repr=False)
+    repair: Callable = field(init=False, repr=False)
+
+    def __post_init__(self):
+        object.__setattr__(self, "score", on_gpu(self.scoring.__call__))
+        object.__setattr__(self, "repair", on_gpu(self.repairing.__call__))
 
     @property
     def card(self):
@@ -113,10 +122,12 @@ class ModelShelf:
                 scoring.set_progress_bar_config(disable=True)
                 repairing = GradientDenoisePipeline.from_pipe(scoring)
                 repairing.set_progress_bar_config(disable=True)
-                with self.turns.take():  # the first picture takes longest: let it be none of a visitor's
-                    scoring(np.zeros((8, 8, 3), np.uint8))
                 names.append(name if category is None else f"{name}: {category}")
-                self._models[names[-1]] = Model(names[-1], folder, category, scoring, repairing)
+                model = Model(names[-1], folder, category, scoring, repairing)
+                if not lends_gpu():
+                    with self.turns.take():  # the first picture takes longest: let it be none of a visitor's
+                        model.score(np.zeros((8, 8, 3), np.uint8))
+                self._models[model.name] = model
             return names
 
     def open_from_hub(self, hub_id):

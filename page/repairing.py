@@ -9,6 +9,8 @@ import numpy as np
 
 from pipelines.pipeline_gradient_denoise import GradientDenoisePipeline
 
+from .hardware import lends_gpu
+
 MAX_REPAIR_PIXELS = 16_000_000
 SHOWN_EVERY = 0.3
 """Seconds between two looks at a repair that runs."""
@@ -48,7 +50,7 @@ class Repair:
         # A pipeline of its own, sharing all weights: what stops one repair must not stop another.
         self._pipe = GradientDenoisePipeline.from_pipe(model.scoring)
         self._pipe.set_progress_bar_config(disable=True)
-        self._turns, self._stopped = turns, threading.Event()
+        self._model, self._turns, self._stopped = model, turns, threading.Event()
         self._progress, self._began = queue.SimpleQueue(), time.monotonic()
         self._answer = None
         arguments = {"mask": mask, "false_alarm_rate": false_alarm_rate, "return_steps": True}
@@ -79,7 +81,10 @@ class Repair:
     def _run(self, picture, arguments):
         try:
             with self._turns.take():
-                self._answer = self._pipe(picture, callback_on_step_end=self._after_step, **arguments)
+                if lends_gpu():  # it computes in another process, where it can be neither watched nor stopped
+                    self._answer = self._model.repair(picture, **arguments)
+                else:
+                    self._answer = self._pipe(picture, callback_on_step_end=self._after_step, **arguments)
         except Exception as error:  # handed on to whoever asks for the result
             self._answer = error
 
@@ -96,7 +101,7 @@ class Repair:
 def find_mask(model, turns, picture, false_alarm_rate):
     """What a repair would change by itself, float32 in [0, 1], (height, width): nothing is repaired."""
     with turns.take():
-        output = GradientDenoisePipeline.from_pipe(model.scoring)(
+        output = model.repair(
             picture, strengths=(), num_gradient_steps=0, false_alarm_rate=false_alarm_rate, output_type="np"
         )
     return output.masks[0]

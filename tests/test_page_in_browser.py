@@ -99,3 +99,27 @@ def test_repair_stops_when_asked(browser_page, scratched_file):
     browser_page.locator("#stop-repair:enabled").click()
     browser_page.wait_for_selector("#repair-words >> text=Score")
     browser_page.locator("#repair:enabled").wait_for()
+
+
+def test_page_fits_a_dark_phone_and_scrolls_to_the_verdict(browser_page, page_url, scratched_file):
+    browser_page.set_viewport_size({"width": 390, "height": 844})
+    browser_page.goto(f"{page_url}?__theme=dark")
+    choose(browser_page, scratched_file)
+    browser_page.wait_for_function("document.querySelector('#verdict').getBoundingClientRect().top < 400")
+    assert browser_page.evaluate("document.documentElement.scrollWidth") <= 390
+    background = browser_page.evaluate("getComputedStyle(document.querySelector('gradio-app')).backgroundColor")
+    assert max(int(level) for level in background.removeprefix("rgb(").rstrip(")").split(",")) < 60
+
+
+def test_page_is_used_by_keyboard(browser_page, scratched_file):
+    choose(browser_page, scratched_file)
+    slider = browser_page.locator("#percent input[type=range]")
+    before = slider.input_value()
+    slider.focus()
+    browser_page.keyboard.press("End")
+    browser_page.wait_for_selector("#verdict >> text=about 20 are rejected")
+    assert float(slider.input_value()) > float(before)
+    browser_page.get_by_role("tab", name="Inspect").focus()
+    browser_page.keyboard.press("Tab")
+    browser_page.keyboard.press("Enter")
+    browser_page.wait_for_selector("#mask")

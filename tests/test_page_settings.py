@@ -2,6 +2,7 @@
 
 import pytest
 
+from page.hardware import on_gpu
 from page.settings import EMBEDDED_MODELS, Settings, parse_settings
 
 
@@ -50,3 +51,8 @@ def test_help_names_every_variable(capsys):
     text = capsys.readouterr().out
     for variable in ("MODELS", "HUB_MODELS", "TRAINING", "GRADIO_SERVER_PORT", "MAX_UPLOAD_MB", "GRADIO_MCP_SERVER"):
         assert f"${variable}" in text
+
+
+def test_function_stays_itself_where_no_gpu_is_lent(monkeypatch):
+    monkeypatch.delenv("SPACES_ZERO_GPU", raising=False)
+    assert on_gpu(len) is len

@@ -120,7 +120,7 @@ def test_a_running_training_says_how_far_it_is_and_how_long_it_takes():
         "3.9 pictures a second",
     ):
         assert expected in words
-    assert "width: 25.0%" in words
+    assert 'value="250" max="1000"' in words
     assert "Stopping after this step" in describe_training("tiles", status(), is_stopping=True)
 
 
