@@ -1,17 +1,25 @@
 """Whose turn it is: the models compute for one request at a time, in the order in which they asked."""
 
 import threading
+import time
 from collections import deque
 from contextlib import contextmanager
+
+SLICE = 0.5
+"""Seconds that long work computes before it lets others go first: they wait little, and it comes to its end."""
 
 
 class Turns:
     """A first-come-first-served lock. Long work lets others go first between its steps by `pass_on`.
 
     On a CPU two networks at once take longer than one after the other; on a GPU they would share its memory.
+
+    Args:
+        slice_seconds (`float`): the least that a turn lasts before it is passed on.
     """
 
-    def __init__(self):
+    def __init__(self, slice_seconds=SLICE):
+        self._slice_seconds, self._began = slice_seconds, 0.0
         self._condition = threading.Condition()
         self._waiting = deque()
 
@@ -25,8 +33,8 @@ class Turns:
             self._end()
 
     def pass_on(self):
-        """Let whoever waits go first, then take the next turn; to be called by who holds it."""
-        if len(self._waiting) > 1:
+        """Let whoever waits go first, then take the next turn; to be called, often, by who holds it."""
+        if len(self._waiting) > 1 and time.monotonic() - self._began >= self._slice_seconds:
             self._end()
             self._wait()
 
@@ -35,6 +43,7 @@ class Turns:
         with self._condition:
             self._waiting.append(ticket)
             self._condition.wait_for(lambda: self._waiting[0] is ticket)
+        self._began = time.monotonic()
 
     def _end(self):
         with self._condition:

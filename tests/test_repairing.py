@@ -66,7 +66,7 @@ def test_inspection_goes_before_the_rest_of_a_long_repair(shelf, scratched):
 
 
 def test_turns_are_taken_in_the_order_of_asking_and_passed_on():
-    turns, order = Turns(), []
+    turns, order = Turns(slice_seconds=0), []
 
     def work(name):
         with turns.take():
@@ -84,6 +84,24 @@ def test_turns_are_taken_in_the_order_of_asking_and_passed_on():
     for thread in threads:
         thread.join()
     assert order == ["first", "a", "b", "first again"]
+
+
+def test_turn_is_kept_for_its_slice_of_time():
+    turns, order = Turns(slice_seconds=60), []
+
+    def work():
+        with turns.take():
+            order.append("other")
+
+    thread = threading.Thread(target=work)
+    with turns.take():
+        thread.start()
+        while len(turns._waiting) < 2:
+            time.sleep(0.001)
+        turns.pass_on()
+        order.append("first")
+    thread.join()
+    assert order == ["first", "other"]
 
 
 def test_turn_is_given_back_after_a_failure():
