@@ -91,8 +91,9 @@ def drift_words(batch, p_value):
         css, title = "rejected", "Warning: this batch does not look like the calibration's pictures"
         text = (
             f"<b>p-value {p_value:.2g}.</b> The pictures that are accepted score unlike the good pictures that the "
-            "model was calibrated on (two-sample Kolmogorov-Smirnov test). Camera, light or part have probably "
-            "changed, and the promise on false alarms no longer holds: recalibrate on pictures of good parts."
+            "model was calibrated on (two-sample Kolmogorov-Smirnov test). Either defects are among them that "
+            "were not found, or camera, light or part have changed: then the promise on false alarms no longer holds, "
+            "and recalibrating on pictures of good parts restores it."
         )
     elif scored >= MIN_SCORES and defects > scored / 2:
         css, title = "rejected", "Most pictures are rejected"
