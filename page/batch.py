@@ -19,11 +19,8 @@ from rendering.heat_map import outline, overlay, saturation_of
 from training.drift import drift_test
 from training.score_table import ScoreRow, scored_row, table_writer, unreadable_row
 
+from .settings import PICTURES_AT_ONCE, PIXELS_AT_ONCE
 from .uploads import as_png
-
-AT_ONCE = 8
-PIXELS_AT_ONCE = 16_000_000
-"""So many pictures, or pixels, are scored at once: maps at the pictures' own sizes bound the memory."""
 
 THUMBNAIL_SIDE = 64
 SHOWN_EVERY = 0.5
@@ -147,7 +144,7 @@ class Batch:
             except Exception as error:  # decoders of damaged files raise anything; the other pictures are to be seen
                 logger.warning("a picture of a batch could not be read", exc_info=error)
                 pictures[index] = ValueError(f"{Path(name).name} is damaged and cannot be read.")
-            if len(pictures) == AT_ONCE or pixels >= PIXELS_AT_ONCE:
+            if len(pictures) == PICTURES_AT_ONCE or pixels >= PIXELS_AT_ONCE:
                 yield pictures
                 pictures, pixels = {}, 0
         if pictures:
@@ -158,7 +155,7 @@ class Batch:
         readable = {index: picture for index, picture in pictures.items() if not isinstance(picture, ValueError)}
         output = None
         if readable:
-            settings = {"false_alarm_rate": self.false_alarm_rate, "batch_size": AT_ONCE}
+            settings = {"false_alarm_rate": self.false_alarm_rate, "batch_size": PICTURES_AT_ONCE}
             with self._turns.take():
                 output = self.model.score(list(readable.values()), **settings)
         places = {index: place for place, index in enumerate(readable)}

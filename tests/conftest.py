@@ -89,19 +89,25 @@ def page_url(tiny_checkpoint, tmp_path_factory):
 
 
 @pytest.fixture
-def browser_page(page_url, tmp_path):
-    """The page in a real browser, wide and light."""
+def browser():
+    """A real browser."""
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     chromium = shutil.which("chromium")
     if chromium is None:
         pytest.skip("chromium is not installed")
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1280, "height": 1000})
-        page.set_default_timeout(30_000)
-        page.goto(page_url)
-        yield page
+        yield browser
         browser.close()
+
+
+@pytest.fixture
+def browser_page(browser, page_url):
+    """The page in it, wide and light."""
+    page = browser.new_page(viewport={"width": 1280, "height": 1000})
+    page.set_default_timeout(60_000)
+    page.goto(page_url)
+    return page
 
 
 @pytest.fixture

@@ -309,22 +309,8 @@ def url(shelf, tmp_path_factory):
     demo.close()
 
 
-@pytest.fixture
-def browser_page():
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("chromium is not installed")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1280, "height": 1000})
-        page.set_default_timeout(60_000)
-        yield page
-        browser.close()
-
-
-def test_twenty_files_with_a_broken_one_in_a_browser(url, browser_page, model, tmp_path):
-    page, files, alerts = browser_page, [], []
+def test_twenty_files_with_a_broken_one_in_a_browser(url, browser, model, tmp_path):
+    page, files, alerts = browser.new_page(), [], []
     page.on("dialog", lambda dialog: (alerts.append(dialog.message), dialog.dismiss()))
     for number, source in enumerate(find_images(TILES / "train")[:18]):
         files.append(tmp_path / f"part {number}.jpg")
@@ -366,8 +352,8 @@ def test_twenty_files_with_a_broken_one_in_a_browser(url, browser_page, model, t
     assert not alerts
 
 
-def test_drifted_batch_is_recalibrated_in_a_browser(url, browser_page, tmp_path):
-    page, files = browser_page, []
+def test_drifted_batch_is_recalibrated_in_a_browser(url, browser, tmp_path):
+    page, files = browser.new_page(), []
     for source in find_images(TILES / "train")[:10]:
         files.append(tmp_path / f"{source.stem}.png")
         files[-1].write_bytes(_shaded(source))

@@ -1,7 +1,6 @@
 """The tab Train as a visitor meets it: a real server, a real browser, a real training of a tiny network."""
 
 import re
-import shutil
 
 import pytest
 from conftest import TILES
@@ -26,18 +25,6 @@ def url(tiny_checkpoint, tmp_path, monkeypatch):
     demo = build_page(settings, ModelShelf(settings.models), [*TINY, "--lr_warmup_steps", "0"])
     yield demo.launch(prevent_thread_lock=True, quiet=True, **launch_arguments(settings))[1]
     demo.close()
-
-
-@pytest.fixture
-def browser():
-    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("needs chromium")
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 def open_tab(browser, url, name="Train"):
