@@ -103,6 +103,7 @@ def damaged(**changes):
         damaged(groups={"all": dict.fromkeys([*FIGURES, "false_alarm_rate"], "<script>")}),
         damaged(pictures={"good": "<script>"}),
         damaged(promised_false_alarm_rate=7),
+        damaged(promised_false_alarm_rate=10**400),
     ],
 )
 def test_results_of_another_shape_are_taken_for_none(content, tmp_path):
