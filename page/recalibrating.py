@@ -26,7 +26,7 @@ class Recalibration:
         trained_models (`str`): folder that the new checkpoint is saved in.
 
     Raises:
-        ValueError: if there are fewer than `MIN_IMAGES` pictures.
+        ValueError: if there are fewer than `MIN_IMAGES` pictures, or if the server is busy.
     """
 
     def __init__(self, model, shelf, folder, indices, trained_models):
@@ -37,8 +37,7 @@ class Recalibration:
         self._model, self._shelf, self._trained_models = model, shelf, Path(trained_models)
         self._stopped, self._error, self._progress = threading.Event(), None, (0, None)
         self._began = time.monotonic()
-        self._thread = threading.Thread(target=self._run, args=(folder, indices), daemon=True)
-        self._thread.start()
+        self._thread = shelf.turns.start(self._run, folder, indices)
 
     def stop(self):
         """Ask it to end after the pictures that are being measured; no model comes of it."""
