@@ -154,6 +154,11 @@ def shown_name(upload, name):
     return Path(str(given)).name[:100] if given else name
 
 
+def file_stem(name):
+    """What the files of a picture's results begin with: its name without the suffix, as any file system takes it."""
+    return strip_invalid_filename_characters(Path(name).stem, max_bytes=100)
+
+
 def _picture_members(path):
     try:
         with zipfile.ZipFile(path) as archive:
