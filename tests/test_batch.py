@@ -172,8 +172,10 @@ def test_stop_keeps_what_is_done(model, shelf, upload):
 
 def test_batch_refuses_too_many_none_and_a_rate_out_of_range(model, shelf, upload):
     tile = upload("a.jpg", a_tile())
-    with refused(ValueError, "3 pictures", "at most 2"):
+    with refused(ValueError, "more than 2 pictures"):
         Folder([tile] * 3, 2, 32)
+    with refused(ValueError, "more than 2 pictures"):  # the fourth is not even looked at
+        Folder([*[tile] * 3, {"path": "/missing"}], 2, 32)
     with refused(ValueError, "no pictures"):
         Folder([], 2, 32)
     for percent in (0, 101, "much", None, True):
