@@ -12,13 +12,10 @@ import numpy as np
 from gradio.data_classes import FileData
 
 from .answering import answer_in_one_sentence
+from .batch import AT_ONCE, PIXELS_AT_ONCE
 from .inspection import Verdict
 from .repairing import Repair
 from .uploads import as_png, keep_answer, uploaded_picture
-
-BATCH = 8
-BATCH_PIXELS = 16_000_000
-"""A UNet batch ends at so many pictures, or earlier at so many pixels: maps come at the pictures' own sizes."""
 
 
 class PictureMeta(TypedDict):
@@ -203,7 +200,7 @@ class Service:
             except ValueError as error:
                 entries[index] = {"verdict": None, "error": str(error)}
                 continue
-            if batch and (len(batch) == BATCH or size + pixels.shape[0] * pixels.shape[1] > BATCH_PIXELS):
+            if batch and (len(batch) == AT_ONCE or size + pixels.shape[0] * pixels.shape[1] > PIXELS_AT_ONCE):
                 yield batch
                 batch, size = [], 0
             batch.append((index, pixels, name))
