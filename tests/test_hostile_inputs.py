@@ -175,6 +175,15 @@ def test_wrong_json_is_refused_with_a_status_of_the_clients(url, path, body):
     assert isinstance(sentence, str)
 
 
+@pytest.mark.parametrize("event", [99_999, -1, "x", None])
+@pytest.mark.parametrize("path", ["queue/join", "run/predict"])
+def test_events_that_there_are_not_are_refused_with_a_status_of_the_clients(url, path, event):
+    body = {"data": [], "fn_index": event, "session_hash": "x"}
+    answer = httpx.post(f"{url}gradio_api/{path}", json=body, timeout=60)
+    assert 400 <= answer.status_code < 500, answer.text
+    assert "Traceback" not in answer.text
+
+
 @pytest.mark.parametrize(
     "data",
     [
