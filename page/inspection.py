@@ -37,7 +37,7 @@ class Region(TypedDict):
 class Verdict(TypedDict):
     """The answer of an inspection in numbers; thresholds and scores are in deviations of good pictures.
 
-    At most `MAX_REGIONS` regions are listed, the largest.
+    At most `MAX_REGIONS` regions are listed, the largest. Where every part is rejected, at 100 %, thresholds are None.
     """
 
     file: str
@@ -46,8 +46,8 @@ class Verdict(TypedDict):
     anomaly_score: float
     p_value: float
     false_alarm_rate: float
-    image_threshold: float
-    pixel_threshold: float
+    image_threshold: float | None
+    pixel_threshold: float | None
     defect_pixels: int
     defect_share: float
     width: int
@@ -187,8 +187,8 @@ class Inspector:
             "anomaly_score": inspection.score,
             "p_value": float(answer["p_value"][0]),
             "false_alarm_rate": answer["false_alarm_rate"],
-            "image_threshold": answer["image_threshold"],
-            "pixel_threshold": answer["pixel_threshold"],
+            "image_threshold": _finite(answer["image_threshold"]),
+            "pixel_threshold": _finite(answer["pixel_threshold"]),
             "defect_pixels": round(float(mask.mean()) * math.prod(inspection.size)),
             "defect_share": float(mask.mean()),
             "width": inspection.size[1],
@@ -216,6 +216,11 @@ def _drawn(model, picture, file, output, timesteps, alpha, index=0):
     heat = overlay(drawn, anomaly_map, saturation_of(model.scoring))
     score = float(output.anomaly_score[index])
     return Inspection(model.name, file, size, alpha, timesteps, drawn, heat, anomaly_map, kl_map, feature_map, score)
+
+
+def _finite(threshold):
+    """JSON has no infinity."""
+    return threshold if math.isfinite(threshold) else None
 
 
 def _number(value, name):

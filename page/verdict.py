@@ -24,7 +24,8 @@ def verdict(numbers, calibration):
     Returns:
         `str`: HTML.
     """
-    count = calibration.num_ranked
+    count, threshold = calibration.num_ranked, numbers["image_threshold"]
+    limit = "every part is" if threshold is None else f"parts above {threshold:.2f} are"
     unusual = round(numbers["p_value"] * (count + 1)) - 1
     if not numbers["is_anomalous"]:
         css, title, place = "accepted", "Accepted: this looks like a good part", "Nothing is outlined."
@@ -38,8 +39,7 @@ def verdict(numbers, calibration):
             place = "No single place stands out enough to be outlined; the colours show where it differs most."
     return (
         f'<div class="verdict {css}" role="status"><h2>{title}</h2><p>{place}</p>'
-        f"<p><b>Score {numbers['anomaly_score']:.2f}.</b> At this setting, parts above "
-        f"{numbers['image_threshold']:.2f} are rejected.</p>"
+        f"<p><b>Score {numbers['anomaly_score']:.2f}.</b> At this setting, {limit} rejected.</p>"
         f"<p><b>p-value {numbers['p_value']:.2g}.</b> Of {count} good parts measured for comparison, "
         f"{unusual or 'none'} scored as high.</p>"
         f"<p>{promise(numbers['false_alarm_rate'], calibration)}</p></div>"
@@ -114,12 +114,14 @@ def count_of(count, noun):
 
 
 def colour_scale(saturation, threshold):
-    """The scale of `heat_map.overlay` from 0 to `saturation` with the pixel threshold marked, as HTML."""
+    """The scale of `heat_map.overlay` from 0 to `saturation` with the pixel threshold, if any, marked, as HTML."""
+    mark = "everything is outlined" if threshold is None else f"outlined above {threshold:.1f}"
+    threshold = threshold or 0
     png = io.BytesIO()
     Image.fromarray(legend(saturation, threshold, height=16, width=640)).save(png, format="PNG")
     place = 100 * min(max(threshold / saturation, 0.15), 0.85)
     return (
-        f'<div class="scale"><div class="mark" style="left: {place:.1f}%">outlined above {threshold:.1f}</div>'
+        f'<div class="scale"><div class="mark" style="left: {place:.1f}%">{mark}</div>'
         f'<img alt="colour scale from 0 to {saturation:.1f}" '
         f'src="data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}">'
         f'<div class="ends"><span>0: average good part</span><span>{saturation:.1f} or more</span></div>'

@@ -1,5 +1,7 @@
 """What the page knows of a picture: the pipeline's own answer, at any rate, without a second forward pass."""
 
+import json
+
 import numpy as np
 import pytest
 from conftest import TILE
@@ -9,6 +11,7 @@ from serving import assert_same_verdict
 
 from page.inspection import Inspector
 from page.uploads import file_stem
+from page.verdict import colour_scale, verdict
 from pipelines.image_preprocessing import to_rgb
 from rendering.heat_map import OUTLINE_COLOR, outline, overlay, saturation_of
 from rendering.regions import find_regions
@@ -41,6 +44,15 @@ def test_verdict_is_the_pipelines_own_at_every_rate(inspector, shelf, scratched)
         assert (numbers["height"], numbers["width"]) == scratched.shape[:2]
         assert sum(region["area"] for region in numbers["regions"]) == numbers["defect_pixels"]
     assert numbers["defect_pixels"] > 0
+
+
+def test_everything_is_rejected_at_a_hundred_per_cent_and_the_numbers_are_json(inspector, scratched):
+    numbers, mask = inspector.judge(inspector.inspect("tiny", scratched, "a.png"), 100)
+    assert numbers["is_anomalous"]
+    assert mask.all()
+    assert "Infinity" not in json.dumps(numbers)
+    assert "every part is rejected" in verdict(numbers, inspector.shelf.get("tiny").scoring.calibration.config)
+    assert "everything is outlined" in colour_scale(3.0, numbers["pixel_threshold"])
 
 
 def test_network_runs_once_for_a_picture_and_again_for_other_settings(inspector, shelf, scratched):
