@@ -1,6 +1,7 @@
 """A model that is calibrated anew on a visitor's good pictures: the remedy when camera, light or part have changed."""
 
 import re
+import shutil
 import tempfile
 import threading
 import time
@@ -78,8 +79,12 @@ class Recalibration:
         pipe = AnomalyScoringPipeline.from_pretrained(self._model.folder)
         replace_calibration(pipe, self._model.category, calibration)
         name, folder = self._unused_name()
-        pipe.save_pretrained(folder, half_precision=is_half_precision(self._model.folder))
-        names = self._shelf.add(folder, name)
+        try:
+            pipe.save_pretrained(folder, half_precision=is_half_precision(self._model.folder))
+            names = self._shelf.add(folder, name)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
         ending = "" if self._model.category is None else f": {self._model.category}"
         self.name = next(added for added in names if added == name + ending)
         self.promise = describe(calibration)

@@ -293,6 +293,18 @@ def test_stopped_recalibration_leaves_nothing_and_too_few_pictures_are_refused(s
         Recalibration(model, shelf, folder, list(range(7)), tmp_path / "models")
 
 
+def test_recalibration_that_fails_at_its_end_leaves_no_folder(shelf, model, upload, tmp_path, monkeypatch):
+    def fail(*_):
+        raise ValueError("the disk is full.")
+
+    monkeypatch.setattr(shelf, "add", fail)
+    files = find_images(TILES / "train")[:8]
+    folder = Folder([upload(path.name, path) for path in files], 100, 32)
+    with refused(ValueError, "full"):
+        Recalibration(model, shelf, folder, list(range(8)), tmp_path / "models").result()
+    assert list((tmp_path / "models").iterdir()) == []
+
+
 def _shaded(path):
     """The tile under half the light, as PNG."""
     stream = io.BytesIO()
