@@ -9,6 +9,7 @@ memory; ends with exit status 1 if there is an error or a wrong answer.
 """
 
 import argparse
+import mmap
 import random
 import statistics
 import sys
@@ -164,9 +165,9 @@ def put(client, question, files, number):
 
 
 def resident_mb(process):
-    """Resident memory of a process in MB; None where the system does not tell."""
+    """Resident memory of a process in MiB; None where the system does not tell."""
     status = Path(f"/proc/{process}/statm")
-    return int(status.read_text().split()[1]) * 4096 / 2**20 if process and status.exists() else None
+    return int(status.read_text().split()[1]) * mmap.PAGESIZE / 2**20 if process and status.exists() else None
 
 
 class Load:
@@ -203,11 +204,13 @@ class Load:
             began = time.perf_counter()
             try:
                 answer = put(client, question, self.truth.files, number)
+                seconds = time.perf_counter() - began
+                is_right = self.truth.is_right(question, answer)
             except Exception as error:  # whatever it is, it counts
                 self.errors[question.kind].append(f"{type(error).__name__}: {error}")
                 continue
-            self.seconds[question.kind].append(time.perf_counter() - began)
-            if not self.truth.is_right(question, answer):
+            self.seconds[question.kind].append(seconds)
+            if not is_right:
                 self.wrong[question.kind].append(f"{question}: {str(answer)[:300]}")
 
 
@@ -225,7 +228,7 @@ def report(load, seconds):
     print(f"\n{count / seconds:.1f} requests a second.")
     if load.memory[0] is not None:
         looks = ", ".join(f"{memory:.0f}" for memory in load.memory)
-        print(f"The server's memory after warm-up, half-way and at the end, in MB: {looks}.")
+        print(f"The server's memory after warm-up, half-way and at the end, in MiB: {looks}.")
     for what in (errors + wrong)[:10]:
         print(what, file=sys.stderr)
     return len(errors) + len(wrong)

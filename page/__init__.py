@@ -1,1 +1,1 @@
-"""What the page draws."""
+"""The page: one file for each tab, and what the tabs share; no maths."""

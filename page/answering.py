@@ -8,12 +8,14 @@ import gradio as gr
 from gradio.components.api_component import Api
 from gradio.exceptions import InvalidPathError
 from gradio_client.utils import is_http_url_like
+from PIL import Image
 
 logger = logging.getLogger(__name__)
 
 URLS_REFUSED = "Web addresses are not fetched; upload the picture itself."
 NOT_UPLOADED = "the request names no uploaded file; upload a picture first."
 MISFIT = "The request does not fit this endpoint; the page's API view says what it takes."
+NO_PICTURE = "The picture cannot be read; choose another one."
 FAILED = "Something went wrong on the server; please try again."
 
 
@@ -27,7 +29,8 @@ def answer_in_one_sentence(function):
         if isinstance(error, gr.Error):
             return error
         if isinstance(error, (ValueError, TypeError)):
-            return gr.Error(str(error), print_exception=False)
+            # The page shows the sentence as HTML, and it may hold a file's name: without "<" there is no markup.
+            return gr.Error(str(error).replace("<", "‹"), print_exception=False)
         logger.error("a request failed", exc_info=error)
         return gr.Error(FAILED, print_exception=False)
 
@@ -70,8 +73,10 @@ def refuse_urls(demo):
             raise
         except InvalidPathError:
             raise gr.Error(NOT_UPLOADED, print_exception=False) from None
-        except (ValueError, RecursionError):
-            raise gr.Error(MISFIT, print_exception=False) from None
+        except (ValueError, RecursionError) as error:
+            # Gradio opens some pictures itself.
+            is_picture = isinstance(error.__cause__, (OSError, Image.DecompressionBombError))
+            raise gr.Error(NO_PICTURE if is_picture else MISFIT, print_exception=False) from None
 
     demo.preprocess_data = preprocess_without_fetching
 

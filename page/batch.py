@@ -51,7 +51,7 @@ class Batch:
         percent (`float`): the accepted false alarm rate, in per cent.
 
     Raises:
-        ValueError: for a rate that is no number above 0 and up to 100.
+        ValueError: for a rate that is no number above 0 and up to 100, or if the server is busy.
     """
 
     def __init__(self, model, turns, folder, percent):
@@ -69,8 +69,7 @@ class Batch:
         self.table = Path(self._results.name) / "scores.csv"
         self.archive = Path(self._results.name) / "overlays-and-masks.zip"
         self._began, self.seconds = time.monotonic(), 0.0
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
+        self._thread = turns.start(self._run)
 
     @property
     def is_running(self):

@@ -47,7 +47,7 @@ def progress_words(done, total, seconds):
 
 def bar(done, total):
     """A progress bar, as HTML."""
-    return f'<progress value="{done}" max="{total}"></progress>'
+    return f'<progress aria-label="pictures done" value="{done}" max="{total}"></progress>'
 
 
 def batch_verdict(batch):

@@ -26,6 +26,9 @@ from .trainings import Trainings
 TITLE = """# Is this part good?
 The picture is compared with what good parts look like; what does not fit is marked."""
 
+CLEANED_EVERY = 600
+"""Seconds between two looks for files that are too old: so much longer than promised they may be kept."""
+
 
 def build_page(settings, shelf, training_options=()):
     """Wire the page: a `gr.Blocks`, to be launched with `launch_arguments`.
@@ -36,7 +39,7 @@ def build_page(settings, shelf, training_options=()):
         training_options: further arguments of `training/train.py`, for what is trained here.
     """
     page = Page(settings, shelf, Inspector(shelf), Trainings(settings, shelf, training_options))
-    kept = (KEPT_SECONDS, KEPT_SECONDS)
+    kept = (min(CLEANED_EVERY, KEPT_SECONDS), KEPT_SECONDS)
     with gr.Blocks(title="Defect inspection", analytics_enabled=False, delete_cache=kept) as demo:
         with gr.Row():
             with gr.Column(scale=3, min_width=320):

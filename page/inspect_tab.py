@@ -14,7 +14,7 @@ from training.data import read_image
 
 from .answering import answer_in_one_sentence
 from .settings import EMBEDDED_MODELS, KEPT_SECONDS, ROOT
-from .uploads import save_png, shown_name, uploaded_picture
+from .uploads import file_stem, save_png, shown_name, uploaded_picture
 from .verdict import HINT, colour_scale, list_regions, verdict
 
 EXAMPLES = ROOT / "examples"
@@ -177,11 +177,12 @@ def _write_files(page, inspection, percent, path):
     anomaly_map, mask = output.anomaly_map[0], output.pred_mask[0]
     saturation = saturation_of(model.scoring)
     folder = Path(tempfile.mkdtemp(dir=gr.utils.get_upload_folder()))
-    stem = Path(inspection.file).stem or "picture"
+    stem = file_stem(inspection.file)
     drawn = outline(overlay(as_uint8(picture), anomaly_map, saturation), mask)
     map_16_bit = np.rint(np.clip(anomaly_map / saturation, 0, 1) * 65535).astype(np.uint16)
     np.save(folder / f"{stem}-map.npy", anomaly_map.astype(np.float32))
     numbers, _ = page.inspector.judge(inspection, percent)
+    numbers |= {"defect_pixels": int(mask.sum()), "defect_share": float(mask.mean())}  # of the mask beside it
     numbers |= {"map_16_bit_maximum": saturation, **settings}
     (folder / f"{stem}.json").write_text(json.dumps(numbers, indent=2) + "\n")
     return gr.update(

@@ -1,6 +1,7 @@
 """What the page knows of one inspected picture, and the verdict on it at any false alarm rate. No widgets."""
 
 import hashlib
+import math
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -16,6 +17,9 @@ from rendering.regions import find_regions
 from .settings import MAX_SIDE
 
 KEPT_INSPECTIONS = 48
+KEPT_PIXELS = 12_000_000
+"""So many inspections, or drawn pixels (18 bytes each), are remembered."""
+
 MAX_REGIONS = 20
 
 
@@ -31,7 +35,10 @@ class Region(TypedDict):
 
 
 class Verdict(TypedDict):
-    """The answer of an inspection in numbers; thresholds and scores are in deviations of good pictures."""
+    """The answer of an inspection in numbers; thresholds and scores are in deviations of good pictures.
+
+    At most `MAX_REGIONS` regions are listed, the largest. Where every part is rejected, at 100 %, thresholds are None.
+    """
 
     file: str
     model: str
@@ -39,8 +46,8 @@ class Verdict(TypedDict):
     anomaly_score: float
     p_value: float
     false_alarm_rate: float
-    image_threshold: float
-    pixel_threshold: float
+    image_threshold: float | None
+    pixel_threshold: float | None
     defect_pixels: int
     defect_share: float
     width: int
@@ -100,6 +107,8 @@ class Inspector:
             ValueError: for a model or setting that there is not.
         """
         model = self.shelf.get(model_name)
+        if timesteps is not None and not timesteps:
+            raise ValueError("no noise scale is chosen; choose at least one.")
         timesteps = tuple(sorted(_whole(t) for t in (timesteps or model.scoring.config.timesteps)))
         alpha = model.scoring.alpha if alpha is None else _number(alpha, "alpha")
         content = hashlib.blake2b(np.ascontiguousarray(picture).data).digest()
@@ -113,9 +122,12 @@ class Inspector:
         inspection = _drawn(model, picture, file, output, timesteps, alpha)
         with self._lock:
             self._kept[key] = inspection
-            while len(self._kept) > KEPT_INSPECTIONS:
+            while len(self._kept) > KEPT_INSPECTIONS or self._kept_pixels() > KEPT_PIXELS:
                 self._kept.popitem(last=False)
         return inspection
+
+    def _kept_pixels(self):
+        return sum(inspection.anomaly_map.size for inspection in self._kept.values())
 
     def inspect_together(self, model_name, pictures, files):
         """An `Inspection` of each of several pictures, scored in one batch and not remembered.
@@ -175,9 +187,9 @@ class Inspector:
             "anomaly_score": inspection.score,
             "p_value": float(answer["p_value"][0]),
             "false_alarm_rate": answer["false_alarm_rate"],
-            "image_threshold": answer["image_threshold"],
-            "pixel_threshold": answer["pixel_threshold"],
-            "defect_pixels": round(float(mask.sum()) * inspection.scale**2),
+            "image_threshold": _finite(answer["image_threshold"]),
+            "pixel_threshold": _finite(answer["pixel_threshold"]),
+            "defect_pixels": round(float(mask.mean()) * math.prod(inspection.size)),
             "defect_share": float(mask.mean()),
             "width": inspection.size[1],
             "height": inspection.size[0],
@@ -204,6 +216,11 @@ def _drawn(model, picture, file, output, timesteps, alpha, index=0):
     heat = overlay(drawn, anomaly_map, saturation_of(model.scoring))
     score = float(output.anomaly_score[index])
     return Inspection(model.name, file, size, alpha, timesteps, drawn, heat, anomaly_map, kl_map, feature_map, score)
+
+
+def _finite(threshold):
+    """JSON has no infinity."""
+    return threshold if math.isfinite(threshold) else None
 
 
 def _number(value, name):

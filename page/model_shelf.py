@@ -114,7 +114,7 @@ class ModelShelf:
                 pipe.to("cuda")
             categories = [None] if pipe.categories is None else list(pipe.categories.config.names)
             name = name or (str(source) if _is_hub_id(source) else Path(source).resolve().name)
-            names = []
+            models = {}
             for category in categories:
                 scoring = pipe.for_category(category)
                 if scoring.calibration is None:
@@ -122,13 +122,13 @@ class ModelShelf:
                 scoring.set_progress_bar_config(disable=True)
                 repairing = GradientDenoisePipeline.from_pipe(scoring)
                 repairing.set_progress_bar_config(disable=True)
-                names.append(name if category is None else f"{name}: {category}")
-                model = Model(names[-1], folder, category, scoring, repairing)
+                shown = name if category is None else f"{name}: {category}"
+                model = models[shown] = Model(shown, folder, category, scoring, repairing)
                 if not lends_gpu():
                     with self.turns.take():  # the first picture takes longest: let it be none of a visitor's
                         model.score(np.zeros((8, 8, 3), np.uint8))
-                self._models[model.name] = model
-            return names
+            self._models |= models  # all or none
+            return list(models)
 
     def open_from_hub(self, hub_id):
         """Fetch a model that a visitor names, if the owner of the page allows it. Returns the names of its models.
@@ -141,7 +141,8 @@ class ModelShelf:
             raise ValueError("a Hub id has the form organisation/name, in letters, digits, dots, dashes.")
         if not any(fnmatch.fnmatchcase(hub_id, pattern) for pattern in self.hub_models):
             raise ValueError(f"{hub_id} is not among the models that may be opened here.")
-        return [hub_id] if hub_id in self._models else self.add(hub_id)
+        opened = [name for name in self.names if name == hub_id or name.startswith(f"{hub_id}: ")]
+        return opened or self.add(hub_id)
 
 
 def measured_results(model):

@@ -15,7 +15,7 @@ def pack_checkpoint(folder, target):
         target (`Path`): ends in .zip.
     """
     # Weights hardly shrink.
-    with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED, strict_timestamps=False) as archive:
         for path in sorted(folder.rglob("*")):
             parts = path.relative_to(folder).parts
             if path.is_file() and not any(Path(parts[0]).match(pattern) for pattern in LEFT_OUT):

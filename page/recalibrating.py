@@ -1,6 +1,7 @@
 """A model that is calibrated anew on a visitor's good pictures: the remedy when camera, light or part have changed."""
 
 import re
+import shutil
 import tempfile
 import threading
 import time
@@ -26,7 +27,7 @@ class Recalibration:
         trained_models (`str`): folder that the new checkpoint is saved in.
 
     Raises:
-        ValueError: if there are fewer than `MIN_IMAGES` pictures.
+        ValueError: if there are fewer than `MIN_IMAGES` pictures, or if the server is busy.
     """
 
     def __init__(self, model, shelf, folder, indices, trained_models):
@@ -37,8 +38,7 @@ class Recalibration:
         self._model, self._shelf, self._trained_models = model, shelf, Path(trained_models)
         self._stopped, self._error, self._progress = threading.Event(), None, (0, None)
         self._began = time.monotonic()
-        self._thread = threading.Thread(target=self._run, args=(folder, indices), daemon=True)
-        self._thread.start()
+        self._thread = shelf.turns.start(self._run, folder, indices)
 
     def stop(self):
         """Ask it to end after the pictures that are being measured; no model comes of it."""
@@ -79,8 +79,12 @@ class Recalibration:
         pipe = AnomalyScoringPipeline.from_pretrained(self._model.folder)
         replace_calibration(pipe, self._model.category, calibration)
         name, folder = self._unused_name()
-        pipe.save_pretrained(folder, half_precision=is_half_precision(self._model.folder))
-        names = self._shelf.add(folder, name)
+        try:
+            pipe.save_pretrained(folder, half_precision=is_half_precision(self._model.folder))
+            names = self._shelf.add(folder, name)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
         ending = "" if self._model.category is None else f": {self._model.category}"
         self.name = next(added for added in names if added == name + ending)
         self.promise = describe(calibration)

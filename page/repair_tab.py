@@ -1,7 +1,6 @@
 """The tab Repair: what the part would look like without the defect, where the visitor has marked it."""
 
 import functools
-import html
 import tempfile
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from rendering.repair_views import save_animation, strip
 from .answering import answer_in_one_sentence
 from .repairing import Repair, find_mask
 from .settings import KEPT_SECONDS
-from .uploads import save_png, uploaded_picture
+from .uploads import file_stem, save_png, uploaded_picture
 from .verdict import repair_verdict
 
 MASK_COLOR = (213, 94, 0, 150)
@@ -127,7 +126,9 @@ def _prepare(page, inspection, percent, path, marked):
     drawn_mask[on_canvas] = _resized(soft_mask, on_canvas, Image.Resampling.NEAREST) > 0
     layer = np.zeros((CANVAS, CANVAS, 4), np.uint8)
     layer[drawn_mask] = MASK_COLOR
-    text = "<p>The coloured area is what scoring finds. Change it with brush and eraser if you like, then repair.</p>"
+    text = (
+        "<p>The coloured area is what inspecting finds. Change it with brush and eraser if you like, then repair.</p>"
+    )
     if not drawn_mask.any():
         text = "<p>This looks like a good part: nothing is marked. Paint over what is to go, or leave it as it is.</p>"
     editing = {"background": background, "layers": [layer], "composite": None}
@@ -160,7 +161,7 @@ def _watch(page, inspection, path, repair):
     repaired = output.images[0]
     drawn = np.asarray(repaired.resize(inspection.picture.shape[1::-1], Image.Resampling.BOX))
     folder = Path(tempfile.mkdtemp(dir=gr.utils.get_upload_folder()))
-    stem = html.escape(Path(inspection.file).stem) or "picture"
+    stem = file_stem(inspection.file)
     changed = np.asarray(output.masks[0]) > 0
     names = [save_png(np.asarray(repaired), folder / f"{stem}-repaired.png")]
     animation = film = None

@@ -37,7 +37,7 @@ class Repair:
         false_alarm_rate (`float`): in (0, 1].
 
     Raises:
-        ValueError: for a picture that is too large to be repaired here.
+        ValueError: for a picture that is too large to be repaired here, or if the server is busy.
     """
 
     def __init__(self, model, turns, picture, mask, false_alarm_rate):
@@ -54,8 +54,7 @@ class Repair:
         self._progress, self._began = queue.SimpleQueue(), time.monotonic()
         self._answer = None
         arguments = {"mask": mask, "false_alarm_rate": false_alarm_rate, "return_steps": True}
-        self._thread = threading.Thread(target=self._run, args=(picture, arguments), daemon=True)
-        self._thread.start()
+        self._thread = turns.start(self._run, picture, arguments)
 
     def stop(self):
         """Ask it to end after the step that computes; what has been reached by then is its result."""

@@ -9,7 +9,7 @@ from .answering import FAILED, MISFIT, URLS_REFUSED
 
 UPLOAD = "/gradio_api/upload"
 FILE = "/gradio_api/file="
-CALLS = ("/gradio_api/call/", "/gradio_api/run/", "/gradio_api/api/")
+CALLS = ("/gradio_api/call/", "/gradio_api/run/", "/gradio_api/api/", "/gradio_api/queue/join")
 
 
 class RequestLimits:

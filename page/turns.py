@@ -8,6 +8,9 @@ from contextlib import contextmanager
 SLICE = 0.5
 """Seconds that long work computes before it lets others go first: they wait little, and it comes to its end."""
 
+MAX_LONG_WORK = 16
+"""Batches, repairs and recalibrations that run or wait at once: each holds pictures in memory."""
+
 
 class Turns:
     """A first-come-first-served lock. Long work lets others go first between its steps by `pass_on`.
@@ -16,12 +19,33 @@ class Turns:
 
     Args:
         slice_seconds (`float`): the least that a turn lasts before it is passed on.
+        max_long_work (`int`): how much long work may be under way.
     """
 
-    def __init__(self, slice_seconds=SLICE):
+    def __init__(self, slice_seconds=SLICE, max_long_work=MAX_LONG_WORK):
+        self._places = threading.BoundedSemaphore(max_long_work)
         self._slice_seconds, self._began = slice_seconds, 0.0
         self._condition = threading.Condition()
         self._waiting = deque()
+
+    def start(self, work, *args):
+        """Start long work, which takes turns, in a thread of its own. Returns the `threading.Thread`.
+
+        Raises:
+            ValueError: if as much as may be is under way.
+        """
+        if not self._places.acquire(blocking=False):
+            raise ValueError("the server is busy with the batches and repairs of others; try again in some minutes.")
+
+        def run():
+            try:
+                work(*args)
+            finally:
+                self._places.release()
+
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
+        return thread
 
     @contextmanager
     def take(self):

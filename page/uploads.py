@@ -95,6 +95,8 @@ class Folder:
         self.max_mb = max_mb
         self._places = []
         for upload in uploads or []:
+            if len(self._places) > max_pictures:  # a ZIP can name very many, and be named many times
+                break
             path = uploaded_file(upload)
             if zipfile.is_zipfile(path):
                 self._places += [(path, member, member.filename) for member in _picture_members(path)]
@@ -103,7 +105,7 @@ class Folder:
         if not self._places:
             raise ValueError("no pictures were given: choose picture files, or a ZIP that holds some.")
         if len(self._places) > max_pictures:
-            raise ValueError(f"there are {len(self._places)} pictures; at most {max_pictures} are taken at once.")
+            raise ValueError(f"there are more than {max_pictures} pictures; give at most {max_pictures} at once.")
 
     def __len__(self):
         return len(self._places)
@@ -152,6 +154,11 @@ def shown_name(upload, name):
     """The name that the visitor knows a file by, where the browser tells; else `name`."""
     given = upload.get("orig_name") if isinstance(upload, dict) else None
     return Path(str(given)).name[:100] if given else name
+
+
+def file_stem(name):
+    """What the files of a picture's results begin with: its name without the suffix, as any file system takes it."""
+    return strip_invalid_filename_characters(Path(name).stem, max_bytes=100)
 
 
 def _picture_members(path):

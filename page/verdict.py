@@ -8,6 +8,8 @@ from PIL import Image
 
 from rendering.heat_map import legend
 
+from .inspection import MAX_REGIONS
+
 MAX_LISTED = 5
 HINT = "<p>Choose a picture, or click an example.</p>"
 
@@ -22,21 +24,22 @@ def verdict(numbers, calibration):
     Returns:
         `str`: HTML.
     """
-    count = calibration.num_ranked
+    count, threshold = calibration.num_ranked, numbers["image_threshold"]
+    limit = "every part is" if threshold is None else f"parts above {threshold:.2f} are"
     unusual = round(numbers["p_value"] * (count + 1)) - 1
     if not numbers["is_anomalous"]:
         css, title, place = "accepted", "Accepted: this looks like a good part", "Nothing is outlined."
     else:
         css, title = "rejected", "Rejected: this does not look like a good part"
-        places = count_of(len(numbers["regions"]), "place")
-        area = f"{count_of(numbers['defect_pixels'], 'pixel')} or {numbers['defect_share']:.1%} of the picture"
+        listed = len(numbers["regions"])
+        places = ("at least " if listed == MAX_REGIONS else "") + count_of(listed, "place")
+        area = f"{count_of(numbers['defect_pixels'], 'pixel')} or {_share(numbers['defect_share'])} of the picture"
         place = f"The outlined area, {area}, in {places}, is where it differs."
         if numbers["defect_share"] == 0:
             place = "No single place stands out enough to be outlined; the colours show where it differs most."
     return (
         f'<div class="verdict {css}" role="status"><h2>{title}</h2><p>{place}</p>'
-        f"<p><b>Score {numbers['anomaly_score']:.2f}.</b> At this setting, parts above "
-        f"{numbers['image_threshold']:.2f} are rejected.</p>"
+        f"<p><b>Score {numbers['anomaly_score']:.2f}.</b> At this setting, {limit} rejected.</p>"
         f"<p><b>p-value {numbers['p_value']:.2g}.</b> Of {count} good parts measured for comparison, "
         f"{unusual or 'none'} scored as high.</p>"
         f"<p>{promise(numbers['false_alarm_rate'], calibration)}</p></div>"
@@ -53,7 +56,7 @@ def repair_verdict(output, changed):
     before, after = output.anomaly_score[0], output.repaired_score[0]
     if not changed.any():
         return '<div class="verdict accepted"><h2>Nothing to repair</h2><p>The picture came back as it was.</p></div>'
-    area = f"{count_of(int(changed.sum()), 'pixel')}, {changed.mean():.1%} of the picture"
+    area = f"{count_of(int(changed.sum()), 'pixel')}, {_share(changed.mean())} of the picture"
     share = f"{area}, were drawn anew; all others are as given."
     scores = f"<b>Score {before:.2f} before, {after:.2f} after.</b>"
     if output.is_accepted[0]:
@@ -94,7 +97,15 @@ def list_regions(numbers):
         f"<th>{title}</th>" for title in ("", "left, top", "width × height", "area in pixels", "share", "worst value")
     )
     more = len(numbers["regions"]) - MAX_LISTED
-    return f'<table class="regions"><tr>{head}</tr>{rows}</table>' + (f"<p>and {more} smaller.</p>" if more > 0 else "")
+    or_more = " or more" if len(numbers["regions"]) == MAX_REGIONS else ""
+    return f'<table class="regions"><tr>{head}</tr>{rows}</table>' + (
+        f"<p>and {more}{or_more} smaller.</p>" if more > 0 else ""
+    )
+
+
+def _share(share):
+    """A share that is not 0 in per cent: a small one never reads as nothing."""
+    return f"{share:.1%}" if share >= 0.001 else f"{max(share, 1e-5):.3%}"
 
 
 def count_of(count, noun):
@@ -103,12 +114,14 @@ def count_of(count, noun):
 
 
 def colour_scale(saturation, threshold):
-    """The scale of `heat_map.overlay` from 0 to `saturation` with the pixel threshold marked, as HTML."""
+    """The scale of `heat_map.overlay` from 0 to `saturation` with the pixel threshold, if any, marked, as HTML."""
+    mark = "everything is outlined" if threshold is None else f"outlined above {threshold:.1f}"
+    threshold = threshold or 0
     png = io.BytesIO()
     Image.fromarray(legend(saturation, threshold, height=16, width=640)).save(png, format="PNG")
     place = 100 * min(max(threshold / saturation, 0.15), 0.85)
     return (
-        f'<div class="scale"><div class="mark" style="left: {place:.1f}%">outlined above {threshold:.1f}</div>'
+        f'<div class="scale"><div class="mark" style="left: {place:.1f}%">{mark}</div>'
         f'<img alt="colour scale from 0 to {saturation:.1f}" '
         f'src="data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}">'
         f'<div class="ends"><span>0: average good part</span><span>{saturation:.1f} or more</span></div>'

@@ -172,8 +172,10 @@ def test_stop_keeps_what_is_done(model, shelf, upload):
 
 def test_batch_refuses_too_many_none_and_a_rate_out_of_range(model, shelf, upload):
     tile = upload("a.jpg", a_tile())
-    with refused(ValueError, "3 pictures", "at most 2"):
+    with refused(ValueError, "more than 2 pictures"):
         Folder([tile] * 3, 2, 32)
+    with refused(ValueError, "more than 2 pictures"):  # the fourth is not even looked at
+        Folder([*[tile] * 3, {"path": "/missing"}], 2, 32)
     with refused(ValueError, "no pictures"):
         Folder([], 2, 32)
     for percent in (0, 101, "much", None, True):
@@ -289,6 +291,18 @@ def test_stopped_recalibration_leaves_nothing_and_too_few_pictures_are_refused(s
     assert not (tmp_path / "models").exists()
     with refused(ValueError, "7 readable pictures", "at least 8"):
         Recalibration(model, shelf, folder, list(range(7)), tmp_path / "models")
+
+
+def test_recalibration_that_fails_at_its_end_leaves_no_folder(shelf, model, upload, tmp_path, monkeypatch):
+    def fail(*_):
+        raise ValueError("the disk is full.")
+
+    monkeypatch.setattr(shelf, "add", fail)
+    files = find_images(TILES / "train")[:8]
+    folder = Folder([upload(path.name, path) for path in files], 100, 32)
+    with refused(ValueError, "full"):
+        Recalibration(model, shelf, folder, list(range(8)), tmp_path / "models").result()
+    assert list((tmp_path / "models").iterdir()) == []
 
 
 def _shaded(path):

@@ -123,7 +123,9 @@ def test_reading_names_the_file_that_cannot_be_read(tmp_path):
     huge.write_bytes(b"P5 8001 8000 255\n")
     bomb = tmp_path / "bomb.pgm"
     bomb.write_bytes(b"P5 80000 80000 255\n")
-    for unreadable in (broken, text, huge, bomb, tmp_path / "missing.png"):
+    header = tmp_path / "header.pgm"
+    header.write_bytes(b"P5 8x 8 255\n")
+    for unreadable in (broken, text, huge, bomb, header, tmp_path / "missing.png"):
         with refused(ValueError, unreadable.name):
             read_image(unreadable)
 

@@ -7,6 +7,7 @@ import zipfile
 import zlib
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import gradio as gr
 import httpx
 import pytest
 from conftest import ROOT, TILES
@@ -15,6 +16,7 @@ from PIL import Image
 from sentences import assert_sentence
 from serving import FILE, ask, assert_same_verdict, data_uri, served, upload
 
+from page.answering import answer_in_one_sentence
 from page.uploads import Folder
 
 TILE = TILES / "test" / "blowhole" / "exp1_num_4944.jpg"
@@ -173,6 +175,15 @@ def test_wrong_json_is_refused_with_a_status_of_the_clients(url, path, body):
     assert isinstance(sentence, str)
 
 
+@pytest.mark.parametrize("event", [99_999, -1, "x", None])
+@pytest.mark.parametrize("path", ["queue/join", "run/predict"])
+def test_events_that_there_are_not_are_refused_with_a_status_of_the_clients(url, path, event):
+    body = {"data": [], "fn_index": event, "session_hash": "x"}
+    answer = httpx.post(f"{url}gradio_api/{path}", json=body, timeout=60)
+    assert 400 <= answer.status_code < 500, answer.text
+    assert "Traceback" not in answer.text
+
+
 @pytest.mark.parametrize(
     "data",
     [
@@ -300,6 +311,29 @@ def test_markup_in_a_file_name_is_no_markup_of_the_page(url, tmp_path):
     numbers = ask(url, "inspect", upload(url, TILE, name="../../<script>alert(1)</script>.jpg"), "", 20)[0]
     assert "<" not in numbers["file"]
     assert "/" not in numbers["file"]
+
+
+def test_markup_in_a_sentence_of_the_page_is_text():
+    @answer_in_one_sentence
+    def refuse():
+        raise ValueError("<img src=x onerror=alert(1)>.png is no picture.")
+
+    with pytest.raises(gr.Error) as caught:
+        refuse()
+    assert "<" not in caught.value.message
+    assert_sentence(caught.value.message, "img src=x", "is no picture.")
+
+
+@pytest.mark.parametrize("name", ["text.png", "bomb.png"])
+def test_tab_repair_says_that_a_picture_cannot_be_read(url, tmp_path, name):
+    (tmp_path / name).write_bytes(FILES[name][0] or bomb(50_000))
+    config = httpx.get(f"{url}config", timeout=60).json()
+    tab = next(part["id"] for part in config["components"] if part["props"].get("label") == "Repair")
+    event = next(event for event in config["dependencies"] if (tab, "select") in map(tuple, event["targets"]))
+    body = {"data": [None, 20, upload(url, tmp_path / name), None], "fn_index": event["id"], "session_hash": "x"}
+    answer = httpx.post(f"{url}gradio_api/run/predict", json=body, timeout=60)
+    assert answer.status_code == 400
+    assert_sentence(answer.json()["error"], "cannot be read")
 
 
 def test_files_are_gone_when_the_page_has_ended(tiny_checkpoint, tmp_path):

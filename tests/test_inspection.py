@@ -1,5 +1,7 @@
 """What the page knows of a picture: the pipeline's own answer, at any rate, without a second forward pass."""
 
+import json
+
 import numpy as np
 import pytest
 from conftest import TILE
@@ -8,6 +10,8 @@ from sentences import refused
 from serving import assert_same_verdict
 
 from page.inspection import Inspector
+from page.uploads import file_stem
+from page.verdict import colour_scale, verdict
 from pipelines.image_preprocessing import to_rgb
 from rendering.heat_map import OUTLINE_COLOR, outline, overlay, saturation_of
 from rendering.regions import find_regions
@@ -42,6 +46,15 @@ def test_verdict_is_the_pipelines_own_at_every_rate(inspector, shelf, scratched)
     assert numbers["defect_pixels"] > 0
 
 
+def test_everything_is_rejected_at_a_hundred_per_cent_and_the_numbers_are_json(inspector, scratched):
+    numbers, mask = inspector.judge(inspector.inspect("tiny", scratched, "a.png"), 100)
+    assert numbers["is_anomalous"]
+    assert mask.all()
+    assert "Infinity" not in json.dumps(numbers)
+    assert "every part is rejected" in verdict(numbers, inspector.shelf.get("tiny").scoring.calibration.config)
+    assert "everything is outlined" in colour_scale(3.0, numbers["pixel_threshold"])
+
+
 def test_network_runs_once_for_a_picture_and_again_for_other_settings(inspector, shelf, scratched):
     calls = []
     hook = shelf.get("tiny").scoring.unet.register_forward_hook(lambda *_: calls.append(1))
@@ -57,6 +70,14 @@ def test_network_runs_once_for_a_picture_and_again_for_other_settings(inspector,
     finally:
         hook.remove()
     assert other.score == shelf.get("tiny").scoring(scratched, timesteps=[5], alpha=1.0).anomaly_score[0]
+
+
+def test_large_pictures_are_remembered_up_to_a_number_of_pixels(inspector, scratched, monkeypatch):
+    monkeypatch.setattr("page.inspection.KEPT_PIXELS", 2 * scratched[..., 0].size)
+    inspections = [inspector.inspect("tiny", scratched, name) for name in ("a.png", "b.png", "c.png")]
+    assert inspector.inspect("tiny", scratched, "c.png") is inspections[2]
+    assert inspector.inspect("tiny", scratched, "b.png") is inspections[1]
+    assert inspector.inspect("tiny", scratched, "a.png") is not inspections[0]
 
 
 def test_areas_of_a_large_picture_are_in_its_own_pixels(inspector, shelf, scratched):
@@ -86,6 +107,8 @@ def test_unknown_models_and_settings_are_refused(inspector, scratched):
         inspector.inspect("../../etc", scratched, "a.png")
     with pytest.raises(ValueError, match="choose among the calibrated ones"):
         inspector.inspect("tiny", scratched, "a.png", timesteps=[7])
+    with refused(ValueError, "at least one"):
+        inspector.inspect("tiny", scratched, "a.png", timesteps=[])
     with pytest.raises(ValueError, match="whole numbers"):
         inspector.inspect("tiny", scratched, "a.png", timesteps=["<b>"])
     with pytest.raises(ValueError, match="alpha"):
@@ -157,3 +180,17 @@ def test_regions_are_listed_largest_first_with_their_boxes_and_peaks():
         "peak": 47.0,
     }
     assert find_regions(np.zeros((2, 2), bool), np.zeros((2, 2))) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "stem"),
+    [
+        ("R&D part.png", "R&D part"),
+        ("名" * 90 + ".png", "名" * 33),
+        ("<b>x.png", "bx"),
+        ("a\0b.png", "ab"),
+        ("", "file"),
+    ],
+)
+def test_results_are_named_after_the_picture_as_any_file_system_takes_it(name, stem):
+    assert file_stem(name) == stem

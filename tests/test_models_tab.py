@@ -103,6 +103,7 @@ def damaged(**changes):
         damaged(groups={"all": dict.fromkeys([*FIGURES, "false_alarm_rate"], "<script>")}),
         damaged(pictures={"good": "<script>"}),
         damaged(promised_false_alarm_rate=7),
+        damaged(promised_false_alarm_rate=10**400),
     ],
 )
 def test_results_of_another_shape_are_taken_for_none(content, tmp_path):
@@ -150,6 +151,7 @@ def test_a_packed_checkpoint_is_whole_and_holds_no_training_state(checkpoint, tm
     (checkpoint / "checkpoint-7").mkdir()
     (checkpoint / "checkpoint-7" / "optimizer.bin").write_bytes(b"x")
     (checkpoint / "progress.jsonl").write_text("{}\n")
+    os.utime(checkpoint / "model_index.json", (0, 0))  # as in a container image; ZIPs begin with 1980
     pack_checkpoint(checkpoint, tmp_path / "mine.zip")
     with zipfile.ZipFile(tmp_path / "mine.zip") as archive:
         archive.extractall(tmp_path / "unpacked")
@@ -184,6 +186,11 @@ def test_a_hub_id_that_is_not_allowed_is_answered_in_a_sentence(page):
 def test_without_an_allow_list_nothing_is_opened(checkpoint):
     with refused(ValueError, "team/model", "not among"):
         ModelShelf([checkpoint]).open_from_hub("team/model")
+
+
+def test_a_hub_model_of_several_categories_is_fetched_once(page):
+    page.shelf._models["team/parts: nut"] = page.shelf.get("tile")
+    assert page.shelf.open_from_hub("team/parts") == ["team/parts: nut"]
 
 
 def test_hub_models_are_loaded_without_their_code_and_never_from_pickles(tiny_checkpoint, environment, tmp_path):

@@ -81,7 +81,7 @@ def test_defect_is_repaired_and_the_mask_can_be_emptied(browser_page, scratched_
     set_percent(browser_page, 20)
     browser_page.wait_for_selector("#verdict >> text=about 20 are rejected")
     browser_page.locator("#to-repair").click()
-    browser_page.wait_for_selector("#repair-words >> text=The coloured area is what scoring finds")
+    browser_page.wait_for_selector("#repair-words >> text=The coloured area is what inspecting finds")
     browser_page.locator("#repair:enabled").click()
     browser_page.wait_for_selector("#repair-words >> text=were drawn anew")
     browser_page.locator("#stop-repair:disabled").wait_for()

@@ -5,6 +5,7 @@ import time
 
 import numpy as np
 import pytest
+from sentences import refused
 
 from page.repair_tab import CANVAS, _fit, _painted
 from page.repairing import Repair, find_mask
@@ -102,6 +103,17 @@ def test_turn_is_kept_for_its_slice_of_time():
         order.append("first")
     thread.join()
     assert order == ["first", "other"]
+
+
+def test_long_work_is_refused_while_as_much_as_may_be_is_under_way():
+    turns, end = Turns(max_long_work=2), threading.Event()
+    threads = [turns.start(end.wait) for _ in range(2)]
+    with refused(ValueError, "busy"):
+        turns.start(end.wait)
+    end.set()
+    for thread in threads:
+        thread.join()
+    turns.start(end.wait).join()
 
 
 def test_turn_is_given_back_after_a_failure():

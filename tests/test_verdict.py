@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from page.inspection import MAX_REGIONS
 from page.verdict import list_regions, promise, repair_verdict, verdict
 
 CALIBRATION = SimpleNamespace(cross_fitted=False, num_ranked=99)
@@ -55,6 +56,10 @@ def test_verdict_counts_the_good_parts_that_scored_as_high():
 def test_verdict_names_what_is_outlined():
     words = verdict(NUMBERS | {"defect_pixels": 5, "defect_share": 0.025, "regions": [REGION]}, CALIBRATION)
     assert "outlined area, 5 pixels or 2.5% of the picture, in 1 place," in words
+    many = verdict(
+        NUMBERS | {"defect_pixels": 1, "defect_share": 0.0004, "regions": [REGION] * MAX_REGIONS}, CALIBRATION
+    )
+    assert "1 pixel or 0.040% of the picture, in at least 20 places," in many
 
 
 def test_regions_are_listed_up_to_five_with_their_share():

@@ -36,21 +36,30 @@ def read_image(source, name=None):
     name = name or Path(source).name
     try:
         with Image.open(source, formats=FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise ValueError(
-                    f"{name} has {image.width}×{image.height} pixels; at most "
-                    f"{MAX_PIXELS // 1_000_000} million are accepted: crop it or scale it down first."
-                )
-            if image.format in ANIMATED_FORMATS and getattr(image, "is_animated", False):
-                raise ValueError(f"{name} is an animation; give one of its pictures.")
-            image.load()
-            return image
+            refusal = _refusal(image)
+            if refusal is None:
+                image.load()
     except UnidentifiedImageError as error:
         raise ValueError(f"{name} is not a picture in a known format.") from error
     except Image.DecompressionBombError as error:
         raise ValueError(f"{name} has too many pixels; crop it or scale it down first.") from error
-    except (OSError, SyntaxError) as error:
+    except (OSError, SyntaxError, ValueError) as error:
         raise ValueError(f"{name} is damaged or cut short and cannot be read ({error}).") from error
+    if refusal is not None:
+        raise ValueError(f"{name} {refusal}")
+    return image
+
+
+def _refusal(image):
+    """What is wrong with a picture before it is decoded, or None."""
+    if image.width * image.height > MAX_PIXELS:
+        return (
+            f"has {image.width}×{image.height} pixels; at most {MAX_PIXELS // 1_000_000} million are accepted: "
+            "crop it or scale it down first."
+        )
+    if image.format in ANIMATED_FORMATS and getattr(image, "is_animated", False):
+        return "is an animation; give one of its pictures."
+    return None
 
 
 def find_images(folder):

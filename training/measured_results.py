@@ -79,4 +79,4 @@ def _is_result(result):
 
 def _is_share(value):
     """NaN is one: what was measured on pictures of one kind alone."""
-    return isinstance(value, int | float) and (math.isnan(value) or 0 <= value <= 1)
+    return isinstance(value, int | float) and (0 <= value <= 1 or (isinstance(value, float) and math.isnan(value)))
