@@ -82,7 +82,12 @@ class ModelShelf:
         self._models = {}
         self._adding = threading.Lock()
         for source in sources:
-            self.add(source)
+            name = _name_of(source)
+            if name in self._models:
+                raise ValueError(
+                    f"two models are named {name}; models are named after their folders, which must differ."
+                )
+            self.add(source, name)
 
     @property
     def names(self):
@@ -113,7 +118,7 @@ class ModelShelf:
             if torch.cuda.is_available():
                 pipe.to("cuda")
             categories = [None] if pipe.categories is None else list(pipe.categories.config.names)
-            name = name or (str(source) if _is_hub_id(source) else Path(source).resolve().name)
+            name = name or _name_of(source)
             models = {}
             for category in categories:
                 scoring = pipe.for_category(category)
@@ -152,6 +157,10 @@ def measured_results(model):
 
 def _is_hub_id(source):
     return HUB_ID.fullmatch(str(source)) is not None and not Path(source).is_dir()
+
+
+def _name_of(source):
+    return str(source) if _is_hub_id(source) else Path(source).resolve().name
 
 
 def _fetch(source):

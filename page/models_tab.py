@@ -11,6 +11,7 @@ from .answering import answer_in_one_sentence
 from .model_shelf import measured_results
 from .model_words import describe_calibration, describe_results
 from .packing import pack_checkpoint
+from .settings import EMBEDDED_MODELS
 
 MAX_CARD = 20_000
 """Characters of a card that are shown."""
@@ -39,7 +40,7 @@ def build_models_tab(page, demo, tab):
     show = {
         "fn": functools.partial(_show, page),
         "inputs": page.model,
-        "outputs": [facts, results, card, download],
+        "outputs": [facts, results, card, download, pack],
         "api_visibility": "private",
         "show_progress": "hidden",
     }
@@ -79,15 +80,24 @@ def _show(page, name):
     model = page.shelf.get(name)
     card = model.card[:MAX_CARD] or NO_CARD
     hidden = gr.update(value=None, visible=False)
-    return describe_calibration(model), describe_results(measured_results(model)), card, hidden
+    offered = gr.update(interactive=_is_for_download(page, model))
+    return describe_calibration(model), describe_results(measured_results(model)), card, hidden, offered
 
 
 @answer_in_one_sentence
 def _pack(page, name):
     model = page.shelf.get(name)
+    if not _is_for_download(page, model):
+        raise ValueError(f"{model.name} is not offered for download; the owner of this page has it.")
     folder = Path(tempfile.mkdtemp(dir=gr.utils.get_upload_folder()))
     file = model.name.split(":")[0].replace("/", "-")
     return gr.update(value=pack_checkpoint(model.folder, folder / f"{file}.zip"), visible=True)
+
+
+def _is_for_download(page, model):
+    """Models made here and the embedded ones are; the owner's others, and those that the Hub has, are not."""
+    parents = (Path(page.settings.trained_models).resolve(), EMBEDDED_MODELS)
+    return model.folder.resolve().parent in parents
 
 
 @answer_in_one_sentence

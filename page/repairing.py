@@ -41,12 +41,7 @@ class Repair:
     """
 
     def __init__(self, model, turns, picture, mask, false_alarm_rate):
-        height, width = picture.shape[:2]
-        if height * width > MAX_REPAIR_PIXELS:
-            raise ValueError(
-                f"the picture has {width}×{height} pixels; at most {MAX_REPAIR_PIXELS // 1_000_000} million are "
-                "repaired here: crop it or scale it down first."
-            )
+        check_repairable(picture)
         # A pipeline of its own, sharing all weights: what stops one repair must not stop another.
         self._pipe = GradientDenoisePipeline.from_pipe(model.scoring)
         self._pipe.set_progress_bar_config(disable=True)
@@ -97,8 +92,27 @@ class Repair:
         self._turns.pass_on()
 
 
+def check_repairable(picture):
+    """Refuse a picture that is too large to be repaired here.
+
+    Raises:
+        ValueError: if it has more than `MAX_REPAIR_PIXELS`.
+    """
+    height, width = picture.shape[:2]
+    if height * width > MAX_REPAIR_PIXELS:
+        raise ValueError(
+            f"the picture has {width}×{height} pixels; at most {MAX_REPAIR_PIXELS // 1_000_000} million are "
+            "repaired here: crop it or scale it down first."
+        )
+
+
 def find_mask(model, turns, picture, false_alarm_rate):
-    """What a repair would change by itself, float32 in [0, 1], (height, width): nothing is repaired."""
+    """What a repair would change by itself, float32 in [0, 1], (height, width): nothing is repaired.
+
+    Raises:
+        ValueError: as `check_repairable`.
+    """
+    check_repairable(picture)
     with turns.take():
         output = model.repair(
             picture, strengths=(), num_gradient_steps=0, false_alarm_rate=false_alarm_rate, output_type="np"

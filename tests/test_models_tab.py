@@ -19,7 +19,7 @@ from sentences import assert_sentence, refused
 
 from page.model_shelf import ModelShelf, measured_results
 from page.model_words import describe_calibration, describe_results
-from page.models_tab import NO_CARD, _open, _show
+from page.models_tab import NO_CARD, _open, _pack, _show
 from page.packing import pack_checkpoint
 from page.settings import Settings
 from training.measured_results import EVALUATION, forget_results, keep_results, read_results
@@ -128,7 +128,7 @@ def test_the_evaluation_leaves_its_figures_with_the_checkpoint_if_it_is_asked_to
 
 
 def test_facts_and_card_are_those_of_the_model(page, checkpoint):
-    facts, results, card, _ = _show(page, "tile")
+    facts, results, card, *_ = _show(page, "tile")
     assert "24 good pictures" in facts
     assert "4 %" in facts
     assert "estimate, not a promise" in facts
@@ -145,6 +145,22 @@ def test_facts_and_card_are_those_of_the_model(page, checkpoint):
 def test_a_name_is_text_and_no_markup(page):
     model = SimpleNamespace(name="<b>x", scoring=page.shelf.get("tile").scoring, smallest_percent=4.0)
     assert "&lt;b&gt;x" in describe_calibration(model)
+
+
+def test_a_model_of_the_owners_is_not_offered_for_download(checkpoint, tmp_path):
+    shelf = ModelShelf([checkpoint])
+    page = SimpleNamespace(shelf=shelf, settings=Settings(trained_models=str(tmp_path / "elsewhere")))
+    assert not _show(page, shelf.names[0])[-1]["interactive"]
+    with pytest.raises(gr.Error, match="is not offered for download"):
+        _pack(page, shelf.names[0])
+    page.settings = Settings(trained_models=str(checkpoint.parent))
+    assert _show(page, shelf.names[0])[-1]["interactive"]
+    assert Path(_pack(page, shelf.names[0])["value"]).is_file()
+
+
+def test_two_models_of_one_name_are_refused_at_start(checkpoint):
+    with pytest.raises(ValueError, match="two models are named"):
+        ModelShelf([checkpoint, checkpoint])
 
 
 def test_a_packed_checkpoint_is_whole_and_holds_no_training_state(checkpoint, tmp_path):
