@@ -151,6 +151,8 @@ class HubHandler(BaseHTTPRequestHandler):
         repository = self._repository(kind, repo_id, write=not as_pull_request)
         self._commit_of(repository, revision)
         lines = [json.loads(line) for line in body.splitlines()]
+        if lines[0]["value"].get("parentCommit") not in (None, repository.resolve(revision)):
+            raise Refused(412, message="A commit has happened since. Please refresh and try again.")
         commit, number = repository.commit(revision, lines, self.hub.repositories.large_files, as_pull_request)
         address = f"{self.hub.url}/{repo_id}"
         answer = {"success": True, "commitOid": commit, "commitUrl": f"{address}/commit/{commit}"}
