@@ -53,14 +53,18 @@ class Hub:
     """
 
     def __init__(self, users=None):
-        self.repositories = Repositories(users)
-        self.asked, self.ranges, self.faults = [], [], []
+        self.reset(users)
         self._lock = threading.Lock()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), HubHandler)
         self._server.daemon_threads = True
         self._server.hub = self
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         self.storage_url = f"http://localhost:{self._server.server_port}"
+
+    def reset(self, users=None):
+        """Forget everything; from now on there are these users, `dict` of token to `User`."""
+        self.repositories = Repositories(users)
+        self.asked, self.ranges, self.faults = [], [], []
 
     def fail(self, method, path, **what):
         """Let requests fail from now on; arguments are those of `Fault`."""

@@ -21,34 +21,35 @@ from training.publish import prepare_shipment
 TOKEN, READER = "hf_secret_of_me", "hf_secret_of_a_reader"
 
 
+@pytest.fixture(scope="module")
+def hub():
+    with Hub().running() as hub:
+        yield hub
+
+
 @pytest.fixture
-def server():
-    with Hub({TOKEN: User("me", ("me", "team")), READER: User("reader")}).running() as server:
-        yield server
+def server(hub):
+    """A Hub without any repository."""
+    hub.reset({TOKEN: User("me", ("me", "team")), READER: User("reader")})
+    return hub
+
+
+@pytest.fixture(scope="module")
+def process(hub, environment, tmp_path_factory):
+    process = FreshProcess(hub, tmp_path_factory.mktemp("publisher"), environment)
+    yield process
+    process.close()
+
+
+@pytest.fixture
+def publish(process, server):
+    """Runs `training/publish.py` against this test's Hub."""
+    return process.publish
 
 
 @pytest.fixture
 def checkpoint(tiny_checkpoint, tmp_path):
     return shutil.copytree(tiny_checkpoint, tmp_path / "tile")
-
-
-@pytest.fixture(scope="module")
-def process(environment, tmp_path_factory):
-    """A process with an address that each test gives a server to: `connected` does."""
-    with Hub().running() as nowhere:
-        process = FreshProcess(nowhere, tmp_path_factory.mktemp("publisher"), environment)
-        yield process
-        process.close()
-
-
-@pytest.fixture
-def publish(process, server):
-    """Runs `training/publish.py` against this test's server."""
-    # The address is read once, when huggingface_hub is imported; `HfApi` takes it from there.
-    process.run(
-        f"from huggingface_hub import constants, hf_api\nhf_api.api.endpoint = constants.ENDPOINT = {server.url!r}"
-    )
-    return process.publish
 
 
 def tree(server, repo_id="team/tile", revision="main"):
