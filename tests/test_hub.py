@@ -17,10 +17,12 @@ TOKEN = "hf_secret_of_me"
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 
 LOAD = """
+import torch
 from diffusers import DiffusionPipeline
 pipe = DiffusionPipeline.from_pretrained("team/tile", trust_remote_code=True, {options})
 """
 LOCAL = """
+import torch
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 pipe = AnomalyScoringPipeline.from_pretrained("team/tile", {options})
 """
@@ -150,8 +152,9 @@ def test_what_is_pulled_is_what_was_pushed_byte_for_byte(server, tiny_checkpoint
     server.repositories = type(server.repositories)(server.repositories.users)
     status, printed = local.publish(tiny_checkpoint, token=TOKEN)
     assert status == 0, printed
-    status, printed, folder = local.run(
-        f"from huggingface_hub import snapshot_download\nanswer = snapshot_download('team/tile', local_dir={quoted(tmp_path)})"
+    status, printed, _ = local.run(
+        "from huggingface_hub import snapshot_download\n"
+        f"answer = snapshot_download('team/tile', local_dir={quoted(tmp_path)})"
     )
     assert status == 0, printed
     pulled = read_folder(tmp_path)
@@ -183,7 +186,7 @@ def test_offline_a_checkpoint_that_was_fetched_whole_loads_from_its_folder(
 # Faults
 
 LASTING = [
-    ("GET", "/api/models/", {"status": 401}, "RepositoryNotFoundError"),
+    ("GET", "/api/models/", {"status": 401}, "HfHubHTTPError"),
     ("GET", "/api/models/", {"status": 403}, "LocalEntryNotFoundError"),
     ("GET", "/api/models/", {"status": 404, "headers": {"X-Error-Code": "RepoNotFound"}}, "RepositoryNotFoundError"),
     ("GET", "/cdn/", {"status": 500}, "HfHubHTTPError"),
@@ -216,16 +219,10 @@ def test_a_lasting_fault_leaves_nothing_that_loads_and_the_next_try_is_whole(
         ("/cdn/", {"cut_after": 0}),
     ],
 )
-def test_a_passing_fault_is_ridden_out_or_said_and_gone_at_the_next_try(
-    server, local, pictures, expected, tmp_path, path, fault
-):
+def test_a_passing_fault_is_ridden_out(server, local, pictures, expected, tmp_path, path, fault):
     pull = partial(run, local, LOCAL, pictures, cache_dir=quoted(tmp_path))
     server.fail("GET", path, **fault, times=1)
     status, printed, answer = pull()
-    if fault.get("status") == 500:  # the client does not ask again where a listing fails
-        assert status == 2
-        assert "HfHubHTTPError" in printed
-        status, printed, answer = pull()
     assert status == 0, printed
     assert answer == expected
     assert server.faults[0].times == 0
@@ -246,7 +243,7 @@ def test_a_long_download_goes_on_where_it_was_cut(server, local, tmp_path):
     content = bytes(range(256)) * 100_000
     server.repositories.get("model", "team/tile").put({"long.zip": content})
     server.fail("GET", "/cdn/", cut_after=12_000_000, times=1)
-    status, printed, answer = local.run(
+    status, printed, _ = local.run(
         "from huggingface_hub import hf_hub_download\n"
         f"answer = hf_hub_download('team/tile', 'long.zip', local_dir={quoted(tmp_path)})"
     )

@@ -70,6 +70,12 @@ def prepare_shipment(folder, repo_id, license=LICENSE, datasets=()):
     """
     folder = Path(folder)
     contents = list_contents(folder)
+    for name in contents.shared:
+        if name.count("/") == 1 and name.endswith(".py") and "\nfrom ." in (folder / name).read_text():
+            raise ValueError(
+                f"{folder} was saved by an older version, and nobody could load it from the Hub; save it again with "
+                "AnomalyScoringPipeline.from_pretrained(folder).save_pretrained(folder)."
+            )
     pipe = AnomalyScoringPipeline.from_pretrained(folder)  # what does not load is not shared
     files = {name: folder / name for name in contents.shared}
     has_own_card = has_edited_card(folder)
