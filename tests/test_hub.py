@@ -1,5 +1,6 @@
 """Pulling a checkpoint from a real server, as strangers do: revisions, casts, both pipelines, offline, every fault."""
 
+import copy
 import hashlib
 import inspect
 import json
@@ -11,6 +12,8 @@ from hub_repositories import User
 from hub_server import Hub, read_folder
 from test_saving import fingerprint
 
+from pipelines.category_bank import CategoryBank
+from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from training.publish import prepare_shipment
 
 TOKEN = "hf_secret_of_me"
@@ -181,6 +184,21 @@ def test_offline_a_checkpoint_that_was_fetched_whole_loads_from_its_folder(
     assert "OfflineModeIsEnabled" in answer["raised"]
     offline.close()
     assert len(server.asked) == asked
+
+
+def test_a_checkpoint_for_several_categories_loads_from_the_hub(server, stranger, tiny_pipeline, tmp_path):
+    bank = CategoryBank.from_pipelines({"tile": tiny_pipeline, "nut": copy.deepcopy(tiny_pipeline)})
+    shared = (tiny_pipeline.unet, tiny_pipeline.scheduler, tiny_pipeline.feature_extractor)
+    AnomalyScoringPipeline(*shared, categories=bank).save_pretrained(tmp_path / "both")
+    shipment = prepare_shipment(tmp_path / "both", "team/both")
+    assert b"category='tile'" in shipment.files["README.md"]
+    server.repositories.create("model", "team/both").put(
+        {name: source if isinstance(source, bytes) else source.read_bytes() for name, source in shipment.files.items()}
+    )
+    load = LOAD.replace("team/tile", "team/both").format(options="") + "answer = list(pipe.categories.config.names)"
+    status, printed, answer = stranger.run(load)
+    assert status == 0, printed
+    assert answer == ["tile", "nut"]
 
 
 # Faults

@@ -182,6 +182,36 @@ def test_what_a_checkpoint_has_no_more_goes_and_what_others_put_there_stays(publ
     assert "memory/old.py" not in now
 
 
+# The Space
+
+
+def test_this_repository_becomes_a_space_in_one_commit(process, server, tmp_path):
+    clone = tmp_path / "clone"
+    (clone / "tests").mkdir(parents=True)
+    for name in ("app.py", "README.md", "tests/test_app.py"):
+        shutil.copyfile(ROOT / name, clone / name)
+    git = ["git", "-C", clone, "-c", "user.name=me", "-c", "user.email=me@example.com"]
+    for arguments in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "page"]):
+        subprocess.run([*git, *arguments], check=True)
+    (clone / "untracked.txt").write_text("x")
+    code = (
+        f"from training.space import push_space\nanswer = push_space('team/page', token={TOKEN!r}, root={str(clone)!r})"
+    )
+    status, printed, answer = process.run(code)
+    assert status == 0, printed
+    assert "has all 2 files" in answer
+    space = server.repositories.get("space", "team/page")
+    assert {name: blob.content for name, blob in space.tree("main").items()} == {
+        name: (ROOT / name).read_bytes() for name in ("app.py", "README.md")
+    }
+    assert "nothing to send" in process.run(code)[2]
+    assert len(space.messages) == 2
+    (clone / "app.py").write_text("changed")
+    status, _, answer = process.run(code)
+    assert status == 2
+    assert_sentence(answer["message"], "app.py", "not committed")
+
+
 # Failures
 
 

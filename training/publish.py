@@ -23,6 +23,7 @@ from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from training.checkpoint_contents import is_ours, list_components, list_contents
 from training.hub_errors import hub_sentences
 from training.model_card import build_model_card, has_edited_card, is_edited
+from training.space import list_space_files, push_space
 
 COMMIT_MESSAGE = "Upload a checkpoint"
 LICENSE = "apache-2.0"
@@ -170,8 +171,9 @@ def _read_card(api, repo_id, revision):
 
 def _parse_args(argv):
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--model", required=True, help="checkpoint folder")
-    parser.add_argument("--repo_id", required=True, help="organisation/name on the Hub; created if it does not exist")
+    parser.add_argument("--model", help="checkpoint folder")
+    parser.add_argument("--repo_id", help="organisation/name on the Hub; created if it does not exist")
+    parser.add_argument("--space", help="organisation/name of a Space: this repository's page, instead of a checkpoint")
     parser.add_argument("--private", action="store_true", default=None, help="a new repository is private")
     parser.add_argument("--revision", help="branch to push to, created if there is none; default main")
     parser.add_argument("--create_pr", action="store_true", help="open a pull request instead of pushing")
@@ -181,13 +183,26 @@ def _parse_args(argv):
     parser.add_argument("--token", help="better: hf auth login or HF_TOKEN, which no list of processes shows")
     parser.add_argument("--dry_run", action="store_true", help="list what would be sent; the Hub is not asked")
     parser.add_argument("--card_only", action="store_true", help="print the card; the Hub is not asked")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.space is None and (args.model is None or args.repo_id is None):
+        parser.error("--model and --repo_id are needed, or --space")
+    if args.space is not None and (args.model or args.repo_id or args.revision or args.create_pr or args.card_only):
+        parser.error("--space goes with --private, --commit_message, --token and --dry_run only")
+    return args
+
+
+def _push_space(args):
+    message = "Update the Space" if args.commit_message == COMMIT_MESSAGE else args.commit_message
+    return push_space(args.space, args.private, message, args.token)
 
 
 def main(argv=None):
     """Run the command; a mistake or a failure ends it with one sentence and exit status 1."""
     args = _parse_args(argv)
     try:
+        if args.space is not None:
+            print("\n".join(list_space_files()) if args.dry_run else _push_space(args))
+            return
         with hub_sentences(args.repo_id, args.token):
             validate_repo_id(args.repo_id)
         shipment = prepare_shipment(args.model, args.repo_id, args.license, args.dataset)
