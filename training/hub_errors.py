@@ -89,6 +89,9 @@ def _explain_status(error, repo_id):
 def _explain_system(error, _):
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return "the disk is full; make room, or let TMPDIR name a folder on another disk, and run it again."
+    if type(error).__name__.startswith("Xet"):  # of hf_xet, through which uploads go where it is installed
+        name = type(error).__name__
+        return f"the Hub's storage refuses the upload ({name}); check that the token may write, then run it again."
     if isinstance(error, ConnectionError) or error.errno is None:
         return f"the Hub at {constants.ENDPOINT} cannot be reached ({type(error).__name__}); run it again."
     return f"{error.filename or 'a file'} cannot be read or written: {error.strerror}."
