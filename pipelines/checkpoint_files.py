@@ -2,7 +2,6 @@
 
 import inspect
 import json
-import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -11,6 +10,8 @@ import torch
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
+
+from .component_code import sibling_modules, write_component_code
 
 FORMAT_VERSION = 3
 """Written to `model_index.json`; a checkpoint of a later format is refused by name."""
@@ -51,7 +52,7 @@ def save_checkpoint(pipe, save_components, save_directory, half_precision, optio
     if not options.pop("safe_serialization", True):
         raise ValueError("weights are saved as safetensors only; leave safe_serialization at True.")
     if options.pop("push_to_hub", False):
-        raise ValueError("save_pretrained does not push; save the folder, then upload it whole (huggingface_hub).")
+        raise ValueError("save_pretrained does not push; save the folder, then push it with training/publish.py.")
     save_directory = Path(save_directory)
     try:
         save_directory.mkdir(parents=True, exist_ok=True)
@@ -169,7 +170,7 @@ def _forget_origin(folder):
 def _write_code(pipe, folder):
     """Copy the code of the pipeline and its components, and name them in `model_index.json` as the loader expects.
 
-    The pipelines' files and their siblings go to the root, each component's file and its siblings into its folder too.
+    The pipelines' files and their siblings go to the root; each component's, made one file, goes into its folder.
     A foreign process that has loaded one of the pipelines has only that one's code at hand; the other's is taken from
     the folder that the checkpoint was loaded from, if it still is there.
     """
@@ -178,7 +179,7 @@ def _write_code(pipe, folder):
     for module in sorted(ENTRY_MODULES, key=lambda name: name == entry.stem):  # the entry's own siblings last
         source = entry.parent if module == entry.stem or not (origin / f"{module}.py").is_file() else origin
         if (source / f"{module}.py").is_file():
-            for name in _sibling_modules(source / f"{module}.py"):
+            for name in sibling_modules(source / f"{module}.py"):
                 shutil.copyfile(source / f"{name}.py", folder / f"{name}.py")
     index_path = folder / MODEL_INDEX
     index = json.loads(index_path.read_text())
@@ -189,24 +190,9 @@ def _write_code(pipe, folder):
     for name, component in pipe.components.items():
         if component is None or type(component).__module__.split(".")[0] == "diffusers":
             continue
-        source = Path(inspect.getfile(type(component)))
-        for sibling in _sibling_modules(source):
-            shutil.copyfile(source.parent / f"{sibling}.py", folder / name / f"{sibling}.py")
-        index[name] = [source.stem, type(component).__name__]
+        module = write_component_code(Path(inspect.getfile(type(component))), folder / name)
+        index[name] = [module, type(component).__name__]
     index_path.write_text(json.dumps(index, indent=2) + "\n")
-
-
-def _sibling_modules(entry):
-    """Names of a module file and of every sibling it imports, directly or through others."""
-    found, queue = [], [entry.stem]
-    while queue:
-        name = queue.pop()
-        if name in found:
-            continue
-        found.append(name)
-        source = (entry.parent / f"{name}.py").read_text()
-        queue += re.findall(r"^from \.(\w+) import", source, flags=re.MULTILINE)
-    return found
 
 
 def _store_half_precision(path):

@@ -14,6 +14,7 @@ from .anomaly_maps import resize_map
 # diffusers copies only the siblings that this file names: those marked F401 are what trained_model.py needs.
 from .category_bank import CategoryBank  # noqa: F401
 from .checkpoint_files import load_components  # noqa: F401
+from .component_code import sibling_modules  # noqa: F401
 from .defect_repair import DefectRepair
 from .denoising_network import predict  # noqa: F401
 from .feature_extraction import TimmFeatureExtractor  # noqa: F401

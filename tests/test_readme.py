@@ -13,6 +13,7 @@ from conftest import ROOT
 from serving import mcp_is_installed
 
 from benchmarks.running_page import running_page
+from pipelines.component_code import write_component_code
 
 
 def _printed(mark, language):
@@ -43,12 +44,17 @@ def test_the_readmes_examples_find_and_remove_the_defect(tmp_path, mark, shown, 
     assert done.stdout.startswith(expected)
 
 
-def test_the_embedded_checkpoint_carries_todays_code_and_stays_small():
+def test_the_embedded_checkpoint_carries_todays_code_and_stays_small(tmp_path):
     checkpoint = ROOT / "checkpoints" / "magnetic-tile"
     carried = sorted(checkpoint.rglob("*.py"))
     assert {path.name for path in carried} >= {"pipeline_anomaly_scoring.py", "feature_extraction.py"}
     for path in carried:  # AnomalyScoringPipeline.from_pretrained(folder).save_pretrained(folder) brings it up to date
-        assert path.read_text() == (ROOT / "pipelines" / path.name).read_text(), path
+        if not path.name.endswith("_component.py") or path.parent == checkpoint:
+            assert path.read_text() == (ROOT / "pipelines" / path.name).read_text(), path
+    for component, source in (("calibration", "score_calibration"), ("gaussian", "feature_gaussian")):
+        (tmp_path / component).mkdir()
+        name = f"{write_component_code(ROOT / 'pipelines' / f'{source}.py', tmp_path / component)}.py"
+        assert (checkpoint / component / name).read_text() == (tmp_path / component / name).read_text()
     assert sum(path.stat().st_size for path in checkpoint.rglob("*") if path.is_file()) < 40e6
 
 

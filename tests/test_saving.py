@@ -1,8 +1,10 @@
 """A saved checkpoint in fresh processes: the same scores with and without this repository, and no stranger's code."""
 
+import ast
 import inspect
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from sentences import refused
 
+from pipelines.component_code import RELATIVE_IMPORT, write_component_code
 from pipelines.feature_extraction import TimmFeatureExtractor
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from pipelines.pipeline_gradient_denoise import GradientDenoisePipeline
@@ -275,9 +278,23 @@ def test_weights_are_safetensors_and_code_is_that_of_this_repository(tiny_checkp
     assert suffixes == {".json", ".safetensors", ".py", ".md"}
     for component in ("unet", "feature_extractor", "calibration"):
         assert (tiny_checkpoint / component / WEIGHTS).is_file()
-    for path in tiny_checkpoint.rglob("*.py"):
+    for path in tiny_checkpoint.glob("*.py"):
         assert path.read_text() == (ROOT / "pipelines" / path.name).read_text()
     assert not [path for path in tiny_checkpoint.iterdir() if path.name.startswith(".")]
+
+
+def test_the_code_of_a_component_is_one_file_in_which_no_name_is_defined_twice(tiny_checkpoint, tmp_path):
+    for name, source in (("gaussian", "feature_gaussian"), ("calibration", "score_calibration")):
+        (path,) = (tiny_checkpoint / name).glob("*.py")
+        source = (ROOT / "pipelines" / f"{source}.py").read_text()
+        assert re.sub(RELATIVE_IMPORT, "", source, flags=re.MULTILINE) in path.read_text()
+    (tmp_path / "categories").mkdir()
+    write_component_code(ROOT / "pipelines" / "category_bank.py", tmp_path / "categories")  # made of the most files
+    tree = ast.parse((tmp_path / "categories" / "categories_component.py").read_text())
+    assert not [node for node in tree.body if isinstance(node, ast.ImportFrom) and node.level]
+    defined = [node.name for node in tree.body if isinstance(node, ast.ClassDef | ast.FunctionDef)]
+    defined += [node.targets[0].id for node in tree.body if isinstance(node, ast.Assign)]
+    assert len(set(defined)) == len(defined) > 8
 
 
 def test_the_index_names_what_a_foreign_process_can_resolve(tiny_checkpoint):
@@ -286,7 +303,7 @@ def test_the_index_names_what_a_foreign_process_can_resolve(tiny_checkpoint):
     assert index["unet"] == ["diffusers", "UNet2DModel"]
     assert index["scheduler"] == ["diffusers", "DDPMScheduler"]
     assert index["feature_extractor"] == ["feature_extraction", "TimmFeatureExtractor"]
-    assert index["calibration"] == ["score_calibration", "ScoreCalibration"]
+    assert index["calibration"] == ["calibration_component", "ScoreCalibration"]
     assert (index["data_mean"], index["data_std"]) == (-0.1, 0.3)
     assert str(ROOT) not in json.dumps(index)
 

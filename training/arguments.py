@@ -135,6 +135,15 @@ def _build_parser():
     running.add_argument("--resume_from_checkpoint", help="a checkpoint folder, or latest")
     running.add_argument("--report_to", help="tracker of accelerate, such as tensorboard; none by default")
     running.add_argument("--logging_dir", default="logs", help="folder of the tracker below output_dir")
+
+    hub = parser.add_argument_group("sharing")
+    hub.add_argument("--push_to_hub", action="store_true", help="push the finished checkpoint to the Hub")
+    hub.add_argument("--hub_model_id", help="where to, organisation/name; default the output folder's name")
+    hub.add_argument("--hub_private_repo", action="store_true", default=None, help="a new repository is private")
+    hub.add_argument(
+        "--hub_token",
+        help="better: hf auth login or HF_TOKEN; accelerate prints the whole command line when a run fails",
+    )
     return parser
 
 

@@ -17,6 +17,12 @@ logger = logging.getLogger(__name__)
 TRAINING_RECORD = "training.json"
 
 
+def settings_to_record(args):
+    """The settings of a training that others may read, `dict`: no folders of this machine, no token."""
+    hidden = ("hub_token", "hub_model_id", "hub_private_repo", "push_to_hub")
+    return {name: value for name, value in vars(args).items() if not name.endswith("_dir") and name not in hidden}
+
+
 def finish_pipeline(args, unet, scheduler, extractor, data_mean, data_std, categories, splits, training_seconds, log):
     """Fit references to training pictures, calibrate on held-out ones, save; returns the pipeline.
 
@@ -64,7 +70,7 @@ def finish_pipeline(args, unet, scheduler, extractor, data_mean, data_std, categ
     log.log_phase("saving")
     pipe.to("cpu").save_pretrained(args.output_dir, half_precision=True)
     record = {
-        "settings": {name: value for name, value in vars(args).items() if not name.endswith("_dir")},
+        "settings": settings_to_record(args),
         "training_seconds": training_seconds,
         "peak_memory_gb": peak_memory_gb(),
         "held_out": {name: [path.name for path in held_out] for name, (_, held_out) in splits.items()},

@@ -27,11 +27,12 @@ from pipelines.image_preprocessing import contrast_scale, normalize_contrast
 from training.arguments import parse_args
 from training.checkpointing import check_output_dir, find_checkpoint, prepare_output_dir, save_checkpoint, step_of
 from training.data import GoodImages, ShuffledRotatedImages, find_categories, hold_out
-from training.finish import finish_pipeline
+from training.finish import finish_pipeline, settings_to_record
 from training.losses import DenoisingLoss
 from training.model import build_scheduler, build_unet, fit_feature_statistics, load_pretrained_extractor
 from training.process import TERMINATED, ignore_termination, keep_large_buffers, noted_termination, use_all_cores
 from training.progress import LOSSES, ProgressLog
+from training.publish import open_repository, prepare_shipment, push
 
 STATISTICS_PICTURES = 256
 """Channel statistics and contrast are measured on this many pictures, shared out among the categories."""
@@ -48,6 +49,8 @@ def main(argv=None):
     """Run the command; a user's mistake ends it with one sentence and exit status 1."""
     args = parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    for client in ("httpx", "httpx2"):  # requests to the Hub are no news
+        logging.getLogger(client).setLevel(logging.WARNING)
     try:
         train(args)
     except ValueError as error:
@@ -71,6 +74,9 @@ def train(args):
     }
     accelerator = _build_accelerator(args, output_dir)
     set_seed(args.seed)
+    pushes = args.push_to_hub and accelerator.is_main_process
+    if pushes:  # a token that does not do is noticed now, not in the end
+        repo_id = open_repository(args.hub_model_id or output_dir.resolve().name, args.hub_private_repo, args.hub_token)
 
     # 1. What training starts from
     categories = [GoodImages(training_files, args.resolution) for training_files, _ in splits.values()]
@@ -121,7 +127,7 @@ def train(args):
     if accelerator.is_main_process:
         for name, (training_files, held_out) in splits.items():
             logger.info("%s: %d pictures to train on, %d held out", name, len(training_files), len(held_out))
-        accelerator.init_trackers("training", config={k: str(v) for k, v in vars(args).items()})
+        accelerator.init_trackers("training", config={k: str(v) for k, v in settings_to_record(args).items()})
     progress = tqdm(
         total=args.max_train_steps,
         initial=start_step,
@@ -186,6 +192,8 @@ def train(args):
         pipe = finish_pipeline(
             args, unet, scheduler, extractor, data_mean, data_std, categories, splits, training_seconds, log
         )
+    if pushes:
+        _push(output_dir, repo_id, args.hub_token)
     accelerator.end_training()
     return pipe
 
@@ -195,6 +203,14 @@ def _end_early(accelerator, log, step):
     logger.info("stopped after step %d; --resume_from_checkpoint latest goes on from there", step)
     accelerator.end_training()
     sys.exit(TERMINATED)
+
+
+def _push(output_dir, repo_id, token):
+    try:
+        logger.info(push(prepare_shipment(output_dir, repo_id), repo_id, token=token))
+    except ValueError as error:
+        again = f"python training/publish.py --model {output_dir} --repo_id {repo_id}"
+        raise ValueError(f"the checkpoint is saved, but was not pushed: {error} Push it with {again}.") from None
 
 
 def _build_accelerator(args, output_dir):

@@ -1,3 +1,77 @@
+# One file made of anomaly_maps, float32_component, score_calibration: for a component diffusers fetches no more than one.
+
+
+"""What becomes of maps: smoothing, blend of Eq. 11, other sizes, their worst places."""
+
+import torch
+import torch.nn.functional as F
+
+WORST_SHARE = 0.01
+"""A picture is judged by the mean of this share of a map's largest values."""
+
+
+def smooth(maps, sigma):
+    """Gaussian filter with reflected borders over the last two axes; `sigma` in pixels, 0 leaves the maps as they are.
+
+    Args:
+        maps (`torch.Tensor`): float, (batch, channel, height, width).
+        sigma (`float`): deviation in pixels.
+    """
+    radius = min(int(4 * sigma + 0.5), min(maps.shape[-2:]) - 1)
+    if radius < 1:
+        return maps
+    offsets = torch.arange(-radius, radius + 1, dtype=maps.dtype, device=maps.device)
+    kernel = (-0.5 * (offsets / sigma).square()).exp()
+    kernel = (kernel / kernel.sum()).view(1, 1, -1, 1)
+    flat = maps.flatten(0, 1)[:, None]
+    flat = F.conv2d(F.pad(flat, (0, 0, radius, radius), mode="reflect"), kernel)
+    flat = F.conv2d(F.pad(flat, (radius, radius, 0, 0), mode="reflect"), kernel.transpose(2, 3))
+    return flat[:, 0].unflatten(0, maps.shape[:2])
+
+
+def blend(kl_map, feature_map, alpha):
+    """Eq. 11 after averaging over timesteps: alpha of the pixel part and 1 - alpha of the feature part."""
+    return alpha * kl_map + (1 - alpha) * feature_map
+
+
+def resize_map(anomaly_map, size):
+    """Bring a map, (height, width), or several, (channel, height, width), to `size` (height, width), bilinearly."""
+    maps = anomaly_map.reshape(1, -1, *anomaly_map.shape[-2:])
+    resized = F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False)
+    return resized.reshape(*anomaly_map.shape[:-2], *size)
+
+
+def render(maps, resolution, sigma):
+    """Bring maps of the score grid, (batch, channel, grid, grid), to the model's square and smooth them there."""
+    maps = F.interpolate(maps, size=(resolution, resolution), mode="bilinear", align_corners=False)
+    return smooth(maps, sigma)
+
+
+def worst_mean(maps):
+    """Mean of the largest values (`WORST_SHARE` of them) of each map, (…, height, width) to (…)."""
+    flat = maps.flatten(-2)
+    return flat.topk(max(1, round(WORST_SHARE * flat.shape[-1])), dim=-1).values.mean(dim=-1)
+
+
+"""A component that stays in float32 whatever dtype its pipeline is cast to: statistics lose their meaning in half."""
+
+import torch
+from diffusers import ModelMixin
+
+
+class Float32Component(ModelMixin):
+    """Buffers follow a move to another device, but no change of dtype."""
+
+    def _apply(self, fn, recurse=True):
+        before = dict(self.named_buffers(recurse=False))
+        super()._apply(fn, recurse)
+        for name, buffer in before.items():
+            moved = getattr(self, name)
+            if moved.dtype != torch.float32:
+                setattr(self, name, buffer.to(device=moved.device, dtype=torch.float32))
+        return self
+
+
 """What good pictures look like to the score: normalisation of Eq. 11 and conformal p-values, as a component.
 
 Fitted by `training/calibration.py` on held-out good pictures alone, in two disjoint parts: the first gives mean and
@@ -17,8 +91,6 @@ import torch
 from diffusers import ConfigMixin
 from diffusers.configuration_utils import register_to_config
 
-from .anomaly_maps import worst_mean
-from .float32_component import Float32Component
 
 NUM_ALPHAS = 21
 """The largest map values of good pictures are kept for alpha = 0, 0.05, …, 1 and every subset of the timesteps."""

@@ -1,3 +1,25 @@
+# One file made of float32_component, feature_gaussian: for a component diffusers fetches no more than one.
+
+
+"""A component that stays in float32 whatever dtype its pipeline is cast to: statistics lose their meaning in half."""
+
+import torch
+from diffusers import ModelMixin
+
+
+class Float32Component(ModelMixin):
+    """Buffers follow a move to another device, but no change of dtype."""
+
+    def _apply(self, fn, recurse=True):
+        before = dict(self.named_buffers(recurse=False))
+        super()._apply(fn, recurse)
+        for name, buffer in before.items():
+            moved = getattr(self, name)
+            if moved.dtype != torch.float32:
+                setattr(self, name, buffer.to(device=moved.device, dtype=torch.float32))
+        return self
+
+
 """Multivariate Gaussian of the features of good parts, one for each place of the picture (PaDiM, Defard et al. 2020).
 
 It goes beyond PaDiM where few good pictures are at hand: neighbouring places share a covariance, and all of them are
@@ -12,7 +34,6 @@ import torch.nn.functional as F
 from diffusers import ConfigMixin
 from diffusers.configuration_utils import register_to_config
 
-from .float32_component import Float32Component
 
 
 class FeatureGaussian(Float32Component, ConfigMixin):

@@ -1,3 +1,25 @@
+# One file made of float32_component, feature_memory: for a component diffusers fetches no more than one.
+
+
+"""A component that stays in float32 whatever dtype its pipeline is cast to: statistics lose their meaning in half."""
+
+import torch
+from diffusers import ModelMixin
+
+
+class Float32Component(ModelMixin):
+    """Buffers follow a move to another device, but no change of dtype."""
+
+    def _apply(self, fn, recurse=True):
+        before = dict(self.named_buffers(recurse=False))
+        super()._apply(fn, recurse)
+        for name, buffer in before.items():
+            moved = getattr(self, name)
+            if moved.dtype != torch.float32:
+                setattr(self, name, buffer.to(device=moved.device, dtype=torch.float32))
+        return self
+
+
 """Memory of features of good parts: how far is the nearest one? (PatchCore, Roth et al. 2022, on whitened features).
 
 Where parts lie in any pose, no Gaussian for a place of the picture can know what is normal there; the nearest good
@@ -11,7 +33,6 @@ import torch.nn.functional as F
 from diffusers import ConfigMixin
 from diffusers.configuration_utils import register_to_config
 
-from .float32_component import Float32Component
 
 
 class FeatureMemory(Float32Component, ConfigMixin):

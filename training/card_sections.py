@@ -1,0 +1,207 @@
+"""The sections of a model card, as Markdown: use, results, promise, training, limits, citation.
+
+Whatever comes out of a file (names of categories, kinds of defects, settings) is escaped: it is text, never markup.
+"""
+
+import html
+import math
+import re
+import shlex
+
+from training.arguments import PRESETS, parse_args
+from training.calibration import describe
+from training.card_front_matter import TITLES, one_line
+from training.measured_results import ALL
+
+NOT_MEASURED = "Not measured."
+
+SHARES = ("detection_rate", "false_alarm_rate")
+
+UNSTATED = ("resume_from_checkpoint", "checkpointing_steps", "checkpoints_total_limit", "dataloader_num_workers")
+UNSTATED += ("report_to", "logging_dir", "preset", "alpha")
+"""Settings that do not change what is trained, or are named apart."""
+
+
+def as_text(value):
+    """A value as one line of Markdown in which nothing is markup."""
+    return re.sub(r"([\\`*_{}\[\]()#+!|~$:@-])", r"\\\1", html.escape(one_line(value), quote=False))
+
+
+def results_section(results):
+    """Every measured figure, a table for each category."""
+    lines = ["## Results", ""]
+    if not results:
+        return "\n".join([*lines, f"{NOT_MEASURED} `training/evaluate.py --keep_with_model` measures and keeps them."])
+    for result in results:
+        counts = dict(result["pictures"])
+        good = counts.pop("good", 0)
+        category = f" ({as_text(result['category'])})" if result["category"] else ""
+        lines += [
+            f"Measured{category} on the test pictures of {as_text(result['data'])}, {good} good and "
+            f"{sum(counts.values())} with defects, on the model's square. Promised to good parts: at most "
+            f"{result['promised_false_alarm_rate']:.1%} rejected.",
+            "",
+            "| | pictures | " + " | ".join(TITLES.values()) + " |",
+            "| --- " * (len(TITLES) + 2) + "|",
+        ]
+        for group, metrics in result["groups"].items():
+            name, count = (
+                ("all defects", sum(counts.values())) if group == ALL else (as_text(group), counts.get(group, 0))
+            )
+            figures = " | ".join(_figure(figure, metrics[figure]) for figure in TITLES)
+            lines.append(f"| {name} | {count} | {figures} |")
+        lines.append("")
+    lines.append("1 is perfect; AUROC is 0.5 for guessing. AP and PRO say how well the marked pixels are the defect's.")
+    return "\n".join(lines)
+
+
+def use_section(repo_id, categories):
+    """The four ways: in one's own code, repair, page, service."""
+    argument = f", category={one_line(categories[0])!r}" if categories else ""
+    named = [as_text(name) for name in categories]
+    several = f"\nIt knows several categories: {', '.join(named)}. Name the one in the picture.\n" if categories else ""
+    return f"""## How to use it
+{several}
+In your own code, with diffusers and timm:
+
+````python
+from diffusers import DiffusionPipeline
+from PIL import Image
+
+pipe = DiffusionPipeline.from_pretrained("{repo_id}", trust_remote_code=True)
+result = pipe(Image.open("part.png"){argument})
+print(result.is_anomalous[0], result.p_value[0])
+````
+
+`result.anomaly_map[0]` is the heat map at the picture's own size, `result.pred_mask[0]` the defect's pixels,
+`result.p_value[0]` the share of good pictures that score at least as high.
+
+What would the part look like without its defect?
+
+````python
+repair = DiffusionPipeline.from_pretrained(
+    "{repo_id}", custom_pipeline="pipeline_gradient_denoise", trust_remote_code=True
+)
+repair(Image.open("part.png"){argument}).images[0].save("repaired.png")
+````
+
+On a page in the browser, from the repository of the code (none of the code in this model is run then):
+
+````bash
+python app.py --models {repo_id}
+````
+
+From another program, while that page runs:
+
+````python
+from gradio_client import Client, handle_file
+
+client = Client("http://127.0.0.1:7860")
+verdict, overlay, mask = client.predict(handle_file("part.png"), api_name="/inspect")
+````"""
+
+
+def promise_section(calibrations):
+    """What the calibration promises, and where it ends; `dict` of category (None if there is one) to calibration."""
+    lines = ["## What is promised", ""]
+    for category, calibration in calibrations.items():
+        said = describe(calibration) if calibration is not None else "not calibrated: it gives maps, but no verdict."
+        lines.append(f"- {as_text(category)}: {said}" if category else said[0].upper() + said[1:])
+    lines += [
+        "",
+        "The promise is about good parts, pictured like those of the calibration: same kind of part, camera, light and "
+        "framing. It is an average over calibrations, not a bound for each single one; after a change, recalibrate on "
+        "new good pictures. Nothing is promised about how many defects are found: see the results.",
+    ]
+    return "\n".join(lines)
+
+
+def training_section(record, backbone):
+    """The command that trains it again, and what it took; `record` is the content of `training.json`, or {}."""
+    settings = record.get("settings") if isinstance(record.get("settings"), dict) else {}
+    if not settings:
+        return f"## Training\n\nIts settings were not recorded. Features: {as_text(backbone)}, from timm."
+    preset = settings.get("preset") if settings.get("preset") in PRESETS else "fast"
+    folders = record.get("held_out") if isinstance(record.get("held_out"), dict) else {}
+    folders = [shlex.quote(one_line(name)) for name in folders] or ["FOLDER_OF_GOOD_IMAGES"]
+    options = "".join(f" \\\n    --{name} {value}" for name, value in _changed_settings(settings, preset))
+    seconds, memory = record.get("training_seconds"), record.get("peak_memory_gb")
+    return f"""## Training
+
+On pictures of good parts alone; a part of them was held out for the calibration. With the repository of the code:
+
+````bash
+accelerate launch training/train.py --preset {preset} --train_data_dir {" ".join(folders)} --output_dir OUT{options}
+````
+
+Every other setting is the preset's default. Features: {as_text(backbone)}, from timm.
+
+- Time: {f"{seconds / 60:.0f} minutes" if _is_number(seconds) else "not measured"}.
+- Peak memory: {f"{memory:.1f} GB" if _is_number(memory) else "not measured"}.
+- Carbon emitted: not measured.
+- Speed of scoring: not measured here; `benchmarks/speed.py` measures it on your machine."""
+
+
+LIMITS = """## Intended use, and what is out of scope
+
+To find defects in pictures of manufactured parts of the kind it was trained on: to sort out parts for a second look,
+and to show where to look.
+
+Out of scope: parts, cameras or views it has not seen; decisions on safety without a person or a second test; people,
+medicine, surveillance. A repaired picture shows what a good part might look like; it is no evidence about the part.
+Defects smaller than a few pixels of the model's square, and those that look like the variety of good parts, are missed.
+"""
+
+CITATION = """## Citation
+
+```bibtex
+@inproceedings{lu2023removing,
+  title = {Removing Anomalies as Noises for Industrial Defect Localization},
+  author = {Lu, Fanbin and Yao, Xufeng and Fu, Chi-Wing and Jia, Jiaya},
+  booktitle = {Proceedings of the IEEE/CVF International Conference on Computer Vision (ICCV)},
+  year = {2023}
+}
+```
+"""
+
+TILE_CITATION = """
+```bibtex
+@article{huang2020surface,
+  title = {Surface defect saliency of magnetic tile},
+  author = {Huang, Yibin and Qiu, Congying and Yuan, Kui},
+  journal = {The Visual Computer},
+  year = {2020}
+}
+```
+"""
+
+
+def citation_section(data):
+    """The paper, and the data where it is known; `data` are names of data sets and categories."""
+    return CITATION + (TILE_CITATION if "magnetic_tile" in data else "")
+
+
+def _changed_settings(settings, preset):
+    """Name and shell words of every known setting that differs from the preset's default."""
+    defaults = vars(parse_args(["--preset", preset, "--train_data_dir", "X", "--output_dir", "X"]))
+    if settings.get("alpha") is not None:
+        yield "alpha", shlex.quote(one_line(settings["alpha"]))
+    for name, default in defaults.items():
+        value = settings.get(name, default)
+        if name in UNSTATED or name.startswith(("hub_", "push_to_")) or value in (default, None):
+            continue
+        if isinstance(default, bool):
+            yield (name if value else f"no-{name}"), ""
+        else:
+            values = value if isinstance(value, list) else [value]
+            yield name, " ".join(shlex.quote(one_line(item)) for item in values)
+
+
+def _figure(figure, value):
+    if math.isnan(value):
+        return "not measured"
+    return f"{value:.1%}" if figure in SHARES else f"{value:.3f}"
+
+
+def _is_number(value):
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
