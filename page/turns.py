@@ -5,7 +5,7 @@ import time
 from collections import deque
 from contextlib import contextmanager
 
-SLICE = 0.5
+SLICE = 0.1
 """Seconds that long work computes before it lets others go first: they wait little, and it comes to its end."""
 
 MAX_LONG_WORK = 16
