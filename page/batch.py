@@ -19,6 +19,7 @@ from rendering.heat_map import outline, overlay, saturation_of
 from training.drift import drift_test
 from training.score_table import ScoreRow, scored_row, table_writer, unreadable_row
 
+from .inspection import check_percent
 from .settings import PICTURES_AT_ONCE, PIXELS_AT_ONCE
 from .uploads import as_png
 
@@ -55,8 +56,7 @@ class Batch:
     """
 
     def __init__(self, model, turns, folder, percent):
-        if isinstance(percent, bool) or not isinstance(percent, (int, float)) or not 0 < percent <= 100:
-            raise ValueError(f"the accepted false alarm rate is {str(percent)[:50]} %; it must lie in 0 to 100.")
+        percent = check_percent(percent)
         scoring = model.scoring
         self.model, self.folder = model, folder
         self.false_alarm_rate = scoring.calibration.effective_rate(percent / 100)

@@ -20,12 +20,12 @@ from .batch_words import (
     batch_verdict,
     drift_words,
     histogram_words,
-    in_time,
     progress_words,
     table_cells,
 )
 from .recalibrating import Recalibration
 from .uploads import Folder
+from .verdict import duration
 
 ELSEWHERE = (
     "Models are not recalibrated on this server. On your own computer, `python training/calibration.py --model … "
@@ -47,7 +47,8 @@ def build_batch_tab(page):
                 elem_id="batch-files",
             )
             percent = gr.Slider(
-                *_range_of(first),
+                first.smallest_percent,
+                first.largest_percent,
                 first.default_percent,
                 step=0.01,
                 label="Accepted false alarms, in % of good parts",
@@ -141,15 +142,10 @@ def _wire_remedy(page, batch, remedy, declared, start, stop, words):
     stop.click(_stop, running, None, queue=False, **private)
 
 
-def _range_of(model):
-    return model.smallest_percent, max(20, model.smallest_percent)
-
-
 @answer_in_one_sentence
 def _rate_of(page, name):
     model = page.shelf.get(name)
-    minimum, maximum = _range_of(model)
-    return gr.update(minimum=minimum, maximum=maximum, value=model.default_percent)
+    return gr.update(minimum=model.smallest_percent, maximum=model.largest_percent, value=model.default_percent)
 
 
 @answer_in_one_sentence
@@ -238,7 +234,7 @@ def _recalibration_progress(measured, total, seconds):
         return "<p>Waiting for its turn …</p><progress></progress>"
     if measured == total:
         return "<p>Choosing weights and saving …</p><progress></progress>"
-    left = in_time(seconds / measured * (total - measured))
+    left = duration(seconds / measured * (total - measured))
     return f"<p>{measured} of {total} measurements, about {left} left.</p>{bar(measured, total)}"
 
 

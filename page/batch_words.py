@@ -5,7 +5,7 @@ import html
 from rendering.histogram import ACCEPTED_COLOR, REJECTED_COLOR, histogram_svg
 from training.drift import MIN_SCORES
 
-from .verdict import count_of
+from .verdict import count_of, duration
 
 HEADERS = ["picture", "verdict", "score", "file", "p-value", "area (pixels)", "area (%)", "no."]
 DATATYPES = ["html", "str", "number", "str", "number", "number", "number", "number"]
@@ -41,7 +41,7 @@ def _cells(row):
 
 def progress_words(done, total, seconds):
     """How far the work is, with a bar and, once that can be told, the time that is left."""
-    left = f", about {in_time(seconds / done * (total - done))} left" if done else ""
+    left = f", about {duration(seconds / done * (total - done))} left" if done else ""
     return f"<p>{done} of {total} pictures{left}.</p>{bar(done, total)}"
 
 
@@ -60,7 +60,7 @@ def batch_verdict(batch):
     ended = f"{done} of {total} pictures" if done < total else count_of(total, "picture")
     rate = f"{100 * batch.false_alarm_rate:.2f}".rstrip("0").rstrip(".")
     return (
-        f'<div class="verdict {css}"><h2>{counts}</h2><p>{ended} inspected in {in_time(batch.seconds)} with '
+        f'<div class="verdict {css}"><h2>{counts}</h2><p>{ended} inspected in {duration(batch.seconds)} with '
         f"{html.escape(batch.model.name)}, at {rate} % accepted false alarms. Click a row to see it in Inspect."
         "</p></div>"
     )
@@ -112,10 +112,3 @@ def drift_words(batch, p_value):
             "model was calibrated on (two-sample Kolmogorov-Smirnov test)."
         )
     return f'<div class="verdict {css}"><h3>{title}</h3><p>{text}</p></div>'
-
-
-def in_time(seconds):
-    """A duration in words."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -44,7 +44,7 @@ def build_inspect_tab(page):
             _offer_examples(page)
             page.percent = gr.Slider(
                 first.smallest_percent,
-                max(20, first.smallest_percent),
+                first.largest_percent,
                 first.default_percent,
                 step=0.01,
                 label="Accepted false alarms: share of good parts that may be rejected, in %",
@@ -158,7 +158,7 @@ def _settings_of(page, name):
     model = page.shelf.get(name)
     choices = _timestep_choices(model)
     return (
-        gr.update(minimum=model.smallest_percent, maximum=max(20, model.smallest_percent), value=model.default_percent),
+        gr.update(minimum=model.smallest_percent, maximum=model.largest_percent, value=model.default_percent),
         gr.update(choices=choices, value=choices),
         model.scoring.alpha,
     )

@@ -149,17 +149,6 @@ class Inspector:
             for index, (picture, file) in enumerate(zip(pictures, files, strict=True))
         ]
 
-    def check_percent(self, percent):
-        """A false alarm rate in per cent as a number.
-
-        Raises:
-            ValueError: if it is no number above 0 and up to 100.
-        """
-        percent = _number(percent, "the accepted false alarm rate")
-        if not 0 < percent <= 100:
-            raise ValueError(f"the accepted false alarm rate is {percent:g} %; it must lie above 0 and at most at 100.")
-        return percent
-
     def judge(self, inspection, percent):
         """The verdict at a false alarm rate in per cent; no network runs.
 
@@ -169,7 +158,7 @@ class Inspector:
         Raises:
             ValueError: for a rate that is no number above 0 and up to 100.
         """
-        percent = self.check_percent(percent)
+        percent = check_percent(percent)
         scoring = self.shelf.get(inspection.model).scoring
         answer = scoring.decide(
             [torch.from_numpy(inspection.anomaly_map)],
@@ -205,6 +194,18 @@ class Inspector:
         """The picture under one part of the map alone, "kl_map" or "feature_map", in the same colours, uint8 RGB."""
         saturation = saturation_of(self.shelf.get(inspection.model).scoring)
         return overlay(inspection.picture, getattr(inspection, name), saturation)
+
+
+def check_percent(percent):
+    """A false alarm rate in per cent as a number.
+
+    Raises:
+        ValueError: if it is no number above 0 and up to 100.
+    """
+    percent = _number(percent, "the accepted false alarm rate")
+    if not 0 < percent <= 100:
+        raise ValueError(f"the accepted false alarm rate is {percent:g} %; it must lie above 0 and at most at 100.")
+    return percent
 
 
 def _drawn(model, picture, file, output, timesteps, alpha, index=0):

@@ -60,6 +60,11 @@ class Model:
         return float(np.ceil(1e4 * self.scoring.calibration.effective_rate(0) - 1e-6) / 100)
 
     @property
+    def largest_percent(self):
+        """The largest false alarm rate that is offered, in per cent."""
+        return max(20, self.smallest_percent)
+
+    @property
     def default_percent(self):
         """The false alarm rate to begin with, in per cent."""
         return max(self.smallest_percent, 100 * self.scoring.calibration.effective_rate())

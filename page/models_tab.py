@@ -2,7 +2,6 @@
 
 import functools
 import html
-import tempfile
 from pathlib import Path
 
 import gradio as gr
@@ -10,7 +9,7 @@ import gradio as gr
 from .answering import answer_in_one_sentence
 from .model_shelf import measured_results
 from .model_words import describe_calibration, describe_results
-from .packing import pack_checkpoint
+from .packing import pack_for_download
 from .settings import EMBEDDED_MODELS
 
 MAX_CARD = 20_000
@@ -89,9 +88,8 @@ def _pack(page, name):
     model = page.shelf.get(name)
     if not _is_for_download(page, model):
         raise ValueError(f"{model.name} is not offered for download; the owner of this page has it.")
-    folder = Path(tempfile.mkdtemp(dir=gr.utils.get_upload_folder()))
     file = model.name.split(":")[0].replace("/", "-")
-    return gr.update(value=pack_checkpoint(model.folder, folder / f"{file}.zip"), visible=True)
+    return gr.update(value=pack_for_download(model.folder, file), visible=True)
 
 
 def _is_for_download(page, model):

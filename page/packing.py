@@ -1,23 +1,34 @@
 """A checkpoint as one file to take along."""
 
+import tempfile
 import zipfile
 from pathlib import Path
 
-LEFT_OUT = ("checkpoint-*", "logs", "progress.jsonl", ".*")
-"""What only the training itself needs."""
+from gradio.utils import get_upload_folder
+
+from training.checkpoint_contents import list_contents
+
+
+def pack_for_download(folder, name):
+    """Write a checkpoint as NAME.zip where the page may serve it, until Gradio's cleaning; returns the path."""
+    return pack_checkpoint(folder, Path(tempfile.mkdtemp(dir=get_upload_folder())) / f"{name}.zip")
 
 
 def pack_checkpoint(folder, target):
-    """Write a checkpoint folder as a ZIP that unpacks to a folder of the target's name; returns the path as a string.
+    """Write what belongs to a checkpoint as a ZIP that unpacks to a folder of the target's name.
 
     Args:
         folder (`Path`): the checkpoint.
         target (`Path`): ends in .zip.
+
+    Returns:
+        `str`: the target.
+
+    Raises:
+        ValueError: as `list_contents`.
     """
     # Weights hardly shrink.
     with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED, strict_timestamps=False) as archive:
-        for path in sorted(folder.rglob("*")):
-            parts = path.relative_to(folder).parts
-            if path.is_file() and not any(Path(parts[0]).match(pattern) for pattern in LEFT_OUT):
-                archive.write(path, Path(target.stem, *parts))
+        for name in list_contents(folder).shared:
+            archive.write(folder / name, Path(target.stem, name))
     return str(target)

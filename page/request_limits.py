@@ -6,6 +6,7 @@ from gradio_client.utils import is_http_url_like
 from starlette.responses import JSONResponse
 
 from .answering import FAILED, MISFIT, URLS_REFUSED
+from .settings import BASE64_BYTES_PER_MB
 
 UPLOAD = "/gradio_api/upload"
 FILE = "/gradio_api/file="
@@ -23,7 +24,7 @@ class RequestLimits:
 
     def __init__(self, app, max_mb):
         self.app = app
-        self.max_bytes = max_mb * 1_400_000 + (1 << 16)
+        self.max_bytes = max_mb * BASE64_BYTES_PER_MB + (1 << 16)
         self.too_large = (
             f"The request is too large: pictures of at most {max_mb} MB together fit into it as data: URIs."
         )

@@ -12,7 +12,7 @@ import numpy as np
 from gradio.data_classes import FileData
 
 from .answering import answer_in_one_sentence
-from .inspection import Verdict
+from .inspection import Verdict, check_percent
 from .repairing import Repair
 from .settings import PICTURES_AT_ONCE, PIXELS_AT_ONCE
 from .uploads import as_png, keep_answer, uploaded_picture
@@ -189,7 +189,7 @@ class Service:
     def _chosen(self, name, percent):
         shelf = self._page.shelf
         model = shelf.get(shelf.names[0] if name in ("", None) else name)
-        return model, self._page.inspector.check_percent(model.default_percent if percent is None else percent)
+        return model, check_percent(model.default_percent if percent is None else percent)
 
     def _batches(self, pictures, entries):
         """Yield lists of (index, pixels, name); note in `entries` what cannot be read."""

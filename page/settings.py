@@ -11,6 +11,9 @@ EMBEDDED_MODELS = ROOT / "checkpoints"
 KEPT_SECONDS = 3600
 """Uploaded pictures and results are deleted after this time."""
 
+BASE64_BYTES_PER_MB = 1_400_000
+"""What a MB takes in a data: URI, line breaks and all."""
+
 PICTURES_AT_ONCE, PIXELS_AT_ONCE = 8, 16_000_000
 """So many pictures, or pixels, are scored at once: maps at the pictures' own sizes bound the memory."""
 

@@ -1,8 +1,6 @@
 """The tab Train: pictures of good parts in, a model of one's own out; it can be watched, stopped and resumed."""
 
 import functools
-import tempfile
-from pathlib import Path
 
 import gradio as gr
 import pandas as pd
@@ -12,7 +10,7 @@ from training.arguments import PRESETS
 from training.data import IMAGE_SUFFIXES
 
 from .answering import answer_in_one_sentence
-from .packing import pack_checkpoint
+from .packing import pack_for_download
 from .training_words import NO_TRAINING, describe_training, list_left_out
 from .trainings import MAX_STEPS
 
@@ -184,8 +182,7 @@ def _use(page):
 @answer_in_one_sentence
 def _pack(page):
     name = _name_of_trained(page)
-    folder = Path(tempfile.mkdtemp(dir=gr.utils.get_upload_folder()))
-    return gr.update(value=pack_checkpoint(page.shelf.get(name).folder, folder / f"{name}.zip"), visible=True)
+    return gr.update(value=pack_for_download(page.shelf.get(name).folder, name), visible=True)
 
 
 def _name_of_trained(page):

@@ -2,7 +2,7 @@
 
 import html
 
-from .verdict import count_of
+from .verdict import count_of, duration
 
 PHASES = {
     "preparing": "Preparing: looking at the pictures",
@@ -38,16 +38,6 @@ def list_left_out(left_out):
         return ""
     items = "".join(f"<li>{html.escape(reason)}</li>" for reason in left_out)
     return f"<details><summary>{count_of(len(left_out), 'file')} left out</summary><ul>{items}</ul></details>"
-
-
-def duration(seconds):
-    """A time in words, rounded as one would say it."""
-    if seconds < 90:
-        return f"{max(1, round(seconds))} s"
-    if seconds < 5400:
-        return f"{round(seconds / 60)} min"
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours} h {minutes} min"
 
 
 def _running(name, status, is_stopping):

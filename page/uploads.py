@@ -19,6 +19,7 @@ from pipelines.image_preprocessing import to_rgb
 from training.data import IMAGE_SUFFIXES, read_image
 
 from .answering import NOT_UPLOADED, URLS_REFUSED
+from .settings import BASE64_BYTES_PER_MB
 
 DATA_URI = re.compile(r"data:image/[\w.+-]+;base64,", re.IGNORECASE)
 MAX_ZIP_RATIO = 200
@@ -68,7 +69,7 @@ def _from_data_uri(text, max_mb):
     head = DATA_URI.match(text)
     if head is None:
         raise ValueError("that data: URI is no picture; data:image/png;base64,… is accepted.")
-    if len(text) > max_mb * 1_400_000:
+    if len(text) > max_mb * BASE64_BYTES_PER_MB:
         raise ValueError(f"the picture has more than {max_mb} MB; send a smaller one.")
     try:
         content = base64.b64decode(text[head.end() :], validate=True)

@@ -113,6 +113,16 @@ def count_of(count, noun):
     return f"{count:,} {noun}" + ("" if count == 1 else "s")
 
 
+def duration(seconds):
+    """A time in words, rounded as one would say it."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    if seconds < 5400:
+        return f"{round(seconds / 60)} min"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min"
+
+
 def colour_scale(saturation, threshold):
     """The scale of `heat_map.overlay` from 0 to `saturation` with the pixel threshold, if any, marked, as HTML."""
     mark = "everything is outlined" if threshold is None else f"outlined above {threshold:.1f}"

@@ -10,7 +10,8 @@ from page.build import build_page, launch_arguments
 from page.model_shelf import ModelShelf
 from page.settings import Settings
 from page.training_run import TrainingStatus
-from page.training_words import describe_training, duration, list_left_out
+from page.training_words import describe_training, list_left_out
+from page.verdict import duration
 from training.data import find_good_images
 
 PATIENCE = 240_000
