@@ -4,8 +4,8 @@
 
 Inspections of example tiles in all eight orientations (more pictures than the page remembers) at several rates,
 batches, repairs, lists of models, and requests that must be refused. Half of the clients are gradio_clients, which
-upload files; the others speak plain HTTP and send data: URIs. Prints times, errors, wrong answers and the server's
-memory; ends with exit status 1 if there is an error or a wrong answer.
+upload files; the others speak plain HTTP and send data: URIs. Prints times, first of a visitor who is alone, errors,
+wrong answers and the server's memory; ends with exit status 1 if there is an error or a wrong answer.
 """
 
 import argparse
@@ -33,6 +33,9 @@ from pipelines.pipeline_gradient_denoise import GradientDenoisePipeline
 PERCENTS = (1, 2, 5, 20)
 SHARES = {"inspect": 70, "inspect_batch": 8, "repair": 2, "models": 8, "refused": 12}
 """Of the requests, in per cent."""
+ALONE = 10
+"""Pictures that a single visitor asks about before the load."""
+
 BATCH = 4
 WARM_UP = 0.2
 """Share of the requests after which the server's memory is first looked at."""
@@ -234,6 +237,17 @@ def report(load, seconds):
     return len(errors) + len(wrong)
 
 
+def report_alone(url, files):
+    """Print how long a visitor who is alone waits for the first answer, and for those after it."""
+    client, seconds = PlainClient(url, None), []
+    for path in files[:ALONE]:
+        began = time.perf_counter()
+        client.ask("inspect", client.picture(path), "", None)
+        seconds.append(time.perf_counter() - began)
+    rest = seconds[1:] or seconds
+    print(f"Alone: first answer after {seconds[0]:.2f} s, then {min(rest):.2f} to {max(rest):.2f} s.\n")
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=1000)
@@ -250,7 +264,10 @@ def main(argv=None):
             load = Load(args.url.rstrip("/"), None, truth, questions)
             failures = report(load, load.run(args.clients, folder))
         else:
+            began = time.perf_counter()
             with running_page(["--models", args.model]) as (url, process):
+                print(f"Ready {time.perf_counter() - began:.1f} s after the start.")
+                report_alone(url, truth.files)
                 load = Load(url, process, truth, questions)
                 failures = report(load, load.run(args.clients, folder))
     sys.exit(1 if failures else 0)
