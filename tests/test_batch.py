@@ -1,4 +1,4 @@
-"""Batches: what they score, keep and survive; drift; recalibration; the tab in a real browser."""
+"""Batches: what they score, keep and survive; drift; recalibration."""
 
 import csv
 import io
@@ -17,10 +17,8 @@ from sentences import refused
 
 from page.batch import Batch, _MemberNames
 from page.batch_words import HEADERS, NUMBER_COLUMN, drift_words, table_cells
-from page.build import build_page, launch_arguments
 from page.model_shelf import ModelShelf
 from page.recalibrating import Recalibration
-from page.settings import Settings
 from page.uploads import Folder
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from rendering.histogram import BINS, histogram_svg, score_bins
@@ -260,8 +258,8 @@ def test_histogram_counts_every_score_once_and_splits_at_the_threshold():
 
 def test_recalibration_is_a_new_model_that_loads_again_and_leaves_the_old_one(shelf, model, upload, tmp_path):
     files = find_images(TILES / "train")[:10]
-    darker = [upload(path.stem + ".png", _shaded(path)) for path in files[:2]]
-    members = zipped([(f"sub/{path.stem}.png", _shaded(path)) for path in files[2:]])
+    darker = [upload(path.stem + ".png", shaded(path)) for path in files[:2]]
+    members = zipped([(f"sub/{path.stem}.png", shaded(path)) for path in files[2:]])
     folder = Folder([*darker, upload("more.zip", members)], 100, 32)
     before = model.scoring(read_image(files[0])).anomaly_score[0]
     recalibration = Recalibration(model, shelf, folder, list(range(10)), tmp_path)
@@ -274,10 +272,10 @@ def test_recalibration_is_a_new_model_that_loads_again_and_leaves_the_old_one(sh
     assert model.scoring(read_image(files[0])).anomaly_score[0] == before
     new = shelf.get(name)
     assert new.scoring.calibration.config.num_ranked == 10
-    shaded = Image.open(io.BytesIO(_shaded(files[0])))
-    assert abs(new.scoring(shaded).anomaly_score[0]) < abs(model.scoring(shaded).anomaly_score[0])
+    dark = Image.open(io.BytesIO(shaded(files[0])))
+    assert abs(new.scoring(dark).anomaly_score[0]) < abs(model.scoring(dark).anomaly_score[0])
     loaded = AnomalyScoringPipeline.from_pretrained(tmp_path / "tiny-recalibrated")
-    np.testing.assert_array_equal(loaded(shaded).anomaly_score, new.scoring(shaded).anomaly_score)
+    np.testing.assert_array_equal(loaded(dark).anomaly_score, new.scoring(dark).anomaly_score)
 
 
 def test_stopped_recalibration_leaves_nothing_and_too_few_pictures_are_refused(shelf, model, upload, tmp_path):
@@ -305,94 +303,8 @@ def test_recalibration_that_fails_at_its_end_leaves_no_folder(shelf, model, uplo
     assert list((tmp_path / "models").iterdir()) == []
 
 
-def _shaded(path):
+def shaded(path):
     """The tile under half the light, as PNG."""
     stream = io.BytesIO()
     Image.open(path).convert("L").point(lambda value: value * 0.5).save(stream, format="PNG")
     return stream.getvalue()
-
-
-# The tab
-
-
-@pytest.fixture(scope="module")
-def url(shelf, tmp_path_factory):
-    settings = Settings(trained_models=str(tmp_path_factory.mktemp("trained")), host="127.0.0.1")
-    demo = build_page(settings, shelf)
-    yield demo.launch(prevent_thread_lock=True, quiet=True, **launch_arguments(settings))[1]
-    demo.close()
-
-
-def test_twenty_files_with_a_broken_one_in_a_browser(url, browser, model, tmp_path):
-    page, files, alerts = browser.new_page(), [], []
-    page.on("dialog", lambda dialog: (alerts.append(dialog.message), dialog.dismiss()))
-    for number, source in enumerate(find_images(TILES / "train")[:18]):
-        files.append(tmp_path / f"part {number}.jpg")
-        shutil.copy(source, files[-1])
-    (tmp_path / "broken.png").write_bytes(b"no picture")
-    name = "<img src=x onerror=alert(1)>.jpg"
-    (tmp_path / "more.zip").write_bytes(zipped([(name, a_tile())]))
-    files += [tmp_path / "broken.png", tmp_path / "more.zip"]
-
-    page.goto(url)
-    page.get_by_role("tab", name="Batch").click()
-    page.set_input_files("#batch-files input[type=file]", [str(path) for path in files])
-    page.wait_for_function("document.querySelectorAll('#batch-files tr').length == 20")
-    page.click("#batch-start")
-    page.locator("#batch-words h2").wait_for()
-    assert "1 unreadable" in page.inner_text("#batch-words")
-    assert "20 pictures" in page.inner_text("#batch-words")
-    assert "p-value" in page.inner_text("#drift")
-    assert page.locator("#histogram svg").count() == 1
-    assert page.locator("#batch-table [role=grid]").get_attribute("aria-rowcount") == "21"
-
-    table = _downloaded(page, 0, tmp_path / "table.csv")
-    with open(table, newline="", encoding="utf-8-sig") as stream:
-        rows = {row["file"]: row for row in csv.DictReader(stream)}
-    assert set(rows) == {path.name for path in files[:19]} | {name}
-    expected = model.scoring(read_image(files[0]))
-    assert rows["part 0.jpg"]["anomaly_score"] == f"{expected.anomaly_score[0]:.4f}"
-    with zipfile.ZipFile(_downloaded(page, 1, tmp_path / "results.zip")) as archive:
-        assert archive.testzip() is None
-        assert len(archive.namelist()) == 2 * 19
-
-    place = sum(row["verdict"] != "good" for row in rows.values())
-    cell = page.locator(f"#batch-table [data-row='{place}'][data-col='{HEADERS.index('file')}']").last
-    clicked = cell.inner_text().strip()
-    cell.click()
-    page.locator("#verdict h2").wait_for()
-    score = float(rows[clicked]["anomaly_score"])
-    page.locator("#verdict").get_by_text(f"Score {score:.2f}").wait_for()
-    assert not alerts
-
-
-def test_drifted_batch_is_recalibrated_in_a_browser(url, browser, tmp_path):
-    page, files = browser.new_page(), []
-    for source in find_images(TILES / "train")[:10]:
-        files.append(tmp_path / f"{source.stem}.png")
-        files[-1].write_bytes(_shaded(source))
-    page.goto(url)
-    page.get_by_role("tab", name="Batch").click()
-    page.set_input_files("#batch-files input[type=file]", [str(path) for path in files])
-    page.wait_for_function("document.querySelectorAll('#batch-files tr').length == 10")
-    page.click("#batch-start")
-    page.locator("#drift h3").wait_for()
-    if not page.locator("#all-good").is_visible():
-        page.get_by_text("Recalibrate on these pictures").click()
-    assert page.locator("#recalibrate").is_disabled()
-    page.locator("#all-good input").check()
-    page.locator("#recalibrate:not([disabled])").click()
-    page.locator("#recalibration-words h3").wait_for()
-    name = page.inner_text("#recalibration-words h3")
-    assert name.startswith("tiny, recalibrated")
-    assert page.locator("#model input").input_value() == name
-    page.click("#batch-start")
-    page.locator("#batch-words").get_by_text(name).wait_for()
-    assert not page.locator("#all-good input").is_checked()
-
-
-def _downloaded(page, place, path):
-    with page.expect_download() as download:
-        page.locator("#batch-results a[download]").nth(place).click()
-    download.value.save_as(path)
-    return path
