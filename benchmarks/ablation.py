@@ -24,8 +24,9 @@ from pipelines.anomaly_maps import worst_mean
 from pipelines.score_calibration import Measurement, ScoreCalibration
 from training.arguments import PRESETS
 from training.blend_weights import REDUCTION
-from training.calibration import draw_noise_fields, fit_normalisation
+from training.calibration import draw_noise_fields
 from training.metrics import per_region_overlap
+from training.normalisation import fit_normalisation
 from training.process import keep_large_buffers, use_all_cores
 
 NUM_DRAWS = 4

@@ -38,8 +38,8 @@ from pipelines.image_preprocessing import normalize_contrast
 from pipelines.score_calibration import Measurement, ScoreCalibration
 from training.arguments import PRESETS
 from training.blend_weights import REDUCTION
-from training.calibration import fit_normalisation
 from training.metrics import pixel_metrics
+from training.normalisation import fit_normalisation
 from training.process import keep_large_buffers, use_all_cores
 
 PAPER_TABLE_1 = {

@@ -28,6 +28,9 @@ FLOAT32_TENSORS = ("feature_", "pixel_", "calibration.")
 ENTRY_MODULES = ("pipeline_anomaly_scoring", "pipeline_gradient_denoise")
 """A checkpoint carries the code of both pipelines: the second is loaded by `custom_pipeline`."""
 
+SAVING = ".saving-"
+"""A folder beside the checkpoint that begins like this is being written, or was left by a process that was killed."""
+
 MODEL_INDEX = "model_index.json"
 CARD = "README.md"
 CARD_MARK = "<!-- Written by save_pretrained. Remove this line to keep the card as you edit it. -->"
@@ -37,7 +40,8 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 def save_checkpoint(pipe, save_components, save_directory, half_precision, options):
     """Write a pipeline folder: components, names that a foreign process can resolve, code files, model card.
 
-    Everything is written to a folder beside its place first and moved when it is whole, `model_index.json` last.
+    Everything is written to a folder beside its place first and moved when it is whole. `model_index.json`, without
+    which nothing is loaded, is taken away first and put back last: no mixture of two checkpoints is ever loaded.
 
     Args:
         pipe (`DiffusionPipeline`): the pipeline.
@@ -56,7 +60,7 @@ def save_checkpoint(pipe, save_components, save_directory, half_precision, optio
     save_directory = Path(save_directory)
     try:
         save_directory.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=save_directory, prefix=".saving-") as partial:
+        with tempfile.TemporaryDirectory(dir=save_directory, prefix=SAVING) as partial:
             partial = Path(partial)
             save_components(str(partial), **options)
             if half_precision:
@@ -67,6 +71,7 @@ def save_checkpoint(pipe, save_components, save_directory, half_precision, optio
             _write_code(pipe, partial)
             if _owns_card(save_directory / CARD):
                 (partial / CARD).write_text(_model_card(pipe))
+            (save_directory / MODEL_INDEX).unlink(missing_ok=True)
             for entry in sorted(partial.iterdir(), key=lambda path: path.name == MODEL_INDEX):
                 _replace(entry, save_directory / entry.name)
     except OSError as error:

@@ -29,7 +29,8 @@ def predict(unet, scheduler, noisy_sample, timesteps, patch_size, feature_grid, 
         (batch, features, feature_grid, feature_grid).
     """
     channels = noisy_sample.shape[1] * patch_size**2
-    model_input = F.pixel_unshuffle(noisy_sample.to(unet.dtype), patch_size)
+    dtype = next(unet.parameters()).dtype  # a network wrapped for several processes has no dtype of its own
+    model_input = F.pixel_unshuffle(noisy_sample.to(dtype), patch_size)
     model_output = unet(model_input, timesteps, class_labels, return_dict=False)[0].float()
     prediction, predicted_variance, predicted_features = model_output.split(
         [channels, channels, model_output.shape[1] - 2 * channels], dim=1

@@ -11,6 +11,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from launching import TWELVE_STEPS, launch
 from serving import served
 
 from page.model_shelf import ModelShelf
@@ -131,3 +132,12 @@ def environment(tmp_path_factory):
         "CUDA_VISIBLE_DEVICES": "",
         "HF_HOME": str(tmp_path_factory.mktemp("hf_home")),
     }
+
+
+@pytest.fixture(scope="session")
+def finished(environment, tmp_path_factory):
+    """The output folder of a training of twelve steps that nothing interrupted."""
+    output_dir = tmp_path_factory.mktemp("finished") / "out"
+    done = launch(environment, "--train_data_dir", TILES, "--output_dir", output_dir, *TWELVE_STEPS)
+    assert done.returncode == 0, done.stderr
+    return output_dir

@@ -204,7 +204,7 @@ def test_categories_take_turns_however_many_pictures_they_have(tmp_path):
     shown = [level(sample) for sample, label in sequence if label == 1]
     assert sorted(shown) == list(range(20))
     alone = ShuffledRotatedImages([few], 20, rotation_degrees=0, seed=0)
-    assert [level(sample) for sample, label in sequence if label == 0] == [level(sample) for sample, _ in alone]
+    assert [level(sample) for sample, label, _ in sequence if label == 0] == [level(sample) for sample, _, _ in alone]
 
 
 def test_folders_of_the_same_name_cannot_be_two_categories(tmp_path):
@@ -219,7 +219,8 @@ def test_folders_of_the_same_name_cannot_be_two_categories(tmp_path):
 def test_order_and_rotations_follow_the_seed(tile_files):
     images = GoodImages(tile_files[:8], SIZE)
     first, same, other = (
-        torch.stack([sample for sample, _ in ShuffledRotatedImages([images], 16, 5, seed=seed)]) for seed in (0, 0, 1)
+        torch.stack([sample for sample, _, _ in ShuffledRotatedImages([images], 16, 5, seed=seed)])
+        for seed in (0, 0, 1)
     )
     assert torch.equal(first, same)
     assert not torch.equal(first, other)

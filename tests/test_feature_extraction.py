@@ -15,7 +15,8 @@ from tqdm import tqdm
 
 from pipelines.feature_extraction import TimmFeatureExtractor
 from training.data import GoodImages
-from training.model import fit_feature_statistics, load_pretrained_extractor
+from training.data_statistics import fit_feature_statistics
+from training.model import load_pretrained_extractor
 
 ROOT = Path(__file__).resolve().parents[1]
 LITE0_CHANNELS = [16, 24, 40, 112]

@@ -1,18 +1,13 @@
 """Training: real `accelerate launch` runs that finish, resume, refuse and learn."""
 
-import contextlib
 import json
-import os
 import shutil
-import signal
-import subprocess
-import time
 
 import numpy as np
 import pytest
 import torch
 from diffusers import UNet2DModel
-from launching import NETWORK, ROOT, TINY, launch, launch_command, stay_on_one_core
+from launching import NETWORK, ROOT, TINY, launch
 from PIL import Image
 from safetensors.torch import load_file
 from sentences import assert_sentence
@@ -21,59 +16,10 @@ from sklearn.metrics import roc_auc_score
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from training.calibration import fit_calibration
 from training.data import GoodImages, find_good_images, hold_out
-from training.progress import loss_curve, read_progress
 from training.train import main
 
 TILES = ROOT / "tests" / "fixtures" / "magnetic_tile"
 TIMESTEPS = [5, 50, 100]
-TWELVE_STEPS = [*TINY, "--max_train_steps", "12", "--checkpointing_steps", "2"]
-WEIGHTS = "diffusion_pytorch_model.safetensors"
-
-
-@pytest.fixture(scope="module")
-def finished(environment, tmp_path_factory):
-    """The output folder of a run of twelve steps that nothing interrupted."""
-    output_dir = tmp_path_factory.mktemp("finished") / "out"
-    done = launch(environment, "--train_data_dir", TILES, "--output_dir", output_dir, *TWELVE_STEPS)
-    assert done.returncode == 0, done.stderr
-    return output_dir
-
-
-@pytest.fixture(scope="module")
-def resumed(environment, tmp_path_factory):
-    """The output folder of a run that was killed at its first checkpoint and taken up again, and what it said."""
-    output_dir = tmp_path_factory.mktemp("resumed") / "out"
-    arguments = ["--train_data_dir", TILES, "--output_dir", output_dir, *TWELVE_STEPS]
-    process = subprocess.Popen(
-        launch_command(*arguments),
-        cwd=ROOT,
-        env=environment,
-        preexec_fn=stay_on_one_core,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    try:
-        deadline = time.monotonic() + 300
-        while not (output_dir / "checkpoint-2").exists():
-            assert process.poll() is None, "the run ended before its first checkpoint"
-            assert time.monotonic() < deadline
-            time.sleep(0.002)
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    assert not (output_dir / "model_index.json").exists(), "the run was finished before it could be killed"
-    last = max(int(path.name.split("-")[1]) for path in output_dir.glob("checkpoint-*"))
-    # what a save that was cut off leaves, and folders that only look like checkpoints
-    torn = output_dir / f".checkpoint-{last + 2}.partial"
-    shutil.rmtree(torn, ignore_errors=True)
-    torn.mkdir()
-    (torn / "model.safetensors").write_bytes(b"torn")
-    (output_dir / "checkpoint-best").mkdir()
-    done = launch(environment, *arguments, "--resume_from_checkpoint", "latest")
-    assert done.returncode == 0, done.stderr
-    assert f"resumed from {output_dir / f'checkpoint-{last}'}" in done.stderr
-    return output_dir
 
 
 def test_a_run_ends_as_a_complete_pipeline_that_loads_and_scores(finished):
@@ -139,58 +85,6 @@ def test_contrast_and_feature_statistics_are_those_of_the_training_pictures(fini
     # the backbone was rounded to what is stored after its statistics were measured
     torch.testing.assert_close(features.mean(dim=(0, 2, 3)), torch.zeros(192), atol=0.1, rtol=0)
     torch.testing.assert_close(features.std(dim=(0, 2, 3)), torch.ones(192), atol=0.1, rtol=0)
-
-
-def test_a_killed_run_that_is_resumed_ends_with_the_very_weights_of_an_uninterrupted_one(finished, resumed):
-    for component in ("unet", "feature_extractor", "calibration"):
-        expected, weights = (load_file(folder / component / WEIGHTS) for folder in (finished, resumed))
-        assert expected.keys() == weights.keys()
-        for name, tensor in expected.items():
-            assert torch.equal(weights[name], tensor), f"{component} {name}"
-
-
-def test_nothing_half_saved_is_left_by_a_run_that_was_killed_and_resumed(resumed):
-    assert not list(resumed.glob(".*"))
-    whole = [path.name for path in resumed.glob("checkpoint-*") if path.name != "checkpoint-best"]
-    assert sorted(whole) == ["checkpoint-10", "checkpoint-12"]
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_run_that_is_asked_to_end_writes_a_checkpoint_and_is_resumed_from_it(environment, tmp_path, workers):
-    arguments = ["--train_data_dir", TILES, "--output_dir", tmp_path, *TINY, "--max_train_steps", "5000"]
-    arguments += ["--dataloader_num_workers", workers]
-    process = subprocess.Popen(
-        launch_command(*arguments, quiet=True),
-        cwd=ROOT,
-        env=environment,
-        preexec_fn=stay_on_one_core,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    try:
-        deadline = time.monotonic() + 300
-        while len(read_progress(tmp_path)) < 2:
-            assert process.poll() is None, "the run ended before its first step"
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        os.killpg(process.pid, signal.SIGTERM)  # to all of its processes, as a job scheduler does
-        process.wait()
-        while read_progress(tmp_path)[-1]["phase"] != "stopped":
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-    step = read_progress(tmp_path)[-1]["step"]
-    assert (tmp_path / f"checkpoint-{step}").is_dir()
-    assert not (tmp_path / "model_index.json").exists()
-    arguments += ["--max_train_steps", step + 1, "--resume_from_checkpoint", "latest"]
-    assert launch(environment, *arguments).returncode == 0
-    phases = [entry["phase"] for entry in read_progress(tmp_path)]
-    assert phases[-4:] == ["references", "calibration", "saving", "finished"]
-    assert loss_curve(read_progress(tmp_path))["step"][-1] == step + 1
-    AnomalyScoringPipeline.from_pretrained(tmp_path)
 
 
 # refusals

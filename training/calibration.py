@@ -14,19 +14,21 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 
-from pipelines.anomaly_maps import blend, render, smooth, worst_mean
+from pipelines.anomaly_maps import blend, render
 from pipelines.checkpoint_files import is_half_precision
 from pipelines.denoising_network import has_bfloat16
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
-from pipelines.score_calibration import NUM_ALPHAS, Measurement, ScoreCalibration, timestep_subsets
+from pipelines.score_calibration import NUM_ALPHAS, Measurement, ScoreCalibration
 from training.blend_weights import choose_weights
 from training.data import GoodImages, find_good_images, hold_out
 from training.measured_results import forget_results
+from training.normalisation import fit_normalisation, part_scores_of, standardized_subsets
 from training.planted_defects import PlantedDefects
 from training.process import keep_large_buffers, use_all_cores
+from training.sharing import gather_rows, is_main_process, own_share, start_processes
 
 MIN_DISJOINT = 40
 """With fewer pictures they are cross-fitted: too few would be left to fit a deviation per position."""
@@ -40,12 +42,6 @@ MAPS_AT_ONCE = 16
 NUM_PLANTED = 180
 """So many defects are planted to choose the weights of Eq. 11, in turn into each picture."""
 
-PRIOR_PICTURES = 100
-"""Mean and deviation at a position are shrunk to those of all positions as if this many pictures had shown them."""
-
-POSITION_SIGMA = 1.0
-"""Mean and deviation per position are smoothed by a Gaussian of this many cells, for neighbours are alike."""
-
 logger = logging.getLogger(__name__)
 
 
@@ -56,6 +52,8 @@ def fit_calibration(pipe, files, timesteps, seed=0, batch_size=8, alpha=None, on
     Eq. 11; those that are ranked do not, so that the promised rate holds whatever is chosen. (Where pictures are too
     few to be split, the same do both, and the rate is an estimate.)
 
+    Several processes share the pictures out; each of them has to call this, and each gets the same calibration.
+
     Args:
         pipe (`AnomalyScoringPipeline`): its own calibration, if any, is not used.
         files (`list[Path]`): the pictures.
@@ -63,8 +61,8 @@ def fit_calibration(pipe, files, timesteps, seed=0, batch_size=8, alpha=None, on
         seed (`int`): draws the noise fields and splits the pictures.
         batch_size (`int`): pictures per UNet call.
         alpha (`float`, *optional*): weight of the pixel part; by default it is chosen too.
-        on_progress (*optional*): called after each batch with the pictures measured so far and their total; what it
-            raises ends the calibration.
+        on_progress (*optional*): called after each batch with the pictures this process has measured so far and their
+            total; what it raises ends the calibration.
 
     Returns:
         `ScoreCalibration`: on the CPU, ready to be registered with the pipeline.
@@ -85,52 +83,55 @@ def fit_calibration(pipe, files, timesteps, seed=0, batch_size=8, alpha=None, on
         cross_fitted=cross_fitted,
     )
     calibration.noise.copy_(noise)
-    bfloat16_files = ranked_files[:MAX_BFLOAT16] if has_bfloat16(pipe.unet.device) else []
+    ranked_images, fitted_images = (GoodImages(chosen, pipe.resolution) for chosen in (ranked_files, fitted_files))
+    planted_images = PlantedDefects(fitted_images, NUM_PLANTED, seed)
+    rough_images = Subset(ranked_images, range(min(len(ranked_files), MAX_BFLOAT16)))
+    measured_images = [ranked_images, planted_images]
+    measured_images += [] if cross_fitted else [fitted_images]
+    measured_images += [rough_images] if has_bfloat16(pipe.unet.device) else []
+    total = sum(len(own_share(len(images), batch_size)) for images in measured_images)
 
-    with tqdm(
-        total=len(ranked_files) + len(bfloat16_files) + (0 if cross_fitted else len(fitted_files)) + NUM_PLANTED,
-        desc="calibration",
-        unit="image",
-    ) as progress:
+    with tqdm(total=total, desc="calibration", unit="image", disable=not is_main_process()) as progress:
 
-        def measured(samples_in_batches, mixed_precision="no"):
-            batches = []
-            for samples in samples_in_batches:
-                batches.append([maps.cpu() for maps in pipe.measure(samples, timesteps, noise, mixed_precision)])
-                progress.update(len(samples))
-                if on_progress is not None:
-                    on_progress(progress.n, progress.total)
-            return Measurement(*(torch.cat(maps) for maps in zip(*batches, strict=True)))
+        def on_batch(count):
+            progress.update(count)
+            if on_progress is not None:
+                on_progress(progress.n, progress.total)
 
-        def good(files):
-            return DataLoader(GoodImages(files, pipe.resolution), batch_size=batch_size)
+        def measured(images, mixed_precision="no"):
+            return _measure_all(pipe, images, timesteps, noise, batch_size, mixed_precision, on_batch)
 
-        masks = []
-
-        def plant_defects():
-            images = PlantedDefects(GoodImages(fitted_files, pipe.resolution), NUM_PLANTED, seed)
-            for samples, sample_masks in DataLoader(images, batch_size=batch_size):
-                masks.append(sample_masks)
-                yield samples
-
-        ranked = measured(good(ranked_files))
-        rough = measured(good(bfloat16_files), "bf16") if bfloat16_files else None
-        fitted = ranked if cross_fitted else measured(good(fitted_files))
-        planted = measured(plant_defects())
+        ranked = measured(ranked_images)[0]
+        rough = measured(rough_images, "bf16")[0] if rough_images in measured_images else None
+        fitted = ranked if cross_fitted else measured(fitted_images)[0]
+        planted, masks = measured(planted_images)
 
     sigma = pipe.config.smoothing_sigma
     fit_normalisation(calibration, fitted)
     fitted, planted = (calibration.standardize(parts, timesteps) for parts in (fitted, planted))
-    weights = choose_weights(fitted, planted, torch.cat(masks), pipe.resolution, sigma, alpha)
+    weights = choose_weights(fitted, planted, masks, pipe.resolution, sigma, alpha)
     calibration.register_to_config(**asdict(weights))
     part_scores, map_maxima = (_cross_fit if cross_fitted else _score_all)(calibration, ranked, sigma)
     calibration.part_scores.copy_(part_scores)
     calibration.map_maxima.copy_(map_maxima)
-    if rough:
-        exact = _part_scores(calibration, ranked)
-        moved = (_part_scores(calibration, rough) - exact[:, : len(bfloat16_files)]).abs().amax(dim=1)
+    if rough is not None:
+        exact = part_scores_of(calibration, ranked)
+        moved = (part_scores_of(calibration, rough) - exact[:, : len(rough_images)]).abs().amax(dim=1)
         calibration.register_to_config(bfloat16_deviation=(moved / exact.std(dim=1).clamp(min=1e-6)).max().item())
     return calibration
+
+
+def _measure_all(pipe, images, timesteps, noise, batch_size, mixed_precision, on_batch):
+    """Measurement of every picture, and masks where `images` gives (sample, mask) pairs, shared out among processes."""
+    own = own_share(len(images), batch_size)
+    batches = []
+    for batch in DataLoader(Subset(images, own or range(1)), batch_size=batch_size):  # of an empty share, the form
+        samples, masks = batch if isinstance(batch, list) else (batch, torch.empty(len(batch), 0))
+        batches.append([*(maps.cpu() for maps in pipe.measure(samples, timesteps, noise, mixed_precision)), masks])
+        on_batch(min(len(samples), len(own)))
+    rows = (gather_rows(torch.cat(parts)[: len(own)], len(images), batch_size) for parts in zip(*batches, strict=True))
+    *maps, masks = rows
+    return Measurement(*maps), masks
 
 
 def fit_image_ranks(calibration, fitted, ranked):
@@ -144,7 +145,7 @@ def fit_image_ranks(calibration, fitted, ranked):
         ranked (`Measurement`): of those whose scores are ranked, as many as its `num_ranked`.
     """
     fit_normalisation(calibration, fitted)
-    calibration.part_scores.copy_(_part_scores(calibration, ranked))
+    calibration.part_scores.copy_(part_scores_of(calibration, ranked))
 
 
 def draw_noise_fields(seed, timesteps, resolution):
@@ -157,61 +158,17 @@ def draw_noise_fields(seed, timesteps, resolution):
     )
 
 
-def fit_normalisation(calibration, measured):
-    """Set mean and deviation of every part's maps, then of its worst places, from good pictures."""
-    for name in ("kl", "feature_error"):
-        mean, std = _shrunk_statistics(getattr(measured, name))
-        getattr(calibration, f"{name}_mean").copy_(mean)
-        getattr(calibration, f"{name}_std").copy_(std)
-    if calibration.reference_mean.numel():
-        std, mean = torch.std_mean(measured.reference, dim=(0, 2, 3))
-        calibration.reference_mean.copy_(mean)
-        calibration.reference_std.copy_(std.clamp(min=1e-6))
-    std, mean = torch.std_mean(_part_scores(calibration, measured), dim=1)
-    calibration.part_score_mean.copy_(mean)
-    calibration.part_score_std.copy_(std.clamp(min=1e-6))
-
-
-def _shrunk_statistics(maps):
-    """Mean and deviation per timestep and place, (timesteps, grid, grid), of maps, (pictures, timesteps, grid, grid).
-
-    They are smoothed over places and shrunk towards those of all places.
-    """
-    maps = maps.double()
-    mean = smooth(maps.mean(dim=0)[None], POSITION_SIGMA)[0]
-    variance = smooth(maps.square().mean(dim=0)[None], POSITION_SIGMA)[0] - mean.square()
-    weight = len(maps) / (len(maps) + PRIOR_PICTURES)
-    common_mean = mean.mean(dim=(1, 2), keepdim=True)
-    common_variance = (maps - common_mean).square().mean(dim=(0, 2, 3)).view(-1, 1, 1)
-    mean = weight * mean + (1 - weight) * common_mean
-    variance = weight * variance + (1 - weight) * common_variance
-    return mean.float(), variance.clamp(min=1e-6 * common_variance).sqrt().float()
-
-
-def _part_scores(calibration, measured):
-    """The worst places of each part for every subset of timesteps, (subsets, pictures, parts)."""
-    return torch.stack([worst_mean(parts) for parts in _standardized_subsets(calibration, measured)])
-
-
-def _standardized_subsets(calibration, measured):
-    timesteps = list(calibration.config.timesteps)
-    for subset in timestep_subsets(timesteps):
-        chosen = [timesteps.index(timestep) for timestep in subset]
-        part = Measurement(measured.kl[:, chosen], measured.feature_error[:, chosen], measured.reference)
-        yield calibration.standardize(part, list(subset))
-
-
 def _score_all(calibration, measured, sigma):
     """Part scores, (subsets, pictures, parts), and map maxima, (subsets, alphas, pictures)."""
     maxima = []
-    for parts in _standardized_subsets(calibration, measured):
+    for parts in standardized_subsets(calibration, measured):
         rows = []
         for batch in calibration.two_parts(parts).split(MAPS_AT_ONCE):
             kl_maps, feature_maps = render(batch, calibration.config.resolution, sigma).unbind(dim=1)
             alphas = torch.linspace(0, 1, NUM_ALPHAS).tolist()
             rows.append(torch.stack([blend(kl_maps, feature_maps, alpha).amax(dim=(1, 2)) for alpha in alphas]))
         maxima.append(torch.cat(rows, dim=1))
-    return _part_scores(calibration, measured), torch.stack(maxima)
+    return part_scores_of(calibration, measured), torch.stack(maxima)
 
 
 def _cross_fit(calibration, measured, sigma):
@@ -257,8 +214,7 @@ def recalibrate(args):
     """Load, calibrate and save as the command line says."""
     pipe = AnomalyScoringPipeline.from_pretrained(args.model)
     half_precision = is_half_precision(args.model)  # the ranks must belong to the weights that will be loaded
-    if torch.cuda.is_available():
-        pipe.to("cuda")
+    pipe.to(start_processes())
     scoring = pipe.for_category(args.category)
     timesteps = args.timesteps or list(pipe.config.timesteps)
     if pipe.categories is not None and sorted(timesteps) != sorted(pipe.config.timesteps):
@@ -268,9 +224,10 @@ def recalibrate(args):
     files = find_good_images(args.data_dir)
     calibration = fit_calibration(scoring, files, timesteps, args.seed, args.batch_size, args.alpha)
     replace_calibration(pipe, args.category, calibration)
-    pipe.to("cpu").save_pretrained(args.output_dir or args.model, half_precision=half_precision)
-    forget_results(args.output_dir or args.model)
-    logger.info(describe(calibration))
+    if is_main_process():
+        pipe.to("cpu").save_pretrained(args.output_dir or args.model, half_precision=half_precision)
+        forget_results(args.output_dir or args.model)
+        logger.info(describe(calibration))
 
 
 def replace_calibration(pipe, category, calibration):

@@ -1,10 +1,17 @@
 """Checkpoints of a run under way: written beside their final name and renamed, so that none is ever half there."""
 
+import json
 import os
 import shutil
 from pathlib import Path
 
+from safetensors import SafetensorError
+
+from pipelines.checkpoint_files import SAVING
+from training.run_record import RUN_RECORD
+
 PREFIX = "checkpoint-"
+PARTIAL = ".partial"
 
 
 def check_output_dir(path):
@@ -39,6 +46,13 @@ def prepare_output_dir(path):
     return path
 
 
+def clear_leftovers(output_dir):
+    """Delete what a training that was killed has left half written in its folder."""
+    for pattern in (f".{PREFIX}*{PARTIAL}*", f"{SAVING}*"):
+        for leftover in output_dir.glob(pattern):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
 def find_checkpoint(output_dir, resume_from_checkpoint):
     """The folder to resume from, or None to start afresh.
 
@@ -67,20 +81,57 @@ def step_of(checkpoint):
     return int(checkpoint.name.removeprefix(PREFIX)) if checkpoint else 0
 
 
-def save_checkpoint(accelerator, output_dir, step, total_limit):
-    """Write everything a resumed run needs and drop the oldest checkpoints beyond `total_limit`."""
+def save_checkpoint(accelerator, output_dir, step, total_limit, run):
+    """Write everything a resumed run needs and drop the oldest checkpoints beyond `total_limit`.
+
+    Args:
+        accelerator (`Accelerator`): its state is what is written.
+        output_dir (`Path`): where checkpoints lie.
+        step (`int`): optimizer steps done.
+        total_limit (`int`): checkpoints kept.
+        run (`dict`): the run's record (`run_record.py`).
+
+    Raises:
+        ValueError: if it cannot be written; what was written before stays.
+    """
     target = output_dir / f"{PREFIX}{step}"
-    partial = output_dir / f".{target.name}.partial"
+    partial = output_dir / f".{target.name}{PARTIAL}"
     if accelerator.is_main_process:
         shutil.rmtree(partial, ignore_errors=True)
     accelerator.wait_for_everyone()
-    accelerator.save_state(str(partial))
+    try:
+        accelerator.save_state(str(partial))
+        if accelerator.is_main_process:
+            (partial / RUN_RECORD).write_text(json.dumps(run))
+    except (OSError, RuntimeError, SafetensorError) as error:  # PyTorch and safetensors have errors of their own
+        shutil.rmtree(partial, ignore_errors=True)
+        reason = os.strerror(error.errno) if getattr(error, "errno", None) else str(error).splitlines()[0]
+        raise ValueError(
+            f"{target} cannot be written ({reason}); make room, then go on with --resume_from_checkpoint latest."
+        ) from error
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        shutil.rmtree(target, ignore_errors=True)
+        _flush(partial)
+        _remove(target)
         partial.rename(target)
         for old in _list_checkpoints(output_dir)[:-total_limit]:
-            shutil.rmtree(old)
+            _remove(old)
+
+
+def _flush(folder):
+    """Have the system write a folder's files to disk before it gets its name, for a machine that loses power."""
+    for path in folder.iterdir():
+        with open(path, "rb") as stream:
+            os.fsync(stream.fileno())
+
+
+def _remove(folder):
+    """Delete a folder; one that is half deleted when the process is killed has no checkpoint's name any more."""
+    if folder.exists():
+        doomed = folder.with_name(f".{folder.name}{PARTIAL}-old")
+        shutil.rmtree(doomed, ignore_errors=True)
+        folder.rename(doomed)
+        shutil.rmtree(doomed)
 
 
 def _list_checkpoints(output_dir):

@@ -164,7 +164,7 @@ class ShuffledRotatedImages(Dataset):
         start (`int`): first place served.
 
     Returns:
-        `tuple[torch.Tensor, int]`: a sample as in `GoodImages`, and the number of its category.
+        `tuple[torch.Tensor, int, int]`: a sample as in `GoodImages`, the number of its category, and its place.
     """
 
     def __init__(self, categories, length, rotation_degrees, seed, start=0):
@@ -181,12 +181,13 @@ class ShuffledRotatedImages(Dataset):
     def __getitem__(self, index):
         if not 0 <= index < self.length:
             raise IndexError(index)
-        turn, label = divmod(self.start + index, len(self.categories))
+        place_in_all = self.start + index
+        turn, label = divmod(place_in_all, len(self.categories))
         images = self.categories[label]
         epoch, place = divmod(turn, len(images))
         sample = images[int(self._order(label, epoch)[place])]
         uniform = np.random.default_rng((self.seed, label, epoch, place)).uniform(-1, 1)
-        return _rotate(sample, float(uniform) * self.rotation_degrees), label
+        return _rotate(sample, float(uniform) * self.rotation_degrees), label, place_in_all
 
     def _order(self, label, epoch):
         if self._orders.get(label, (None,))[0] != epoch:

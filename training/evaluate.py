@@ -2,6 +2,8 @@
 
     python training/evaluate.py --model CKPT --data_dir CATEGORY
 
+`torchrun --nproc_per_node 2 training/evaluate.py …` shares the pictures out among processes, to the same figures.
+
 Metrics are those of the paper's section 4.1 (AUROC, PRO up to 30 % false positives), on maps of the model's square
 with nearest masks and, as a second table, at each picture's native size; F1, detection rate and false alarm rate are
 those of the calibrated verdict.
@@ -28,10 +30,23 @@ from training.data import find_labelled_images, in_batches, read_image
 from training.measured_results import ALL, keep_results
 from training.metrics import image_metrics, pixel_metrics
 from training.process import keep_large_buffers, use_all_cores
+from training.sharing import gather_rows, is_main_process, own_share, start_processes
+
+COMPUTED = {
+    "scores": "anomaly_score",
+    "p_values": "p_value",
+    "is_anomalous": "is_anomalous",
+    "maps": "anomaly_map",
+    "kl_maps": "kl_map",
+    "feature_maps": "feature_map",
+}
+"""What is kept of each picture's `AnomalyScoringOutput`, and its field there."""
 
 
 def evaluate(pipe, labelled, batch_size=8, false_alarm_rate=None, alpha=None, native=True):
     """Score labelled pictures and measure.
+
+    Several processes share the scoring out; each of them has to call this, and the main one measures.
 
     Args:
         pipe (`AnomalyScoringPipeline`): a calibrated pipeline.
@@ -42,10 +57,13 @@ def evaluate(pipe, labelled, batch_size=8, false_alarm_rate=None, alpha=None, na
         native (`bool`): whether to measure at the pictures' own sizes as well.
 
     Returns:
-        `tuple[dict, dict]`: report (see `format_report`) and what was computed: one array or list per key of scores,
-        p_values, is_anomalous, maps, kl_maps, feature_maps (on the model's square), masks and sizes.
+        `tuple[dict, dict]`: report (see `format_report`; None on other processes) and what was computed: one array or
+        list per key of `COMPUTED` (maps on the model's square), masks and sizes.
     """
     computed = _score(pipe, labelled, batch_size, false_alarm_rate, alpha)
+    if not is_main_process():
+        return None, computed
+    computed["masks"] = [item.read_mask(size) for item, size in zip(labelled, computed["sizes"], strict=True)]
     defects = np.array([item.defect for item in labelled])
     types = sorted(set(defects) - {"good"})
     groups = {ALL: np.ones(len(defects), bool)} | {name: np.isin(defects, [name, "good"]) for name in types}
@@ -91,30 +109,20 @@ def format_report(report):
 
 
 def _score(pipe, labelled, batch_size, false_alarm_rate, alpha):
-    """Run the pipeline on the model's square, so that both tables come from one pass."""
-    collected = {key: [] for key in ("scores", "p_values", "is_anomalous", "maps", "kl_maps", "feature_maps")}
-    masks, sizes, rate = [], [], None
-    with tqdm(total=len(labelled), desc="scoring", unit="image") as progress:
-        for batch in in_batches(labelled, batch_size):
-            pictures = [to_rgb(read_image(item.path), item.path.name) for item in batch]
-            squares, batch_sizes = preprocess(pictures, pipe.resolution)
+    """Run the pipeline on the model's square, so that both tables come from one pass; shared out among processes."""
+    own = own_share(len(labelled), batch_size)
+    rows = []
+    with tqdm(total=len(own), desc="scoring", unit="image", disable=not is_main_process()) as progress:
+        for places in in_batches(own or range(1), batch_size):  # of an empty share, the form
+            pictures = [to_rgb(read_image(labelled[place].path), labelled[place].path.name) for place in places]
+            squares, sizes = preprocess(pictures, pipe.resolution)
             output = pipe((squares + 1) / 2, alpha=alpha, false_alarm_rate=false_alarm_rate, batch_size=batch_size)
-            for key, values in (
-                ("scores", output.anomaly_score),
-                ("p_values", output.p_value),
-                ("is_anomalous", output.is_anomalous),
-                ("maps", output.anomaly_map),
-                ("kl_maps", output.kl_map),
-                ("feature_maps", output.feature_map),
-            ):
-                collected[key].extend(values)
-            sizes += batch_sizes
-            masks += [item.read_mask(size) for item, size in zip(batch, batch_sizes, strict=True)]
-            rate = output.false_alarm_rate
-            progress.update(len(batch))
-    for key in ("scores", "p_values", "is_anomalous"):
-        collected[key] = np.array(collected[key])
-    return collected | {"masks": masks, "sizes": sizes, "false_alarm_rate": rate}
+            rows.append([np.stack(getattr(output, field)) for field in COMPUTED.values()] + [np.array(sizes)])
+            progress.update(min(len(places), len(own)))
+    columns = [torch.from_numpy(np.concatenate(parts)[: len(own)]) for parts in zip(*rows, strict=True)]
+    *columns, sizes = [gather_rows(column, len(labelled), batch_size).numpy() for column in columns]
+    sizes = [tuple(size) for size in sizes.tolist()]
+    return dict(zip(COMPUTED, columns, strict=True)) | {"sizes": sizes, "false_alarm_rate": output.false_alarm_rate}
 
 
 def nearest_mask(mask, resolution):
@@ -159,11 +167,12 @@ def main(argv=None):
             raise ValueError(f"--keep_with_model needs a checkpoint folder, and {args.model} is none.")
         labelled = find_labelled_images(args.data_dir)
         pipe = AnomalyScoringPipeline.from_pretrained(args.model).for_category(args.category)
-        if torch.cuda.is_available():
-            pipe.to("cuda")
+        pipe.to(start_processes())
         report, computed = evaluate(
             pipe, labelled, args.batch_size, args.false_alarm_rate, args.alpha, native=not args.no_native
         )
+        if report is None:
+            return
         output_dir = Path(args.output_dir or Path("outputs") / "evaluation" / Path(args.data_dir).resolve().name)
         output_dir.mkdir(parents=True, exist_ok=True)
         (output_dir / "report.json").write_text(json.dumps(report, indent=2) + "\n")

@@ -6,12 +6,13 @@ Both are fitted to the training pictures as they are, without augmentation.
 import math
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 
 from pipelines.feature_gaussian import FeatureGaussian, by_cell
 from pipelines.feature_memory import FeatureMemory
 from training.model import round_to_half
+from training.sharing import gather_rows, is_main_process, own_share, sum_over_processes
 
 GRID_SIZE = 32
 NUM_CELLS = 16
@@ -36,6 +37,8 @@ NUM_PROJECTED = 64
 def fit_feature_reference(extractor, images, seed=0, batch_size=8):
     """Fit Gaussian and memory to the standardised features of pictures.
 
+    Several processes share the pictures out; each of them has to call this, and each gets the same.
+
     Args:
         extractor (`TimmFeatureExtractor`): with its channel statistics.
         images (`GoodImages`): the training pictures.
@@ -52,20 +55,26 @@ def fit_feature_reference(extractor, images, seed=0, batch_size=8):
     per_picture = min(size * size, math.ceil(NUM_CANDIDATES / len(images)))
     total = torch.zeros(channels, size, size, dtype=torch.float64)
     products = torch.zeros(cells * cells, channels, channels, dtype=torch.float64)
-    candidates = []
-    with tqdm(total=len(images), desc="features of good parts", unit="image") as progress:
-        for sample in DataLoader(images, batch_size=batch_size):
+    # every process draws for all pictures, so that which ones are its own makes no difference
+    chosen = [torch.randperm(size * size, generator=generator)[:per_picture] for _ in range(len(images))]
+    own = own_share(len(images), batch_size)
+    candidates = [torch.zeros(0, per_picture, channels)]
+    with tqdm(total=len(own), desc="features of good parts", unit="image", disable=not is_main_process()) as progress:
+        for sample in DataLoader(Subset(images, own), batch_size=batch_size):
             features = extractor(sample.to(extractor.device)).cpu()
             features = torch.nn.functional.adaptive_avg_pool2d(features, size)
             total += features.double().sum(dim=0)
             places = by_cell(features, cells).double()
             products += places @ places.transpose(1, 2)
             rows = features.flatten(2).transpose(1, 2)
-            for picture in rows:
-                candidates.append(picture[torch.randperm(size * size, generator=generator)[:per_picture]])
+            first = own[progress.n]
+            places = torch.stack(chosen[first : first + len(sample)])
+            candidates.append(rows.gather(1, places[..., None].expand(-1, -1, channels)))
             progress.update(len(sample))
 
     count = len(images)
+    total, products = sum_over_processes(total), sum_over_processes(products)
+    candidates = gather_rows(torch.cat(candidates), count, batch_size).flatten(0, 1)
     mean = total / count
     mean_by_cell = by_cell(mean[None], cells)
     covariance = products - count * mean_by_cell @ mean_by_cell.transpose(1, 2)
@@ -73,7 +82,7 @@ def fit_feature_reference(extractor, images, seed=0, batch_size=8):
     gaussian = FeatureGaussian(channels, size, cells)
     gaussian.mean.copy_(mean)
     gaussian.set_covariance(shrink(covariance, count))
-    memory = fill_memory(torch.cat(candidates), size, generator)
+    memory = fill_memory(candidates, size, generator)
     round_to_half(gaussian)
     round_to_half(memory)
     return gaussian, memory
@@ -106,7 +115,7 @@ def greedy_coreset(rows, size, generator):
     squares = projected.square().sum(dim=1)
     chosen = [int(torch.randint(len(rows), (1,), generator=generator))]
     nearest = torch.full_like(squares, torch.inf)
-    for _ in tqdm(range(size - 1), desc="memory of good features", leave=False):
+    for _ in tqdm(range(size - 1), desc="memory of good features", leave=False, disable=not is_main_process()):
         last = projected[chosen[-1]]
         nearest = torch.minimum(nearest, squares + last.square().sum() - 2 * projected @ last)
         chosen.append(int(nearest.argmax()))

@@ -11,6 +11,7 @@ from training.feature_reference import fit_feature_reference
 from training.measured_results import forget_results
 from training.model import round_to_half
 from training.process import peak_memory_gb
+from training.sharing import is_main_process
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +28,8 @@ def finish_pipeline(args, unet, scheduler, extractor, data_mean, data_std, categ
     """Fit references to training pictures, calibrate on held-out ones, save; returns the pipeline.
 
     Weights are rounded to what is stored on disk before they are calibrated (the extractor's were when it was loaded),
-    so that the thresholds belong to exactly the model that users load.
+    so that the thresholds belong to exactly the model that users load. Several processes share the pictures out; each
+    has to call this, and the main one saves.
 
     Args:
         args: settings of `training/train.py`.
@@ -35,7 +37,7 @@ def finish_pipeline(args, unet, scheduler, extractor, data_mean, data_std, categ
         data_mean, data_std (`torch.Tensor`): of each category, (categories,).
         categories (`list[GoodImages]`): training pictures of each.
         splits (`dict[str, tuple]`): names of the categories, with their training and held-out files.
-        training_seconds (`float`, *optional*): None for a resumed run.
+        training_seconds (`float`): spent in the training steps, by all runs that led here.
         log (`ProgressLog`): is told what is being done.
     """
     unet.eval()
@@ -63,12 +65,23 @@ def finish_pipeline(args, unet, scheduler, extractor, data_mean, data_std, categ
         pipe.register_modules(
             calibration=fit_calibration(pipe, held_out, args.timesteps, args.seed, alpha=args.alpha).to(unet.device)
         )
-        logger.info("%s: %s", name, describe(pipe.calibration))
+        if is_main_process():
+            logger.info("%s: %s", name, describe(pipe.calibration))
         pipelines[name] = pipe
     if len(pipelines) > 1:
         pipe = AnomalyScoringPipeline(**shared, categories=CategoryBank.from_pipelines(pipelines))
-    log.log_phase("saving")
-    pipe.to("cpu").save_pretrained(args.output_dir, half_precision=True)
+    pipe.to("cpu")
+    if is_main_process():
+        log.log_phase("saving")
+        _save(pipe, args, splits, training_seconds)
+        logger.info("saved to %s", args.output_dir)
+    log.log_phase("finished")
+    return pipe
+
+
+def _save(pipe, args, splits, training_seconds):
+    forget_results(args.output_dir)
+    pipe.save_pretrained(args.output_dir, half_precision=True)
     record = {
         "settings": settings_to_record(args),
         "training_seconds": training_seconds,
@@ -76,7 +89,3 @@ def finish_pipeline(args, unet, scheduler, extractor, data_mean, data_std, categ
         "held_out": {name: [path.name for path in held_out] for name, (_, held_out) in splits.items()},
     }
     (Path(args.output_dir) / TRAINING_RECORD).write_text(json.dumps(record, indent=2) + "\n")
-    forget_results(args.output_dir)
-    log.log_phase("finished")
-    logger.info("saved to %s", args.output_dir)
-    return pipe

@@ -59,6 +59,23 @@ class DenoisingLoss:
         """T of the noise schedule."""
         return self.scheduler.config.num_train_timesteps
 
+    def draw_noise(self, seed, places, shape):
+        """Noise and timestep of each picture, which follow from the seed and its place in the training alone.
+
+        So a resumed run, or one of more processes, draws the same.
+
+        Args:
+            seed (`int`): of the training.
+            places (`list[int]`): of the pictures, as `ShuffledRotatedImages` numbers them.
+            shape (`tuple[int]`): of a picture.
+
+        Returns:
+            `tuple[torch.Tensor, torch.Tensor]`: float32, (pictures, *shape), and int64, (pictures,), on the CPU.
+        """
+        generators = [torch.Generator().manual_seed(seed * 1_000_003 + place) for place in places]
+        timesteps = torch.cat([self.draw_timesteps(1, generator) for generator in generators])
+        return torch.stack([torch.randn(shape, generator=generator) for generator in generators]), timesteps
+
     def draw_timesteps(self, batch_size, generator):
         """int64, (batch_size,), from the mixture of uniform distributions."""
         uniform = torch.rand(2, batch_size, generator=generator)

@@ -109,22 +109,6 @@ def round_to_half(module):
             tensor.data.copy_(tensor.data.half())
 
 
-@torch.inference_mode()
-def fit_feature_statistics(extractor, samples, progress):
-    """Set the extractor's per-channel mean and deviation from an iterable of samples, (batch, 3, height, width)."""
-    count, total, total_square = 0, 0.0, 0.0
-    for sample in samples:
-        features = extractor.raw_features(sample).double()
-        count += features[:, 0].numel()
-        total = total + features.sum(dim=(0, 2, 3))
-        total_square = total_square + features.square().sum(dim=(0, 2, 3))
-        progress.update(len(sample))
-    mean = total / count
-    deviation = (total_square / count - mean.square()).clamp(min=1e-12).sqrt()
-    extractor.feature_mean.copy_(mean)
-    extractor.feature_std.copy_(deviation.clamp(min=1e-3 * deviation.mean()))
-
-
 def _normalisation(name):
     config = timm.get_pretrained_cfg(name)
     if config is None:

@@ -16,6 +16,11 @@ TERMINATED = 128 + signal.SIGTERM
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -2, -3, -8
 
 
+def are_on_cpu():
+    """Whether this is one of several processes on a machine without a GPU, which talk to each other through gloo."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.cuda.is_available()
+
+
 def use_all_cores():
     """Undo the single OpenMP thread that `accelerate launch` sets on a CPU: share the cores among local processes."""
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

@@ -7,9 +7,9 @@ Whoever wants to watch a run reads `OUT/progress.jsonl` (`progress.py`); SIGTERM
 """
 
 import logging
+import math
 import sys
 import time
-from itertools import chain
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -25,22 +25,33 @@ from tqdm.auto import tqdm
 from pipelines.denoising_network import has_bfloat16
 from pipelines.image_preprocessing import contrast_scale, normalize_contrast
 from training.arguments import parse_args
-from training.checkpointing import check_output_dir, find_checkpoint, prepare_output_dir, save_checkpoint, step_of
+from training.checkpointing import (
+    check_output_dir,
+    clear_leftovers,
+    find_checkpoint,
+    prepare_output_dir,
+    save_checkpoint,
+    step_of,
+)
 from training.data import GoodImages, ShuffledRotatedImages, find_categories, hold_out
+from training.data_statistics import fit_data_statistics
 from training.finish import finish_pipeline, settings_to_record
 from training.losses import DenoisingLoss
-from training.model import build_scheduler, build_unet, fit_feature_statistics, load_pretrained_extractor
-from training.process import TERMINATED, ignore_termination, keep_large_buffers, noted_termination, use_all_cores
+from training.model import build_scheduler, build_unet, load_pretrained_extractor
+from training.process import (
+    TERMINATED,
+    are_on_cpu,
+    ignore_termination,
+    keep_large_buffers,
+    noted_termination,
+    use_all_cores,
+)
 from training.progress import LOSSES, ProgressLog
 from training.publish import open_repository, prepare_shipment, push
+from training.run_record import check_settings, describe_run, read_run, restore_splits
+from training.sharing import mean_over_processes, on_any_process
 
-STATISTICS_PICTURES = 256
-"""Channel statistics and contrast are measured on this many pictures, shared out among the categories."""
-
-MIN_STATISTICS_PICTURES = 8
-"""Of each category, however many there are."""
-
-MIN_CONTRAST = 0.02
+OTHER_FAILURE = "Another process cannot read a picture."
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +69,7 @@ def main(argv=None):
 
 
 def train(args):
-    """Train, calibrate and save; returns the finished pipeline on the main process, None on the others."""
+    """Train, calibrate and save; returns the finished pipeline, on every process."""
     keep_large_buffers()
     if not torch.cuda.is_available():
         use_all_cores()
@@ -73,6 +84,13 @@ def train(args):
         for name, files in find_categories(args.train_data_dir).items()
     }
     accelerator = _build_accelerator(args, output_dir)
+    seconds_before = 0.0
+    if checkpoint:
+        former = read_run(checkpoint)
+        check_settings(checkpoint, former, args, _global_batch(args, accelerator))
+        splits = restore_splits(checkpoint, former, splits)
+        seconds_before = former["seconds"]
+    run = describe_run(args, splits, _global_batch(args, accelerator))
     set_seed(args.seed)
     pushes = args.push_to_hub and accelerator.is_main_process
     if pushes:  # a token that does not do is noticed now, not in the end
@@ -82,7 +100,9 @@ def train(args):
     categories = [GoodImages(training_files, args.resolution) for training_files, _ in splits.values()]
     scheduler = build_scheduler(args.prediction_type)
     extractor = load_pretrained_extractor(args.feature_extractor, args.feature_grid, args.feature_strides)
-    data_mean, data_std = _fit_statistics(args, categories, extractor, accelerator)
+    data_mean, data_std = fit_data_statistics(
+        extractor, categories, args.train_batch_size, args.normalize_contrast, accelerator.is_local_main_process
+    )
     unet = build_unet(
         args.resolution,
         args.patch_size,
@@ -93,6 +113,8 @@ def train(args):
     )
     extractor.to(accelerator.device)
     prepare_output_dir(output_dir)  # nothing is written before everything that can be refused has been checked
+    if accelerator.is_main_process:
+        clear_leftovers(output_dir)
 
     # 2. Optimizer, schedule, moving average, data
     optimizer = torch.optim.AdamW(unet.parameters(), lr=args.learning_rate, weight_decay=args.adam_weight_decay)
@@ -139,19 +161,26 @@ def train(args):
     log.log_phase("training")
     started = time.perf_counter()
     batches = iter(dataloader)
+
+    def save(step):
+        run["seconds"] = round(seconds_before + time.perf_counter() - started, 1)
+        save_checkpoint(accelerator, output_dir, step, args.checkpoints_total_limit, run)
+
     with noted_termination() as asked_to_end:
         for step in range(start_step, args.max_train_steps):
-            for micro_step in range(args.gradient_accumulation_steps):
-                sample, labels = next(batches)
+            micro_batches, failure = _read_batches(batches, args.gradient_accumulation_steps)
+            if on_any_process(failure is not None):
+                if step > start_step:
+                    save(step)
+                raise ValueError(f"{failure or OTHER_FAILURE} The run goes on with --resume_from_checkpoint latest.")
+            for sample, labels, places in micro_batches:
                 with accelerator.accumulate(unet):
                     with torch.no_grad(), accelerator.autocast():
                         features = extractor(sample)
                     statistics = (values.to(labels.device)[labels] for values in (data_mean, data_std))
                     sample = normalize_contrast(sample, *(values.view(-1, 1, 1, 1) for values in statistics))
-                    place = step * args.gradient_accumulation_steps + micro_step
-                    generator = _step_generator(args.seed, place, accelerator)
-                    timesteps = loss_function.draw_timesteps(len(sample), generator).to(sample.device)
-                    noise = torch.randn(sample.shape, generator=generator).to(sample.device)
+                    noise, timesteps = loss_function.draw_noise(args.seed, places.tolist(), sample.shape[1:])
+                    noise, timesteps = noise.to(sample.device), timesteps.to(sample.device)
                     losses = loss_function(unet, sample, features, noise, timesteps, labels)
                     accelerator.backward(losses.total)
                     if accelerator.sync_gradients:
@@ -160,42 +189,57 @@ def train(args):
                     lr_scheduler.step()
                     optimizer.zero_grad()
             ema.step(unet.parameters())
-            if not torch.isfinite(losses.total):
+            scalars = _mean_losses(losses)
+            if not math.isfinite(scalars["total"]):
                 raise ValueError(
-                    f"the loss is {losses.total.item()} at step {step}; lower --learning_rate and resume with "
+                    f"the loss is {scalars['total']} at step {step}; lower --learning_rate and resume with "
                     "--resume_from_checkpoint latest."
                 )
             pictures = (step + 1 - start_step) * _global_batch(args, accelerator)
-            scalars = {name: getattr(losses, name).item() for name in LOSSES}
             progress.update()
             progress.set_postfix(
-                {name: f"{value:.4f}" for name, value in scalars.items()}
+                {name: f"{scalars[name]:.4f}" for name in LOSSES}
                 | {"images/s": f"{pictures / (time.perf_counter() - started):.1f}"}
             )
             log.log_step(step + 1, pictures, scalars)
-            accelerator.log(scalars | {"lr": lr_scheduler.get_last_lr()[0]}, step=step + 1)
+            accelerator.log(
+                {name: scalars[name] for name in LOSSES} | {"lr": lr_scheduler.get_last_lr()[0]}, step=step + 1
+            )
             is_last = step + 1 == args.max_train_steps
-            is_stopped = asked_to_end.is_set() and accelerator.num_processes == 1 and not is_last
+            is_stopped = on_any_process(asked_to_end.is_set()) and not is_last
             if (step + 1) % args.checkpointing_steps == 0 or is_last or is_stopped:
-                save_checkpoint(accelerator, output_dir, step + 1, args.checkpoints_total_limit)
+                save(step + 1)
             if is_stopped:
                 _end_early(accelerator, log, step + 1)
     progress.close()
-    training_seconds = None if checkpoint else round(time.perf_counter() - started, 1)
+    training_seconds = round(seconds_before + time.perf_counter() - started, 1)
 
     # 4. The averaged weights become the pipeline
     accelerator.wait_for_everyone()
-    pipe = None
-    if accelerator.is_main_process:
-        unet = accelerator.unwrap_model(unet, keep_fp32_wrapper=False)  # without its autocast
-        ema.copy_to(unet.parameters())
-        pipe = finish_pipeline(
-            args, unet, scheduler, extractor, data_mean, data_std, categories, splits, training_seconds, log
-        )
+    unet = accelerator.unwrap_model(unet, keep_fp32_wrapper=False)  # without its autocast
+    ema.copy_to(unet.parameters())
+    pipe = finish_pipeline(
+        args, unet, scheduler, extractor, data_mean, data_std, categories, splits, training_seconds, log
+    )
     if pushes:
         _push(output_dir, repo_id, args.hub_token)
     accelerator.end_training()
     return pipe
+
+
+def _read_batches(batches, count):
+    """The batches of a step, and None; or None, and the sentence of the picture that cannot be read any more."""
+    try:
+        return [next(batches) for _ in range(count)], None
+    except ValueError as error:
+        return None, str(error).rstrip().rpartition("\n")[2].removeprefix("ValueError: ")  # a worker adds its traceback
+
+
+def _mean_losses(losses):
+    """Each term's mean over the processes, `dict[str, float]`."""
+    names = ("total", *LOSSES)
+    values = torch.stack([getattr(losses, name).detach().float() for name in names])
+    return dict(zip(names, mean_over_processes(values).tolist(), strict=True))
 
 
 def _end_early(accelerator, log, step):
@@ -219,6 +263,7 @@ def _build_accelerator(args, output_dir):
     if precision == "auto":
         precision = "bf16" if has_bfloat16(device) else "no"
     return Accelerator(
+        cpu=are_on_cpu(),
         mixed_precision=precision,
         gradient_accumulation_steps=args.gradient_accumulation_steps,
         log_with=args.report_to,
@@ -226,28 +271,6 @@ def _build_accelerator(args, output_dir):
             project_dir=str(output_dir), logging_dir=str(output_dir / args.logging_dir)
         ),
     )
-
-
-def _fit_statistics(args, categories, extractor, accelerator):
-    """Fit the extractor's channel statistics; return mean and deviation of each category's grey levels, (categories,).
-
-    They are 0 and 0.5 where contrast is left alone.
-    """
-    share = max(STATISTICS_PICTURES // len(categories), MIN_STATISTICS_PICTURES)
-    chosen = []
-    for images in categories:
-        places = torch.linspace(0, len(images) - 1, min(len(images), share)).long().tolist()
-        chosen.append(list(DataLoader(torch.utils.data.Subset(images, places), batch_size=args.train_batch_size)))
-    count = sum(len(batch) for batches in chosen for batch in batches)
-    progress = tqdm(total=count, desc="feature statistics", unit="image", disable=not accelerator.is_local_main_process)
-    fit_feature_statistics(extractor, chain.from_iterable(chosen), progress)
-    progress.close()
-    if not args.normalize_contrast:
-        return torch.zeros(len(categories)), torch.full((len(categories),), 0.5)
-    pixels = [torch.cat(batches) for batches in chosen]
-    # Contrast within a picture: its overall brightness is none.
-    contrast = torch.stack([values.var(dim=(2, 3)).mean().sqrt() for values in pixels])
-    return torch.stack([values.mean() for values in pixels]), contrast.clamp(min=MIN_CONTRAST)
 
 
 def _build_dataloader(args, categories, start_step, accelerator):
@@ -271,12 +294,6 @@ def _build_dataloader(args, categories, start_step, accelerator):
 
 def _global_batch(args, accelerator):
     return args.train_batch_size * args.gradient_accumulation_steps * accelerator.num_processes
-
-
-def _step_generator(seed, place, accelerator):
-    """Noise and timesteps of a batch follow from seed and place alone, so that a resumed run draws the same."""
-    place = place * accelerator.num_processes + accelerator.process_index
-    return torch.Generator().manual_seed(seed * 1_000_003 + place)
 
 
 if __name__ == "__main__":

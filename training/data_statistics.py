@@ -1,0 +1,61 @@
+"""Statistics of the good pictures that training starts from: channels of the features, brightness and contrast."""
+
+from itertools import chain
+
+import torch
+from torch.utils.data import DataLoader, Subset
+from tqdm.auto import tqdm
+
+STATISTICS_PICTURES = 256
+"""They are measured on this many pictures, shared out among the categories."""
+
+MIN_STATISTICS_PICTURES = 8
+"""Of each category, however many there are."""
+
+MIN_CONTRAST = 0.02
+
+
+def fit_data_statistics(extractor, categories, batch_size, normalize_contrast, shows_progress=True):
+    """Fit the extractor's channel statistics, and measure brightness and contrast of each category.
+
+    Args:
+        extractor (`TimmFeatureExtractor`): changed in place.
+        categories (`list[GoodImages]`): training pictures of each.
+        batch_size (`int`): pictures per forward pass.
+        normalize_contrast (`bool`): without it brightness and contrast are 0 and 0.5, which leaves pictures alone.
+        shows_progress (`bool`): whether to show a progress bar.
+
+    Returns:
+        `tuple[torch.Tensor, torch.Tensor]`: mean and deviation of each category's grey levels, (categories,).
+    """
+    share = max(STATISTICS_PICTURES // len(categories), MIN_STATISTICS_PICTURES)
+    chosen = []
+    for images in categories:
+        places = torch.linspace(0, len(images) - 1, min(len(images), share)).long().tolist()
+        chosen.append(list(DataLoader(Subset(images, places), batch_size=batch_size)))
+    count = sum(len(batch) for batches in chosen for batch in batches)
+    progress = tqdm(total=count, desc="feature statistics", unit="image", disable=not shows_progress)
+    fit_feature_statistics(extractor, chain.from_iterable(chosen), progress)
+    progress.close()
+    if not normalize_contrast:
+        return torch.zeros(len(categories)), torch.full((len(categories),), 0.5)
+    pixels = [torch.cat(batches) for batches in chosen]
+    # Contrast within a picture: its overall brightness is none.
+    contrast = torch.stack([values.var(dim=(2, 3)).mean().sqrt() for values in pixels])
+    return torch.stack([values.mean() for values in pixels]), contrast.clamp(min=MIN_CONTRAST)
+
+
+@torch.inference_mode()
+def fit_feature_statistics(extractor, samples, progress):
+    """Set the extractor's per-channel mean and deviation from an iterable of samples, (batch, 3, height, width)."""
+    count, total, total_square = 0, 0.0, 0.0
+    for sample in samples:
+        features = extractor.raw_features(sample).double()
+        count += features[:, 0].numel()
+        total = total + features.sum(dim=(0, 2, 3))
+        total_square = total_square + features.square().sum(dim=(0, 2, 3))
+        progress.update(len(sample))
+    mean = total / count
+    deviation = (total_square / count - mean.square()).clamp(min=1e-12).sqrt()
+    extractor.feature_mean.copy_(mean)
+    extractor.feature_std.copy_(deviation.clamp(min=1e-3 * deviation.mean()))

@@ -1,0 +1,126 @@
+"""What a checkpoint says of its run, so that a resumed one goes on with the same pictures and the same settings.
+
+`checkpoint-N/run.json` holds the settings that may not change, the names of the pictures of both splits, and the
+seconds trained so far. It stays on the machine that trains: nothing of a `checkpoint-N` folder is ever shared.
+"""
+
+import json
+import logging
+
+RUN_RECORD = "run.json"
+
+FIXED_SETTINGS = (
+    "seed",
+    "resolution",
+    "rotation_degrees",
+    "patch_size",
+    "block_out_channels",
+    "layers_per_block",
+    "feature_extractor",
+    "feature_strides",
+    "feature_grid",
+    "prediction_type",
+    "normalize_contrast",
+)
+"""What weights and the order of pictures depend on. Rates, loss weights and the number of steps may be changed."""
+
+MIN_HELD_OUT = 4
+
+logger = logging.getLogger(__name__)
+
+
+def describe_run(args, splits, pictures_per_step):
+    """The record of a run, `dict`, but for its seconds.
+
+    Args:
+        args: settings of `training/train.py`.
+        splits (`dict[str, tuple[list, list]]`): each category's pictures to train on and held-out ones.
+        pictures_per_step (`int`): of all processes together.
+    """
+    return {
+        "settings": {name: getattr(args, name) for name in FIXED_SETTINGS},
+        "pictures_per_step": pictures_per_step,
+        "pictures": {category: [list(map(_key, files)) for files in split] for category, split in splits.items()},
+    }
+
+
+def read_run(checkpoint):
+    """The record in a checkpoint folder, `dict`.
+
+    Raises:
+        ValueError: if there is none that can be read.
+    """
+    try:
+        run = json.loads((checkpoint / RUN_RECORD).read_text())
+        if not {"settings", "pictures_per_step", "pictures", "seconds"} <= run.keys():
+            raise ValueError("something is missing")
+    except (OSError, ValueError, AttributeError) as error:
+        raise ValueError(f"{checkpoint.name} has no readable {RUN_RECORD}; resume from another checkpoint.") from error
+    return run
+
+
+def check_settings(checkpoint, run, args, pictures_per_step):
+    """Check that a run may go on from a checkpoint.
+
+    Raises:
+        ValueError: naming the first setting that differs.
+    """
+    for name, former in run["settings"].items():
+        if getattr(args, name) != former:
+            raise ValueError(
+                f"{checkpoint.name} was trained with --{name} {_words(former)}, not {_words(getattr(args, name))}; "
+                "resume with the same, or train afresh in another --output_dir."
+            )
+    if pictures_per_step != run["pictures_per_step"]:
+        raise ValueError(
+            f"{checkpoint.name} was trained on {run['pictures_per_step']} pictures a step, not {pictures_per_step}; "
+            "choose processes, --train_batch_size and --gradient_accumulation_steps so that their product stays."
+        )
+
+
+def restore_splits(checkpoint, run, splits):
+    """The splits that a checkpoint was trained with, for a run that goes on from it.
+
+    A picture that was trained on is never held out afterwards, nor the other way round, whatever was added to the
+    folder or taken from it: what is gone is left out and what is new is not used, with a warning.
+
+    Args:
+        checkpoint (`Path`), run (`dict`): as in `read_run`.
+        splits (`dict[str, tuple[list, list]]`): what the folders hold now.
+
+    Returns:
+        `dict[str, tuple[list, list]]`
+
+    Raises:
+        ValueError: if the categories are others, or too few of their pictures are left.
+    """
+    if list(splits) != list(run["pictures"]):
+        raise ValueError(
+            f"{checkpoint.name} was trained on {', '.join(run['pictures'])}, not {', '.join(splits)}; name the same "
+            "folders in the same order."
+        )
+    restored = {}
+    for category, split in splits.items():
+        now = {_key(file): file for file in (*split[0], *split[1])}
+        former = run["pictures"][category]
+        training, held_out = ([now[key] for key in keys if key in now] for keys in former)
+        if not training or len(held_out) < min(MIN_HELD_OUT, len(former[1])):
+            raise ValueError(
+                f"only {len(training)} + {len(held_out)} of the {len(former[0])} + {len(former[1])} pictures that "
+                f"{checkpoint.name} trained on and held out are left in {category}; restore them."
+            )
+        gone = len(former[0]) + len(former[1]) - len(training) - len(held_out)
+        new = len(now) - len(training) - len(held_out)
+        if gone or new:
+            logger.warning("%s: since %s %d pictures are gone, %d are new", category, checkpoint.name, gone, new)
+            logger.warning("what is gone is left out, and what is new is not used by a run that is resumed")
+        restored[category] = (training, held_out)
+    return restored
+
+
+def _key(file):
+    return f"{file.parent.name}/{file.name}"
+
+
+def _words(value):
+    return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

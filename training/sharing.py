@@ -1,0 +1,77 @@
+"""Share work on pictures out among the processes of `accelerate launch`, and bring the results together.
+
+Each process takes a run of whole batches, so that every picture is computed in the same batch as on one process.
+Every process has to call these functions, in the same order; on a single one they change nothing.
+"""
+
+import math
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather, reduce
+
+from training.process import are_on_cpu
+
+
+def start_processes():
+    """Bring the processes of a launched command together; returns this one's device, the CPU without a GPU."""
+    if not torch.cuda.is_available():
+        PartialState(cpu=are_on_cpu())
+        return torch.device("cpu")
+    return PartialState().device
+
+
+def own_share(count, batch_size):
+    """The places of this process among `count` pictures, a `range`; whole batches but for the last."""
+    state = PartialState()
+    size = _share_size(count, batch_size, state.num_processes)
+    start = min(state.process_index * size, count)
+    return range(start, min(start + size, count))
+
+
+def gather_rows(rows, count, batch_size):
+    """Bring together what each process computed of its own share.
+
+    Args:
+        rows (`torch.Tensor`): one row for each place of `own_share(count, batch_size)`, (rows, …). A process whose
+            share is empty gives (0, …) of the same dtype and shape.
+        count (`int`): pictures of all processes.
+        batch_size (`int`): as in `own_share`.
+
+    Returns:
+        `torch.Tensor`: (count, …) on the CPU, in the order of the pictures, on every process.
+    """
+    state = PartialState()
+    if state.num_processes == 1:
+        return rows.cpu()
+    size = _share_size(count, batch_size, state.num_processes)
+    padded = rows.new_zeros(size, *rows.shape[1:])
+    padded[: len(rows)] = rows
+    return gather(padded.to(state.device).contiguous()).cpu()[:count]
+
+
+def sum_over_processes(tensor):
+    """The sum of a tensor over all processes, on the CPU, on every process."""
+    state = PartialState()
+    if state.num_processes == 1:
+        return tensor.cpu()
+    return reduce(tensor.to(state.device).contiguous(), "sum").cpu()
+
+
+def mean_over_processes(tensor):
+    """The mean of a float tensor over all processes, on the CPU, on every process."""
+    return sum_over_processes(tensor) / PartialState().num_processes
+
+
+def on_any_process(happened):
+    """Whether something (a `bool`) is so on at least one process; the same answer on every one."""
+    return sum_over_processes(torch.tensor(int(happened))).item() > 0
+
+
+def is_main_process():
+    """Whether this process is the one that writes and reports."""
+    return PartialState().is_main_process
+
+
+def _share_size(count, batch_size, num_processes):
+    return math.ceil(math.ceil(count / batch_size) / num_processes) * batch_size
