@@ -34,7 +34,7 @@ def finish_pipeline(args, unet, scheduler, extractor, data_mean, data_std, categ
         unet, scheduler, extractor: what was trained, and what with.
         data_mean, data_std (`torch.Tensor`): of each category, (categories,).
         categories (`list[GoodImages]`): training pictures of each.
-        splits (`dict[str, tuple]`): names of the categories, with their training and held-out files.
+        splits (`dict[str, tuple]`): names of the categories, with their training and held-out pictures.
         training_seconds (`float`, *optional*): None for a resumed run.
         log (`ProgressLog`): is told what is being done.
     """
@@ -73,7 +73,7 @@ def finish_pipeline(args, unet, scheduler, extractor, data_mean, data_std, categ
         "settings": settings_to_record(args),
         "training_seconds": training_seconds,
         "peak_memory_gb": peak_memory_gb(),
-        "held_out": {name: [path.name for path in held_out] for name, (_, held_out) in splits.items()},
+        "held_out": {name: [picture.name for picture in held_out] for name, (_, held_out) in splits.items()},
     }
     (Path(args.output_dir) / TRAINING_RECORD).write_text(json.dumps(record, indent=2) + "\n")
     forget_results(args.output_dir)

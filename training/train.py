@@ -2,6 +2,7 @@
 
     accelerate launch training/train.py --train_data_dir FOLDER_OF_GOOD_IMAGES --output_dir OUT
 
+Instead of a folder, `--dataset_name org/data` names a data set of the Hub (`hub_dataset.py`, `picture_stream.py`).
 Noise prediction, learned variance and feature prediction follow the paper's section 3 and Eq. 10; see `losses.py`.
 Whoever wants to watch a run reads `OUT/progress.jsonl` (`progress.py`); SIGTERM ends it after one more checkpoint.
 """
@@ -26,13 +27,14 @@ from pipelines.denoising_network import has_bfloat16
 from pipelines.image_preprocessing import contrast_scale, normalize_contrast
 from training.arguments import parse_args
 from training.checkpointing import check_output_dir, find_checkpoint, prepare_output_dir, save_checkpoint, step_of
-from training.data import GoodImages, ShuffledRotatedImages, find_categories, hold_out
+from training.data import GoodImages
 from training.finish import finish_pipeline, settings_to_record
 from training.losses import DenoisingLoss
 from training.model import build_scheduler, build_unet, fit_feature_statistics, load_pretrained_extractor
 from training.process import TERMINATED, ignore_termination, keep_large_buffers, noted_termination, use_all_cores
 from training.progress import LOSSES, ProgressLog
 from training.publish import open_repository, prepare_shipment, push
+from training.training_data import find_training_data
 
 STATISTICS_PICTURES = 256
 """Channel statistics and contrast are measured on this many pictures, shared out among the categories."""
@@ -54,7 +56,7 @@ def main(argv=None):
     try:
         train(args)
     except ValueError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {str(error).rpartition('ValueError: ')[2]}")  # a loader's process adds its traceback before
 
 
 def train(args):
@@ -68,10 +70,8 @@ def train(args):
         raise ValueError(
             f"{checkpoint.name} is beyond --max_train_steps {args.max_train_steps}; ask for at least as many steps."
         )
-    splits = {
-        name: hold_out(files, args.calibration_fraction, args.seed)
-        for name, files in find_categories(args.train_data_dir).items()
-    }
+    data = find_training_data(args, output_dir, resumed=checkpoint is not None)
+    splits = data.splits
     accelerator = _build_accelerator(args, output_dir)
     set_seed(args.seed)
     pushes = args.push_to_hub and accelerator.is_main_process
@@ -93,6 +93,8 @@ def train(args):
     )
     extractor.to(accelerator.device)
     prepare_output_dir(output_dir)  # nothing is written before everything that can be refused has been checked
+    if accelerator.is_main_process:
+        data.keep_revision(output_dir)
 
     # 2. Optimizer, schedule, moving average, data
     optimizer = torch.optim.AdamW(unet.parameters(), lr=args.learning_rate, weight_decay=args.adam_weight_decay)
@@ -106,7 +108,7 @@ def train(args):
     ema.to(accelerator.device)
     accelerator.register_for_checkpointing(ema)
     start_step = step_of(checkpoint)
-    dataloader = _build_dataloader(args, categories, start_step, accelerator)
+    dataloader = _build_dataloader(args, data, categories, start_step, accelerator)
     unet, optimizer, lr_scheduler, dataloader = accelerator.prepare(unet, optimizer, lr_scheduler, dataloader)
     if checkpoint:
         accelerator.load_state(str(checkpoint))
@@ -126,7 +128,8 @@ def train(args):
     )
     if accelerator.is_main_process:
         for name, (training_files, held_out) in splits.items():
-            logger.info("%s: %d pictures to train on, %d held out", name, len(training_files), len(held_out))
+            more = " and more that are streamed" if args.streaming else ""
+            logger.info("%s: %d pictures%s to train on, %d held out", name, len(training_files), more, len(held_out))
         accelerator.init_trackers("training", config={k: str(v) for k, v in settings_to_record(args).items()})
     progress = tqdm(
         total=args.max_train_steps,
@@ -250,10 +253,10 @@ def _fit_statistics(args, categories, extractor, accelerator):
     return torch.stack([values.mean() for values in pixels]), contrast.clamp(min=MIN_CONTRAST)
 
 
-def _build_dataloader(args, categories, start_step, accelerator):
+def _build_dataloader(args, data, categories, start_step, accelerator):
     """Batches of the remaining steps; accelerate deals them out to the processes in turn."""
     pictures_per_step = _global_batch(args, accelerator)
-    dataset = ShuffledRotatedImages(
+    dataset = data.sequence(
         categories,
         length=(args.max_train_steps - start_step) * pictures_per_step,
         rotation_degrees=args.rotation_degrees,
