@@ -90,8 +90,8 @@ def _build_parser():
         action="store_true",
         help="read the data set while training instead of downloading it first, for sets larger than the disk. The "
         f"first {SAMPLE_SIZE} pictures of a shuffled pass are kept: --calibration_fraction of these is held out, and "
-        "statistics and references are fitted to the others. Pictures are shuffled by files and in a buffer of "
-        f"{SHUFFLE_BUFFER} rows, not over the whole set. A resumed run reads again what it had read, at most two "
+        "statistics and references are fitted to the others. Pictures are shuffled by runs of files and in a buffer "
+        f"of {SHUFFLE_BUFFER} rows, not over the whole set. A resumed run reads again what it had read, at most two "
         "passes, and goes on with the same sequence, if the version of datasets is the same; of several processes the "
         "first reads for all",
     )

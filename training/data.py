@@ -1,6 +1,6 @@
 """Good pictures from a folder: finding them, reading them, setting some aside for calibration, augmenting the rest.
 
-Where pictures are given as `Path`, those of a data set (`hub_dataset.HubPicture`) are taken as well.
+Where pictures are given as `Path`, those of a data set (`hub_pictures.HubPicture`) are taken as well.
 """
 
 import hashlib

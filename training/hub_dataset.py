@@ -1,51 +1,24 @@
-"""Good pictures from a data set of the Hub: opening it, choosing its rows, reading what they hold.
+"""A data set of the Hub: which commit of it is read, opening it, choosing its split, columns and label.
 
-Image folders and Parquet files are read by the library `datasets`, but pictures are decoded by `data.read_image`, so
-that the same ones are refused as in a folder. No code of a data set is run.
+Image folders and Parquet files are read, by the library `datasets`. No code of a data set is run.
 """
 
-import hashlib
-import logging
-import os
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import partial
-from io import BytesIO
-from pathlib import Path, PurePosixPath
+from contextlib import contextmanager
+from pathlib import Path
 
 from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled, RevisionNotFoundError
-from tqdm.auto import tqdm
 
 from training.card_front_matter import HUB_ID, one_line
-from training.data import read_image
 from training.hub_errors import hub_sentences
+from training.hub_pictures import GoodRows
 
 KINDS = ("imagefolder", "parquet")
 """Builders of `datasets` whose pictures are read."""
 
 REVISION_RECORD = "dataset_revision.txt"
 """In the output folder: the commit that a run reads, for when it is resumed."""
-
-logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, order=True)
-class HubPicture:
-    """A picture of a data set; `hold_out`, `GoodImages` and `fit_calibration` take it where they take a `Path`.
-
-    Args:
-        place (`int`): pictures are sorted by it: the row, or the place in a stream's sample.
-        name (`str`): what messages and records call it.
-        key (`str`): SHA-256 of its content, hexadecimal; what splits go by.
-        read (`Callable[[], bytes]`): its content, encoded.
-    """
-
-    place: int
-    name: str = field(compare=False)
-    key: str = field(compare=False)
-    read: Callable = field(compare=False, repr=False)
 
 
 def import_datasets():
@@ -64,6 +37,19 @@ def import_datasets():
             "--dataset_name needs version 4 or newer: pip install --upgrade datasets."
         )
     return datasets
+
+
+@contextmanager
+def data_set_sentences(name, token=None):
+    """`hub_sentences` that also explain in a sentence which file of a data set the library cannot read."""
+    from datasets.exceptions import DatasetsError
+    from pyarrow import ArrowException
+
+    try:
+        with hub_sentences(name, token):
+            yield
+    except (DatasetsError, ArrowException) as error:
+        raise ValueError(_unreadable(name, error.__cause__ or error)) from None
 
 
 def pin_revision(args, output_dir, resumed):
@@ -100,74 +86,6 @@ def pin_revision(args, output_dir, resumed):
     return info.sha
 
 
-@dataclass(frozen=True)
-class GoodRows:
-    """The good rows of one split of a data set, whose pictures are not decoded yet.
-
-    Args:
-        rows (`datasets.Dataset` or `datasets.IterableDataset`): of columns `column` and perhaps `label_column`.
-        name (`str`): Hub id of the data set.
-        split (`str`): its part.
-        column (`str`): where the pictures are.
-        label_column (`str`, *optional*): where it says what is good; without it every row is.
-        good_label (*optional*): value of the good ones there.
-        token (`str`, *optional*): for files that are read while training.
-    """
-
-    rows: object
-    name: str
-    split: str
-    column: str
-    label_column: str | None = None
-    good_label: object = None
-    token: str | None = field(default=None, repr=False)
-
-    def is_good(self, row):
-        """Whether a row's label, if labels are asked for, is the good one."""
-        return self.label_column is None or row[self.label_column] == self.good_label
-
-    def find_good(self):
-        """Numbers of the good rows; not of a stream."""
-        if self.label_column is None:
-            return list(range(len(self.rows)))
-        return [number for number, label in enumerate(self.rows[self.label_column][:]) if label == self.good_label]
-
-    def read(self, number):
-        """The encoded picture of a row; not of a stream. Errors are those of `content_of`."""
-        return self.content_of(self.rows[number][self.column], f"row {number} of {self.split}")
-
-    def content_of(self, value, name):
-        """The encoded picture of a cell, `bytes`.
-
-        Raises:
-            ValueError: with the name, if there is none, or it lies in a file that is not the data set's.
-        """
-        if value is None or (value["bytes"] is None and value["path"] is None):
-            raise ValueError(f"{name} holds no picture.")
-        if value["bytes"] is not None:
-            return value["bytes"]
-        if not self._owns(value["path"]):
-            raise ValueError(f"{name} names {one_line(value['path'])}, which is no file of {self.name}.")
-        from datasets import DownloadConfig
-        from datasets.utils.file_utils import xopen
-
-        with xopen(value["path"], "rb", download_config=DownloadConfig(token=self.token)) as stream:
-            return stream.read()
-
-    def _owns(self, path):
-        """Whether a file is the data set's: there on the Hub, here in the cache, or inside a ZIP archive of either."""
-        from datasets.config import HF_DATASETS_CACHE
-
-        *members, file = path.split("::")
-        if not all(member.startswith("zip://") for member in members):
-            return False
-        if file.startswith(f"hf://datasets/{self.name}@"):
-            return True
-        cached = Path(constants.HF_HUB_CACHE, f"datasets--{self.name.replace('/', '--')}")
-        path = os.path.abspath(file)
-        return any(Path(path).is_relative_to(os.path.abspath(folder)) for folder in (cached, HF_DATASETS_CACHE))
-
-
 def open_rows(args, revision):
     """Open a data set at a commit; without `--streaming` it is downloaded first.
 
@@ -183,27 +101,23 @@ def open_rows(args, revision):
     """
     datasets = import_datasets()
     name, where = args.dataset_name, {"revision": revision, "token": args.hub_token}
-    datasets.logging.set_verbosity_error()
-    try:
-        with hub_sentences(name, args.hub_token):
-            try:
-                builder = datasets.load_dataset_builder(name, args.dataset_config_name, **where)
-            except FileNotFoundError as error:
-                raise ValueError(f"{name} holds nothing that datasets can read ({one_line(error)}).") from None
-            except ConnectionError:
-                if constants.HF_HUB_OFFLINE:
-                    raise ValueError(f"HF_HUB_OFFLINE is set, and {name} is not in the cache; unset it.") from None
-                raise
-            except ValueError as error:
-                raise ValueError(_explain_config(datasets, args, where) or _unreadable(name, error)) from None
-            kind = builder.__module__.rpartition(".")[2]
-            if kind not in KINDS and not (kind == "cache" and constants.HF_HUB_OFFLINE):
-                raise ValueError(f"{name} is kept as {kind}; {' and '.join(KINDS)} are read.")
-            if revision is not None and builder.hash != revision:  # the library falls back on what it has cached
-                raise ValueError(f"{name} could not be opened at {revision}, only at {builder.hash} from the cache.")
-            rows = _open_split(builder, name, args.dataset_split, args.streaming)
-    except datasets.exceptions.DatasetsError as error:
-        raise ValueError(_unreadable(name, error.__cause__ or error)) from None
+    with data_set_sentences(name, args.hub_token):
+        try:
+            builder = datasets.load_dataset_builder(name, args.dataset_config_name, **where)
+        except FileNotFoundError as error:
+            raise ValueError(f"{name} holds nothing that datasets can read ({one_line(error)}).") from None
+        except ConnectionError:
+            if constants.HF_HUB_OFFLINE:
+                raise ValueError(f"HF_HUB_OFFLINE is set, and {name} is not in the cache; unset it.") from None
+            raise
+        except ValueError as error:
+            raise ValueError(_explain_config(datasets, args, where) or _unreadable(name, error)) from None
+        kind = builder.__module__.rpartition(".")[2]
+        if kind not in KINDS and not (kind == "cache" and constants.HF_HUB_OFFLINE):
+            raise ValueError(f"{name} is kept as {kind}; {' and '.join(KINDS)} are read.")
+        if revision is not None and builder.hash != revision:  # the library falls back on what it has cached
+            raise ValueError(f"{name} could not be opened at {revision}, only at {builder.hash} from the cache.")
+        rows = _open_split(builder, name, args.dataset_split, args.streaming)
     return _choose_columns(datasets, rows, args), builder.hash
 
 
@@ -271,31 +185,3 @@ def _explain_config(datasets, args, where):
 
 def _unreadable(name, error):
     return f"{name} cannot be read by datasets ({one_line(error)[:300]})."
-
-
-def find_good_rows(source):
-    """The good pictures of a data set that can be read, `list[HubPicture]`; those that cannot are warned of."""
-    pictures = []
-    for number in tqdm(source.find_good(), desc="checking pictures", unit="image"):
-        name = f"row {number} of {source.split}"
-        try:
-            value = source.rows[number][source.column]
-            content = source.content_of(value, name)
-            name = f"{name}{file_name(value, ' ({})')}"
-            read_image(BytesIO(content), name)
-        except ValueError as error:
-            logger.warning("left out: %s", error)
-            continue
-        pictures.append(HubPicture(number, name, key_of(content), partial(source.read, number)))
-    return pictures
-
-
-def file_name(value, form="{}"):
-    """The file's name of a cell, put into a form; "" where it has none."""
-    name = PurePosixPath((value["path"] or "").split("::")[0]).name
-    return form.format(one_line(name)) if name else ""
-
-
-def key_of(content):
-    """What a picture of a data set is known by: the SHA-256 of its encoded content, hexadecimal."""
-    return hashlib.sha256(content).hexdigest()

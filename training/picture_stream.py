@@ -8,7 +8,7 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from io import BytesIO
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -17,15 +17,18 @@ from tqdm.auto import tqdm
 
 from pipelines.image_preprocessing import preprocess, to_rgb
 from training.data import read_image, rotate_at_random
-from training.hub_dataset import HubPicture, file_name, key_of
-from training.hub_errors import hub_sentences
+from training.hub_dataset import data_set_sentences
+from training.hub_pictures import HubPicture, file_name, key_of
 
 SAMPLE_SIZE = 1024
 """So many pictures, the first of a shuffled pass, are split into those held out and those that statistics and
 references are fitted to."""
 
 SHUFFLE_BUFFER = 256
-"""Rows that wait to be drawn from. The order of files is shuffled too."""
+"""Rows that wait to be drawn from."""
+
+MAX_RUNS = 64
+"""A pass takes the files of a data set in at most so many runs, in a random order."""
 
 READ_AHEAD = 8
 """Files that are fetched at the same time."""
@@ -52,8 +55,7 @@ class PictureStream:
 
         The order depends on the seed, the pass's number and the commit alone, for the same version of `datasets`.
         """
-        order = np.random.SeedSequence((self.seed, number)).generate_state(1)
-        rows = self.source.rows.shuffle(seed=int(order[0]), buffer_size=SHUFFLE_BUFFER)
+        rows = shuffled(self.source.rows, np.random.default_rng((self.seed, number)))
         for name, content, refusal in self._read(filter(self.source.is_good, rows)):
             try:
                 if refusal is not None:
@@ -94,7 +96,7 @@ class PictureStream:
             ValueError: if the Hub, the network or the disk does not allow it.
         """
         sample = {}
-        with hub_sentences(self.source.name, self.source.token):
+        with data_set_sentences(self.source.name, self.source.token):
             for name, key, content, _ in tqdm(
                 islice(self.pictures(SAMPLE_PASS), size), total=size, desc="checking pictures", unit="image"
             ):
@@ -103,6 +105,24 @@ class PictureStream:
                     path.write_bytes(content)
                     sample[key] = HubPicture(len(sample), name, key, partial(Path.read_bytes, path))
         return list(sample.values())
+
+
+def shuffled(rows, random):
+    """Yield the rows of a `datasets.IterableDataset` by runs of its files in a random order, through a shuffle buffer.
+
+    Here and not by its own `shuffle`, which reads ten files at a time and whose order is another in other versions.
+    """
+    runs = min(rows.num_shards, MAX_RUNS)
+    waiting = []
+    for row in chain.from_iterable(rows.shard(runs, int(run)) for run in random.permutation(runs)):
+        if len(waiting) < SHUFFLE_BUFFER:
+            waiting.append(row)
+            continue
+        drawn = int(random.integers(SHUFFLE_BUFFER))
+        yield waiting[drawn]
+        waiting[drawn] = row
+    for index in random.permutation(len(waiting)):
+        yield waiting[index]
 
 
 class StreamedRotatedImages(IterableDataset):
@@ -129,7 +149,7 @@ class StreamedRotatedImages(IterableDataset):
 
     def __iter__(self):
         epoch, skipped, left = 0, self.start, self.length
-        with hub_sentences(self.stream.source.name, self.stream.source.token):
+        with data_set_sentences(self.stream.source.name, self.stream.source.token):
             while left:
                 count = 0
                 for *_, image in self.stream.pictures(FIRST_PASS + epoch):

@@ -5,7 +5,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from training.data import MIN_IMAGES, ShuffledRotatedImages, find_categories, hold_out
-from training.hub_dataset import REVISION_RECORD, find_good_rows, import_datasets, open_rows, pin_revision
+from training.hub_dataset import REVISION_RECORD, import_datasets, open_rows, pin_revision
+from training.hub_pictures import find_good_rows
 from training.picture_stream import PictureStream, StreamedRotatedImages
 
 
