@@ -216,27 +216,34 @@ def test_what_is_in_the_cache_is_read_without_a_network(read):
 # whole trainings
 
 
+def train(process, *options):
+    """Train in a process that has imported everything, on one core, as `launch` does."""
+    code = "import os\nos.sched_setaffinity(0, {max(os.sched_getaffinity(0))})\n"
+    code += f"from training.train import main\nmain({[str(option) for option in options]!r})"
+    status, printed, _ = process.run(code)
+    assert status == 0, printed + process.stderr
+
+
 @pytest.fixture(scope="module")
-def streamed(hub, environment, contents, tmp_path_factory):
-    """The output folders of a run of three streamed steps and of one that was taken up after its first step, and what
-    the first one was told; in between the data set has changed."""
+def streamed(hub, process, environment, contents, tmp_path_factory):
+    """The output folders of a run of three streamed steps and of one that was taken up after its first step, when the
+    data set had changed, and what both were told."""
     folder = tmp_path_factory.mktemp("streamed")
-    variables = environment | environment_of(hub, folder / "home")
     repository = hub.repositories.create("dataset", "team/line")
     labels = [int(index % 4 == 3) for index in range(len(contents))]
     repository.put({"data/train.parquet": parquet(contents, labels)})
     told = ["--dataset_name", "team/line", "--label_column", "label", "--good_label", "good", "--streaming"]
-    options = [*told, *TINY, "--max_train_steps", "3", "--checkpointing_steps", "1", "--checkpoints_total_limit", "3"]
+    told += [*TINY, "--max_train_steps", "3", "--checkpointing_steps", "1", "--checkpoints_total_limit", "3"]
     whole, resumed = folder / "whole", folder / "resumed"
-    done = launch(variables, *options, "--dataloader_num_workers", "1", "--output_dir", whole)
+    variables = environment | environment_of(hub, folder / "home")
+    done = launch(variables, *told, "--dataloader_num_workers", "1", "--output_dir", whole)
     assert done.returncode == 0, done.stderr
     assert "line: 14 pictures and more that are streamed to train on, 4 held out" in done.stderr
     resumed.mkdir()
     shutil.copytree(whole / "checkpoint-1", resumed / "checkpoint-1")
     shutil.copy(whole / "dataset_revision.txt", resumed)
     repository.put({"data/train.parquet": parquet(contents[:20], labels[:20])})
-    done = launch(variables, *options, "--output_dir", resumed, "--resume_from_checkpoint", "latest")
-    assert done.returncode == 0, done.stderr
+    train(process, *told, "--output_dir", resumed, "--resume_from_checkpoint", "latest")
     return whole, resumed, told
 
 
@@ -262,16 +269,15 @@ def test_record_and_card_name_the_data_set_its_commit_and_the_command(streamed, 
     assert card.data.datasets == ["team/b", "team/line"]
     command = card.text.split("accelerate launch training/train.py ")[1].split("\n````")[0]
     again = parse_args(shlex.split(command.replace("\\\n", " ")))
-    expected = parse_args([*told, *TINY, "--output_dir", "OUT", "--max_train_steps", "3"])
-    for name in set(vars(expected)) - {"dataset_revision", "dataloader_num_workers"}:
+    expected = parse_args([*told, "--output_dir", "OUT"])
+    running = {"dataset_revision", "dataloader_num_workers", "checkpointing_steps", "checkpoints_total_limit"}
+    for name in set(vars(expected)) - running:
         assert getattr(again, name) == getattr(expected, name), name
     assert again.dataset_revision == record["settings"]["dataset_revision"]
 
 
 def test_a_downloaded_data_set_makes_a_whole_checkpoint(process, tmp_path):
-    options = ["--dataset_name", "team/mixed", *TINY, "--max_train_steps", "1", "--output_dir", str(tmp_path / "out")]
-    status, printed, _ = process.run(f"from training.train import main\nmain({options!r})")
-    assert status == 0, printed
+    train(process, "--dataset_name", "team/mixed", *TINY, "--max_train_steps", "1", "--output_dir", tmp_path / "out")
     held_out = json.loads((tmp_path / "out" / "training.json").read_text())["held_out"]["mixed"]
     assert len(held_out) == 6
     assert all(name.startswith("row ") for name in held_out)

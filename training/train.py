@@ -56,7 +56,8 @@ def main(argv=None):
     try:
         train(args)
     except ValueError as error:
-        sys.exit(f"error: {str(error).rpartition('ValueError: ')[2]}")  # a loader's process adds its traceback before
+        sentence = str(error).rpartition("ValueError: ")[2].strip()  # a loader's process puts its traceback before it
+        sys.exit(f"error: {sentence}")
 
 
 def train(args):
