@@ -3,13 +3,14 @@
 import json
 import re
 from http.server import BaseHTTPRequestHandler
+from pathlib import PurePosixPath
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import yaml
 from hub_repositories import is_large
 
-REPOSITORY = r"/(?:(?P<prefix>spaces)/)?(?P<repo_id>[^/]+/[^/]+?)"
-API = r"/api/(?P<kind>model|space)s/(?P<repo_id>[^/]+/[^/]+)"
+REPOSITORY = r"/(?:(?P<prefix>spaces|datasets)/)?(?P<repo_id>[^/]+/[^/]+?)"
+API = r"/api/(?P<kind>model|space|dataset)s/(?P<repo_id>[^/]+/[^/]+)"
 
 
 class Refused(Exception):
@@ -91,7 +92,7 @@ class HubHandler(BaseHTTPRequestHandler):
         if not self.hub.repositories.may_write(user, repo_id):
             raise Refused(403, message="You don't have the rights to create a model under this namespace")
         kind = asked.get("type") or "model"
-        address = f"{self.hub.url}/{'spaces/' if kind == 'space' else ''}{repo_id}"
+        address = f"{self.hub.url}/{'' if kind == 'model' else f'{kind}s/'}{repo_id}"
         if self.hub.repositories.get(kind, repo_id):
             return self._answer_json({"error": "You already created this repo", "url": address}, 409)
         private = asked.get("visibility") == "private" or asked.get("private", False)
@@ -113,14 +114,21 @@ class HubHandler(BaseHTTPRequestHandler):
         files = [{"rfilename": path} for path in repository.tree(commit)]
         self._answer_json({"id": repo_id, "sha": commit, "private": repository.private, "siblings": files})
 
-    def list_tree(self, _, kind, repo_id, revision):
+    def list_tree(self, _, kind, repo_id, revision, folder=""):
         repository = self._repository(kind, repo_id)
-        self._answer_json(_listing(repository.tree(self._commit_of(repository, revision))))
+        tree = repository.tree(self._commit_of(repository, revision))
+        inside = f"{folder}/" if folder else ""
+        found = {path: blob for path, blob in _with_folders(tree).items() if path.startswith(inside)}
+        if folder and not found:
+            raise Refused(404, "EntryNotFound", f"{folder} does not exist")
+        if self.query.get("recursive", ["false"])[0].lower() != "true":
+            found = {path: blob for path, blob in found.items() if "/" not in path.removeprefix(inside)}
+        self._answer_json(_listing(found))
 
     def paths_info(self, body, kind, repo_id, revision):
         repository = self._repository(kind, repo_id)
         tree, asked = repository.tree(self._commit_of(repository, revision)), parse_qs(body.decode())["paths"]
-        self._answer_json(_listing({path: blob for path, blob in tree.items() if path in asked}))
+        self._answer_json(_listing({path: blob for path, blob in _with_folders(tree).items() if path in asked}))
 
     def list_refs(self, _, kind, repo_id):
         refs = self._repository(kind, repo_id).refs
@@ -161,7 +169,7 @@ class HubHandler(BaseHTTPRequestHandler):
         self._answer_json(answer)
 
     def lfs_batch(self, body, prefix, repo_id):
-        self._repository("space" if prefix else "model", repo_id)
+        self._repository(_kind(prefix), repo_id)
         objects = []
         for asked in json.loads(body)["objects"]:
             if asked["oid"] not in self.hub.repositories.large_files:
@@ -184,7 +192,7 @@ class HubHandler(BaseHTTPRequestHandler):
         self._answer_json({}, 200 if len(stored) == asked["size"] else 404)
 
     def resolve(self, _, prefix, repo_id, revision, path):
-        repository = self._repository("space" if prefix else "model", repo_id)
+        repository = self._repository(_kind(prefix), repo_id)
         commit = self._commit_of(repository, revision)
         blob = repository.tree(commit).get(path)
         if blob is None:
@@ -217,15 +225,16 @@ class HubHandler(BaseHTTPRequestHandler):
         self._answer(status, json.dumps(answer).encode(), {"Content-Type": "application/json"})
 
     def _answer_content(self, content, headers):
-        asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range") or "")
+        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
         if asked is None:
             return self._answer(200, content, headers)
         self.hub.ranges.append(self.headers["Range"])
         start = int(asked.group(1))
         if start >= len(content):
             return self._answer(416, b"", {"Content-Range": f"bytes */{len(content)}"})
-        where = {"Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}"}
-        return self._answer(206, content[start:], headers | where)
+        end = min(int(asked.group(2) or len(content)), len(content) - 1)
+        where = {"Content-Range": f"bytes {start}-{end}/{len(content)}"}
+        return self._answer(206, content[start : end + 1], headers | where)
 
     def _answer(self, status, content, headers):
         self.send_response(status)
@@ -248,9 +257,23 @@ def _ref(name, commit):
     return {"name": name, "ref": name if name.startswith("refs/") else f"refs/heads/{name}", "targetCommit": commit}
 
 
+def _kind(prefix):
+    """The kind of a repository by what stands before its id in an address."""
+    return prefix.removesuffix("s") or "model"
+
+
+def _with_folders(tree):
+    """The files of a tree and, with None, every folder above one, in the order of paths."""
+    folders = {str(folder): None for path in tree for folder in PurePosixPath(path).parents if str(folder) != "."}
+    return dict(sorted((tree | folders).items()))
+
+
 def _listing(tree):
     listing = []
     for path, blob in tree.items():
+        if blob is None:
+            listing.append({"type": "directory", "path": path, "size": 0, "oid": "0" * 40})
+            continue
         entry = {"type": "file", "path": path, "size": len(blob.content), "oid": blob.git_oid}
         if blob.is_large:
             entry["lfs"] = {"oid": blob.sha256, "size": len(blob.content), "pointerSize": len(blob.pointer)}
@@ -264,7 +287,7 @@ ROUTES = (
     ("POST", "/api/validate-yaml", HubHandler.validate_yaml),
     ("GET", API, HubHandler.describe),
     ("GET", API + "/revision/(?P<revision>[^/]+)", HubHandler.describe),
-    ("GET", API + "/tree/(?P<revision>[^/]+)", HubHandler.list_tree),
+    ("GET", API + "/tree/(?P<revision>[^/]+)(?:/(?P<folder>.+))?", HubHandler.list_tree),
     ("POST", API + "/paths-info/(?P<revision>[^/]+)", HubHandler.paths_info),
     ("GET", API + "/refs", HubHandler.list_refs),
     ("POST", API + "/branch/(?P<name>[^/]+)", HubHandler.branch),

@@ -5,7 +5,7 @@ import hashlib
 import json
 from dataclasses import dataclass, field
 
-LARGE_SUFFIXES = (".safetensors", ".png", ".jpg", ".jpeg", ".zip")
+LARGE_SUFFIXES = (".safetensors", ".png", ".jpg", ".jpeg", ".zip", ".parquet")
 """Kept by their SHA-256 and uploaded apart, as `.gitattributes` on the Hub says."""
 
 
@@ -37,7 +37,7 @@ def is_large(path):
 
 
 class Repository:
-    """A repository of one kind, `model` or `space`, with a first empty commit."""
+    """A repository of one kind, `model`, `space` or `dataset`, with a first empty commit."""
 
     def __init__(self, repo_id, kind="model", private=False):
         self.repo_id, self.kind, self.private = repo_id, kind, private

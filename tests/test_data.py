@@ -193,6 +193,7 @@ def test_a_sequence_taken_up_at_any_place_is_the_tail_of_the_whole(tile_files):
         assert len(tail) == 20 - start
         for place in range(len(tail)):
             assert torch.equal(tail[place][0], whole[start + place][0])
+            assert tail[place][2] == whole[start + place][2] == start + place
 
 
 def test_categories_take_turns_however_many_pictures_they_have(tmp_path):
@@ -200,8 +201,8 @@ def test_categories_take_turns_however_many_pictures_they_have(tmp_path):
         GoodImages(write_pictures(tmp_path / name, count), SIZE) for name, count in (("few", MIN_IMAGES), ("many", 20))
     )
     sequence = ShuffledRotatedImages([few, many], 40, rotation_degrees=0, seed=0)
-    assert [label for _, label in sequence] == [0, 1] * 20
-    shown = [level(sample) for sample, label in sequence if label == 1]
+    assert [label for _, label, _ in sequence] == [0, 1] * 20
+    shown = [level(sample) for sample, label, _ in sequence if label == 1]
     assert sorted(shown) == list(range(20))
     alone = ShuffledRotatedImages([few], 20, rotation_degrees=0, seed=0)
     assert [level(sample) for sample, label, _ in sequence if label == 0] == [level(sample) for sample, _, _ in alone]
@@ -231,7 +232,7 @@ def test_spawned_worker_processes_serve_the_same_sequence(pictures):
     loader = DataLoader(
         sequence, batch_size=4, num_workers=1, multiprocessing_context=multiprocessing.get_context("spawn")
     )
-    served = torch.cat([samples for samples, _ in loader])
+    served = torch.cat([samples for samples, _, _ in loader])
     assert torch.equal(served, torch.stack([sequence[place][0] for place in range(12)]))
 
 

@@ -101,12 +101,14 @@ def test_hostile_names_and_settings_are_text(tiny_pipeline, checkpoint):
     keep_results(
         checkpoint, None, EVIL, report_of(all=0.5) | {"groups": report_of(**{"all": 0.5, EVIL: 0.6})["groups"]}
     )
-    record = {"settings": {"preset": EVIL, "feature_extractor": EVIL, "evil": EVIL}, "held_out": {EVIL: []}}
+    settings = {"preset": EVIL, "feature_extractor": EVIL, "evil": EVIL, "dataset_name": EVIL, "good_label": EVIL}
+    record = {"settings": settings, "held_out": {EVIL: []}}
     (checkpoint / "training.json").write_text(json.dumps(record | {"training_seconds": EVIL, "peak_memory_gb": [1]}))
     card = card_of(tiny_pipeline, checkpoint)
     again = ModelCard(card.content)
     assert again.data.to_dict() == card.data.to_dict()
     assert again.data.license == "apache-2.0"
+    assert again.data.datasets is None
     outside = "".join(again.text.split("````")[::2])
     assert "<script>" not in outside
     assert "[x](http" not in outside

@@ -4,6 +4,8 @@ import argparse
 
 from diffusers.optimization import SchedulerType
 
+from training.picture_stream import SAMPLE_SIZE, SHUFFLE_BUFFER
+
 PRESETS = {
     "fast": {
         "patch_size": 8,
@@ -39,6 +41,10 @@ PRESETS = {
 
 CALIBRATION_FRACTION = 0.25
 
+HUB_OPTIONS = ("dataset_config_name", "dataset_split", "dataset_revision", "image_column", "label_column")
+HUB_OPTIONS += ("good_label", "streaming")
+"""Of `--dataset_name` alone."""
+
 
 def parse_args(argv=None):
     """Parse the command line; what a preset fixes can be overridden one by one."""
@@ -58,10 +64,36 @@ def _build_parser():
     data = parser.add_argument_group("data")
     data.add_argument(
         "--train_data_dir",
-        required=True,
         nargs="+",
         help="folder of good pictures, or a category in MVTec-AD layout (its train/good is used); several make one "
         "model for several categories, each named after its folder",
+    )
+    data.add_argument(
+        "--dataset_name",
+        help="instead: a data set of the Hub, organisation/name, of image folders or Parquet files (needs the package "
+        "datasets)",
+    )
+    data.add_argument("--dataset_config_name", help="its configuration, if it has several")
+    data.add_argument("--dataset_split", default="train", help="its part that is trained on")
+    data.add_argument(
+        "--dataset_revision",
+        help="its branch, tag or commit; default main. The commit is recorded, and a resumed run keeps to it unless "
+        "this option names another",
+    )
+    data.add_argument("--image_column", default="image", help="its column of pictures")
+    data.add_argument("--label_column", help="its column that says which pictures are good, for --good_label")
+    data.add_argument(
+        "--good_label", help="only rows with this label are used: the name of a class, or a plain value of the column"
+    )
+    data.add_argument(
+        "--streaming",
+        action="store_true",
+        help="read the data set while training instead of downloading it first, for sets larger than the disk. The "
+        f"first {SAMPLE_SIZE} pictures of a shuffled pass are kept: --calibration_fraction of these is held out, and "
+        "statistics and references are fitted to the others. Pictures are shuffled by runs of files and in a buffer "
+        f"of {SHUFFLE_BUFFER} rows, not over the whole set. A resumed run reads again what it had read, at most two "
+        "passes, and goes on with the same sequence, if the version of datasets is the same; of several processes the "
+        "first reads for all",
     )
     data.add_argument("--output_dir", required=True, help="folder of the finished pipeline and of its checkpoints")
     data.add_argument("--resolution", type=int, default=256, help="pictures are squashed to this square")
@@ -148,6 +180,7 @@ def _build_parser():
 
 
 def _check(parser, args):
+    _check_data(parser, args)
     for name in ("train_batch_size", "max_train_steps", "gradient_accumulation_steps", "checkpointing_steps"):
         if getattr(args, name) < 1:
             parser.error(f"--{name} is {getattr(args, name)}; it must be at least 1")
@@ -161,3 +194,16 @@ def _check(parser, args):
         parser.error(f"--timesteps are {args.timesteps}; each must lie in 0 to 999 and be given once")
     if not 0 <= args.rotation_degrees <= 45:
         parser.error(f"--rotation_degrees is {args.rotation_degrees}; it must lie in 0 to 45")
+
+
+def _check_data(parser, args):
+    if (args.train_data_dir is None) == (args.dataset_name is None):
+        given = "both" if args.dataset_name else "neither"
+        parser.error(f"give either --train_data_dir or --dataset_name; {given} was given")
+    for name in HUB_OPTIONS:
+        if args.dataset_name is None and getattr(args, name) != parser.get_default(name):
+            parser.error(f"--{name} belongs to --dataset_name; it does nothing for --train_data_dir")
+    if (args.label_column is None) != (args.good_label is None):
+        parser.error("--label_column and --good_label are given together or not at all")
+    if args.streaming and args.dataloader_num_workers > 1:
+        parser.error(f"--dataloader_num_workers is {args.dataloader_num_workers}; a stream is read by 1 at most")

@@ -56,7 +56,7 @@ def fit_calibration(pipe, files, timesteps, seed=0, batch_size=8, alpha=None, on
 
     Args:
         pipe (`AnomalyScoringPipeline`): its own calibration, if any, is not used.
-        files (`list[Path]`): the pictures.
+        files (`list[Path]` or `list[HubPicture]`): the pictures.
         timesteps (`list[int]`): T to calibrate, with every subset of it.
         seed (`int`): draws the noise fields and splits the pictures.
         batch_size (`int`): pictures per UNet call.

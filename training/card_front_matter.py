@@ -16,6 +16,7 @@ TITLES = {
     "detection_rate": "defective parts rejected",
     "false_alarm_rate": "good parts rejected",
 }
+HUB_ID = r"[\w.-]+/[\w.-]+"
 TAGS = ["anomaly-detection", "anomaly-localization", "defect-detection", "industrial-inspection", "diffusion"]
 
 
@@ -46,7 +47,7 @@ def hub_id_of_backbone(backbone):
     """The Hub id of a timm model's weights, such as "timm/tf_efficientnet_lite0.in1k"; None where timm names none."""
     config = timm.get_pretrained_cfg(backbone) if timm.is_model(backbone) else None
     hub_id = getattr(config, "hf_hub_id", None)
-    return hub_id if hub_id and re.fullmatch(r"[\w.-]+/[\w.-]+", hub_id) else None
+    return hub_id if hub_id and re.fullmatch(HUB_ID, hub_id) else None
 
 
 def one_line(text):

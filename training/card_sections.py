@@ -10,7 +10,7 @@ import shlex
 
 from training.arguments import PRESETS, parse_args
 from training.calibration import describe
-from training.card_front_matter import TITLES, one_line
+from training.card_front_matter import HUB_ID, TITLES, one_line
 from training.measured_results import ALL
 
 NOT_MEASURED = "Not measured."
@@ -18,7 +18,7 @@ NOT_MEASURED = "Not measured."
 SHARES = ("detection_rate", "false_alarm_rate")
 
 UNSTATED = ("resume_from_checkpoint", "checkpointing_steps", "checkpoints_total_limit", "dataloader_num_workers")
-UNSTATED += ("report_to", "logging_dir", "preset", "alpha")
+UNSTATED += ("report_to", "logging_dir", "preset", "alpha", "dataset_name")
 """Settings that do not change what is trained, or are named apart."""
 
 
@@ -122,8 +122,7 @@ def training_section(record, backbone):
     if not settings:
         return f"## Training\n\nIts settings were not recorded. Features: {as_text(backbone)}, from timm."
     preset = settings.get("preset") if settings.get("preset") in PRESETS else "fast"
-    folders = record.get("held_out") if isinstance(record.get("held_out"), dict) else {}
-    folders = [shlex.quote(one_line(name)) for name in folders] or ["FOLDER_OF_GOOD_IMAGES"]
+    source = f"--dataset_name {trained_on}" if (trained_on := data_set_of(record)) else _folders_of(record)
     options = "".join(f" \\\n    --{name} {value}" for name, value in _changed_settings(settings, preset))
     seconds, memory = record.get("training_seconds"), record.get("peak_memory_gb")
     return f"""## Training
@@ -131,7 +130,7 @@ def training_section(record, backbone):
 On pictures of good parts alone; a part of them was held out for the calibration. With the repository of the code:
 
 ````bash
-accelerate launch training/train.py --preset {preset} --train_data_dir {" ".join(folders)} --output_dir OUT{options}
+accelerate launch training/train.py --preset {preset} {source} --output_dir OUT{options}
 ````
 
 Every other setting is the preset's default. Features: {as_text(backbone)}, from timm.
@@ -179,6 +178,19 @@ TILE_CITATION = """
 def citation_section(data):
     """The paper, and the data where it is known; `data` are names of data sets and categories."""
     return CITATION + (TILE_CITATION if "magnetic_tile" in data else "")
+
+
+def data_set_of(record):
+    """Hub id of the data set that a training record names; None if it was trained on folders."""
+    settings = record.get("settings")
+    name = settings.get("dataset_name") if isinstance(settings, dict) else None
+    return name if isinstance(name, str) and re.fullmatch(HUB_ID, name) else None
+
+
+def _folders_of(record):
+    folders = record.get("held_out") if isinstance(record.get("held_out"), dict) else {}
+    folders = [shlex.quote(one_line(name)) for name in folders] or ["FOLDER_OF_GOOD_IMAGES"]
+    return f"--train_data_dir {' '.join(folders)}"
 
 
 def _changed_settings(settings, preset):

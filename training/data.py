@@ -1,6 +1,10 @@
-"""Good pictures from a folder: finding them, reading them, setting some aside for calibration, augmenting the rest."""
+"""Good pictures from a folder: finding them, reading them, setting some aside for calibration, augmenting the rest.
+
+Where pictures are given as `Path`, those of a data set (`hub_pictures.HubPicture`) are taken as well.
+"""
 
 import hashlib
+import io
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +52,16 @@ def read_image(source, name=None):
     if refusal is not None:
         raise ValueError(f"{name} {refusal}")
     return image
+
+
+def read_picture(picture):
+    """Decode a `Path` or a `HubPicture`; errors are those of `read_image`."""
+    return read_image(picture if isinstance(picture, Path) else io.BytesIO(picture.read()), picture.name)
+
+
+def split_key(picture):
+    """What a `Path` or a `HubPicture` is known by in splits: folder and name of a file, the hash of other content."""
+    return f"{picture.parent.name}/{picture.name}" if isinstance(picture, Path) else picture.key
 
 
 def _refusal(image):
@@ -107,15 +121,15 @@ def in_batches(items, batch_size):
 def hold_out(files, fraction, seed):
     """Split files into training and calibration pictures, by a hash of seed and file name.
 
-    The split depends on the names alone, not on the order or on the machine. At least four pictures are held out and
-    at least four are left.
+    The split depends on the names alone, not on the order or on the machine; that of pictures of a data set on what
+    they hold. At least four pictures are held out and at least four are left.
 
     Returns:
         `tuple[list[Path], list[Path]]`: training and calibration files, each sorted.
     """
 
-    def rank(path):
-        return hashlib.sha256(f"{seed}/{path.parent.name}/{path.name}".encode()).hexdigest()
+    def rank(picture):
+        return hashlib.sha256(f"{seed}/{split_key(picture)}".encode()).hexdigest()
 
     ranked = sorted(files, key=rank)
     count = min(max(round(len(files) * fraction), 4), len(files) - 4)
@@ -145,8 +159,8 @@ class GoodImages(Dataset):
         return len(self.files)
 
     def __getitem__(self, index):
-        path = self.files[index]
-        return preprocess(to_rgb(read_image(path), path.name), self.resolution)[0][0]
+        picture = self.files[index]
+        return preprocess(to_rgb(read_picture(picture), picture.name), self.resolution)[0][0]
 
 
 class ShuffledRotatedImages(Dataset):
@@ -186,14 +200,18 @@ class ShuffledRotatedImages(Dataset):
         images = self.categories[label]
         epoch, place = divmod(turn, len(images))
         sample = images[int(self._order(label, epoch)[place])]
-        uniform = np.random.default_rng((self.seed, label, epoch, place)).uniform(-1, 1)
-        return _rotate(sample, float(uniform) * self.rotation_degrees), label, place_in_all
+        return rotate_at_random(sample, self.rotation_degrees, (self.seed, label, epoch, place)), label, place_in_all
 
     def _order(self, label, epoch):
         if self._orders.get(label, (None,))[0] != epoch:
             shuffled = np.random.default_rng((self.seed, label, epoch)).permutation(len(self.categories[label]))
             self._orders[label] = epoch, shuffled
         return self._orders[label][1]
+
+
+def rotate_at_random(sample, limit, place):
+    """Rotate a sample by up to `limit` degrees either way; `place`, a tuple of whole numbers, fixes how far."""
+    return _rotate(sample, float(np.random.default_rng(place).uniform(-1, 1)) * limit)
 
 
 def _rotate(sample, degrees):

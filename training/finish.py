@@ -36,7 +36,7 @@ def finish_pipeline(args, unet, scheduler, extractor, data_mean, data_std, categ
         unet, scheduler, extractor: what was trained, and what with.
         data_mean, data_std (`torch.Tensor`): of each category, (categories,).
         categories (`list[GoodImages]`): training pictures of each.
-        splits (`dict[str, tuple]`): names of the categories, with their training and held-out files.
+        splits (`dict[str, tuple]`): names of the categories, with their training and held-out pictures.
         training_seconds (`float`): spent in the training steps, by all runs that led here.
         log (`ProgressLog`): is told what is being done.
     """
@@ -86,6 +86,6 @@ def _save(pipe, args, splits, training_seconds):
         "settings": settings_to_record(args),
         "training_seconds": training_seconds,
         "peak_memory_gb": peak_memory_gb(),
-        "held_out": {name: [path.name for path in held_out] for name, (_, held_out) in splits.items()},
+        "held_out": {name: [picture.name for picture in held_out] for name, (_, held_out) in splits.items()},
     }
     (Path(args.output_dir) / TRAINING_RECORD).write_text(json.dumps(record, indent=2) + "\n")

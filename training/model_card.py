@@ -15,6 +15,7 @@ from training.card_front_matter import front_matter
 from training.card_sections import (
     LIMITS,
     citation_section,
+    data_set_of,
     promise_section,
     results_section,
     training_section,
@@ -37,7 +38,7 @@ def build_model_card(pipe, folder, repo_id, license="apache-2.0", datasets=()):
         folder (`str` or `Path`): where it lies; its results and its training record are read.
         repo_id (`str`): where it will be found, "organisation/name".
         license (`str`): the Hub's identifier of it.
-        datasets (`list[str]`): Hub ids of the data that it was trained on.
+        datasets (`list[str]`): Hub ids of the data that it was trained on; the one that the record names is added.
 
     Returns:
         `ModelCard`: the same for the same checkpoint, whenever it is built.
@@ -47,8 +48,9 @@ def build_model_card(pipe, folder, repo_id, license="apache-2.0", datasets=()):
     results = [result for name in categories or [None] if (result := read_results(folder, name)) is not None]
     name = repo_id.split("/")[-1]
     backbone = pipe.feature_extractor.config.backbone_name
-    data = front_matter(name, backbone, results, license, datasets)
     record = _read_record(folder)
+    datasets = dict.fromkeys([*datasets, *filter(None, [data_set_of(record)])])
+    data = front_matter(name, backbone, results, license, datasets)
     trained_on = record.get("held_out") if isinstance(record.get("held_out"), dict) else {}
     sections = [
         f"# {name}: finds defects in pictures of parts",

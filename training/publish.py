@@ -179,7 +179,12 @@ def _parse_args(argv):
     parser.add_argument("--create_pr", action="store_true", help="open a pull request instead of pushing")
     parser.add_argument("--commit_message", default=COMMIT_MESSAGE, help="of the one commit")
     parser.add_argument("--license", default=LICENSE, help="the Hub's identifier of it, for the card")
-    parser.add_argument("--dataset", nargs="+", default=[], help="Hub ids of the training data, for the card")
+    parser.add_argument(
+        "--dataset",
+        nargs="+",
+        default=[],
+        help="Hub ids of the training data, for the card; one that --dataset_name of the training named is added",
+    )
     parser.add_argument("--token", help="better: hf auth login or HF_TOKEN, which no list of processes shows")
     parser.add_argument("--dry_run", action="store_true", help="list what would be sent; the Hub is not asked")
     parser.add_argument("--card_only", action="store_true", help="print the card; the Hub is not asked")

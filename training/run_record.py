@@ -7,6 +7,8 @@ seconds trained so far. It stays on the machine that trains: nothing of a `check
 import json
 import logging
 
+from training.data import split_key
+
 RUN_RECORD = "run.json"
 
 FIXED_SETTINGS = (
@@ -40,7 +42,7 @@ def describe_run(args, splits, pictures_per_step):
     return {
         "settings": {name: getattr(args, name) for name in FIXED_SETTINGS},
         "pictures_per_step": pictures_per_step,
-        "pictures": {category: [list(map(_key, files)) for files in split] for category, split in splits.items()},
+        "pictures": {category: [list(map(split_key, files)) for files in split] for category, split in splits.items()},
     }
 
 
@@ -101,7 +103,7 @@ def restore_splits(checkpoint, run, splits):
         )
     restored = {}
     for category, split in splits.items():
-        now = {_key(file): file for file in (*split[0], *split[1])}
+        now = {split_key(file): file for file in (*split[0], *split[1])}
         former = run["pictures"][category]
         training, held_out = ([now[key] for key in keys if key in now] for keys in former)
         if not training or len(held_out) < min(MIN_HELD_OUT, len(former[1])):
@@ -116,10 +118,6 @@ def restore_splits(checkpoint, run, splits):
             logger.warning("what is gone is left out, and what is new is not used by a run that is resumed")
         restored[category] = (training, held_out)
     return restored
-
-
-def _key(file):
-    return f"{file.parent.name}/{file.name}"
 
 
 def _words(value):

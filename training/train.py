@@ -2,6 +2,7 @@
 
     accelerate launch training/train.py --train_data_dir FOLDER_OF_GOOD_IMAGES --output_dir OUT
 
+Instead of a folder, `--dataset_name org/data` names a data set of the Hub (`hub_dataset.py`, `picture_stream.py`).
 Noise prediction, learned variance and feature prediction follow the paper's section 3 and Eq. 10; see `losses.py`.
 Whoever wants to watch a run reads `OUT/progress.jsonl` (`progress.py`); SIGTERM ends it after one more checkpoint.
 """
@@ -33,7 +34,7 @@ from training.checkpointing import (
     save_checkpoint,
     step_of,
 )
-from training.data import GoodImages, ShuffledRotatedImages, find_categories, hold_out
+from training.data import GoodImages
 from training.data_statistics import fit_data_statistics
 from training.finish import finish_pipeline, settings_to_record
 from training.losses import DenoisingLoss
@@ -50,6 +51,7 @@ from training.progress import LOSSES, ProgressLog
 from training.publish import open_repository, prepare_shipment, push
 from training.run_record import check_settings, describe_run, read_run, restore_splits
 from training.sharing import mean_over_processes, on_any_process
+from training.training_data import find_training_data
 
 OTHER_FAILURE = "Another process cannot read a picture."
 
@@ -65,7 +67,7 @@ def main(argv=None):
     try:
         train(args)
     except ValueError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {_sentence_of(error)}")
 
 
 def train(args):
@@ -79,10 +81,8 @@ def train(args):
         raise ValueError(
             f"{checkpoint.name} is beyond --max_train_steps {args.max_train_steps}; ask for at least as many steps."
         )
-    splits = {
-        name: hold_out(files, args.calibration_fraction, args.seed)
-        for name, files in find_categories(args.train_data_dir).items()
-    }
+    data = find_training_data(args, output_dir, resumed=checkpoint is not None)
+    splits = data.splits
     accelerator = _build_accelerator(args, output_dir)
     seconds_before = 0.0
     if checkpoint:
@@ -115,6 +115,7 @@ def train(args):
     prepare_output_dir(output_dir)  # nothing is written before everything that can be refused has been checked
     if accelerator.is_main_process:
         clear_leftovers(output_dir)
+        data.keep_revision(output_dir)
 
     # 2. Optimizer, schedule, moving average, data
     optimizer = torch.optim.AdamW(unet.parameters(), lr=args.learning_rate, weight_decay=args.adam_weight_decay)
@@ -128,7 +129,7 @@ def train(args):
     ema.to(accelerator.device)
     accelerator.register_for_checkpointing(ema)
     start_step = step_of(checkpoint)
-    dataloader = _build_dataloader(args, categories, start_step, accelerator)
+    dataloader = _build_dataloader(args, data, categories, start_step, accelerator)
     unet, optimizer, lr_scheduler, dataloader = accelerator.prepare(unet, optimizer, lr_scheduler, dataloader)
     if checkpoint:
         accelerator.load_state(str(checkpoint))
@@ -148,7 +149,8 @@ def train(args):
     )
     if accelerator.is_main_process:
         for name, (training_files, held_out) in splits.items():
-            logger.info("%s: %d pictures to train on, %d held out", name, len(training_files), len(held_out))
+            more = " and more that are streamed" if args.streaming else ""
+            logger.info("%s: %d pictures%s to train on, %d held out", name, len(training_files), more, len(held_out))
         accelerator.init_trackers("training", config={k: str(v) for k, v in settings_to_record(args).items()})
     progress = tqdm(
         total=args.max_train_steps,
@@ -232,7 +234,11 @@ def _read_batches(batches, count):
     try:
         return [next(batches) for _ in range(count)], None
     except ValueError as error:
-        return None, str(error).rstrip().rpartition("\n")[2].removeprefix("ValueError: ")  # a worker adds its traceback
+        return None, _sentence_of(error)
+
+
+def _sentence_of(error):
+    return str(error).rpartition("ValueError: ")[2].strip()  # a loader's process puts its traceback before it
 
 
 def _mean_losses(losses):
@@ -273,10 +279,10 @@ def _build_accelerator(args, output_dir):
     )
 
 
-def _build_dataloader(args, categories, start_step, accelerator):
+def _build_dataloader(args, data, categories, start_step, accelerator):
     """Batches of the remaining steps; accelerate deals them out to the processes in turn."""
     pictures_per_step = _global_batch(args, accelerator)
-    dataset = ShuffledRotatedImages(
+    dataset = data.sequence(
         categories,
         length=(args.max_train_steps - start_step) * pictures_per_step,
         rotation_degrees=args.rotation_degrees,

@@ -1,0 +1,167 @@
+"""Good pictures from a data set that is read while training: a bounded sample first, then pass after pass.
+
+Nothing but the sample is kept on the disk.
+"""
+
+import logging
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from io import BytesIO
+from itertools import chain, islice
+from pathlib import Path
+
+import numpy as np
+from torch.utils.data import IterableDataset
+from tqdm.auto import tqdm
+
+from pipelines.image_preprocessing import preprocess, to_rgb
+from training.data import read_image, rotate_at_random
+from training.hub_dataset import data_set_sentences
+from training.hub_pictures import HubPicture, file_name, key_of
+
+SAMPLE_SIZE = 1024
+"""So many pictures, the first of a shuffled pass, are split into those held out and those that statistics and
+references are fitted to."""
+
+SHUFFLE_BUFFER = 256
+"""Rows that wait to be drawn from."""
+
+MAX_RUNS = 64
+"""A pass takes the files of a data set in at most so many runs, in a random order."""
+
+READ_AHEAD = 8
+"""Files that are fetched at the same time."""
+
+SAMPLE_PASS, FIRST_PASS = 0, 1
+
+logger = logging.getLogger(__name__)
+
+
+class PictureStream:
+    """The readable good pictures of a data set, shuffled anew for each pass.
+
+    Args:
+        source (`GoodRows`): a stream.
+        seed (`int`): draws the order of every pass.
+        held_out (`frozenset[str]`): keys of pictures that are never served.
+    """
+
+    def __init__(self, source, seed, held_out=frozenset()):
+        self.source, self.seed, self.held_out = source, seed, held_out
+
+    def pictures(self, number):
+        """Yield name, key, content and decoded picture (`PIL.Image`) of one pass.
+
+        The order depends on the seed, the pass's number and the commit alone, for the same version of `datasets`.
+        """
+        rows = shuffled(self.source.rows, np.random.default_rng((self.seed, number)))
+        for name, content, refusal in self._read(filter(self.source.is_good, rows)):
+            try:
+                if refusal is not None:
+                    raise refusal
+                key = key_of(content)
+                if key in self.held_out:
+                    continue
+                image = read_image(BytesIO(content), name)
+            except ValueError as error:
+                if number <= FIRST_PASS:
+                    logger.warning("left out: %s", error)
+                continue
+            yield name, key, content, image
+
+    def _read(self, rows):
+        """Name, content and refusal of each row, in their order; several are fetched at a time."""
+        with ThreadPoolExecutor(READ_AHEAD) as pool:
+            fetched = deque()
+            for row in rows:
+                fetched.append(pool.submit(self._read_row, row))
+                if len(fetched) == READ_AHEAD:
+                    yield fetched.popleft().result()
+            while fetched:
+                yield fetched.popleft().result()
+
+    def _read_row(self, row):
+        value = row[self.source.column]
+        name = (file_name(value) if value else "") or f"a row of {self.source.split}"
+        try:
+            return name, self.source.content_of(value, name), None
+        except ValueError as refusal:
+            return name, None, refusal
+
+    def take_sample(self, folder, size=SAMPLE_SIZE):
+        """Keep the first pictures of a pass of their own in a folder, `list[HubPicture]`; copies are left out.
+
+        Raises:
+            ValueError: if the Hub, the network or the disk does not allow it.
+        """
+        sample = {}
+        with data_set_sentences(self.source.name, self.source.token):
+            for name, key, content, _ in tqdm(
+                islice(self.pictures(SAMPLE_PASS), size), total=size, desc="checking pictures", unit="image"
+            ):
+                if key not in sample:
+                    path = Path(folder, key)
+                    path.write_bytes(content)
+                    sample[key] = HubPicture(len(sample), name, key, partial(Path.read_bytes, path))
+        return list(sample.values())
+
+
+def shuffled(rows, random):
+    """Yield the rows of a `datasets.IterableDataset` by runs of its files in a random order, through a shuffle buffer.
+
+    Here and not by its own `shuffle`, which reads ten files at a time and whose order is another in other versions.
+    """
+    runs = min(rows.num_shards, MAX_RUNS)
+    waiting = []
+    for row in chain.from_iterable(rows.shard(runs, int(run)) for run in random.permutation(runs)):
+        if len(waiting) < SHUFFLE_BUFFER:
+            waiting.append(row)
+            continue
+        drawn = int(random.integers(SHUFFLE_BUFFER))
+        yield waiting[drawn]
+        waiting[drawn] = row
+    for index in random.permutation(len(waiting)):
+        yield waiting[index]
+
+
+class StreamedRotatedImages(IterableDataset):
+    """An endless sequence of streamed pictures, each rotated at random, cut to `start` … `start + length`.
+
+    What is at a place depends on the seed and the place alone, as in `ShuffledRotatedImages`. To begin at a later
+    place, what comes before it is read again: at most two passes, for all of them serve equally many pictures.
+
+    Args:
+        stream (`PictureStream`): each of its pictures comes once before any comes again.
+        resolution (`int`): pictures are squashed to this square.
+        length (`int`): how many places of the sequence are served.
+        rotation_degrees (`float`): largest rotation either way.
+        seed (`int`): fixes the rotations.
+        start (`int`): first place served.
+
+    Returns:
+        `tuple[torch.Tensor, int, int]`: a sample as in `GoodImages`, 0, the number of the only category, and its place.
+    """
+
+    def __init__(self, stream, resolution, length, rotation_degrees, seed, start=0):
+        self.stream, self.resolution, self.length = stream, resolution, length
+        self.rotation_degrees, self.seed, self.start = rotation_degrees, seed, start
+
+    def __iter__(self):
+        epoch, skipped, left = 0, self.start, self.length
+        with data_set_sentences(self.stream.source.name, self.stream.source.token):
+            while left:
+                count = 0
+                for *_, image in self.stream.pictures(FIRST_PASS + epoch):
+                    if count >= skipped:
+                        sample = preprocess(to_rgb(image), self.resolution)[0][0]
+                        sample = rotate_at_random(sample, self.rotation_degrees, (self.seed, 0, epoch, count))
+                        yield sample, 0, self.start + self.length - left
+                        left -= 1
+                        if not left:
+                            return
+                    count += 1
+                if not count:
+                    raise ValueError(f"{self.stream.source.name} holds no pictures beside those held out.")
+                epochs, skipped = divmod(max(skipped - count, 0), count)
+                epoch += 1 + epochs

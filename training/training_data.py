@@ -1,0 +1,80 @@
+"""What a training reads, folders of this machine or a data set of the Hub, with a part of it held out."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from training.data import MIN_IMAGES, ShuffledRotatedImages, find_categories, hold_out
+from training.hub_dataset import REVISION_RECORD, import_datasets, open_rows, pin_revision
+from training.hub_pictures import find_good_rows
+from training.picture_stream import PictureStream, StreamedRotatedImages
+
+
+@dataclass
+class TrainingData:
+    """Pictures, and where more of them come from.
+
+    Args:
+        splits (`dict[str, tuple]`): name of each category, with its training and its held-out pictures.
+        revision (`str`, *optional*): commit of the data set.
+        stream (`PictureStream`, *optional*): what is trained on, if `splits` holds but a sample of it.
+        folder (`TemporaryDirectory`, *optional*): where the sample lies; it goes with this object.
+    """
+
+    splits: dict
+    revision: str | None = None
+    stream: PictureStream | None = None
+    folder: TemporaryDirectory | None = None
+
+    def sequence(self, categories, **options):
+        """The endless sequence that is trained on.
+
+        Args:
+            categories (`list[GoodImages]`): the training pictures of `splits`.
+            **options: `length`, `rotation_degrees`, `seed` and `start` of `ShuffledRotatedImages`.
+        """
+        if self.stream is None:
+            return ShuffledRotatedImages(categories, **options)
+        return StreamedRotatedImages(self.stream, categories[0].resolution, **options)
+
+    def keep_revision(self, output_dir):
+        """Leave the commit for a run that is resumed, so that nothing it has held out is trained on then."""
+        if self.revision is not None:
+            Path(output_dir, REVISION_RECORD).write_text(f"{self.revision}\n")
+
+
+def find_training_data(args, output_dir, resumed=False):
+    """Find what the settings of `training/train.py` name, and hold a part of it out, `TrainingData`.
+
+    Of a data set, `args.dataset_revision` is set to its commit, by which records and cards name it.
+
+    Args:
+        args: the settings.
+        output_dir (`Path`): where a resumed run has left the commit it reads.
+        resumed (`bool`): whether there is one.
+
+    Raises:
+        ValueError: if there are too few pictures, or none can be found.
+    """
+    if args.dataset_name is None:
+        categories = find_categories(args.train_data_dir).items()
+        return TrainingData({name: hold_out(files, args.calibration_fraction, args.seed) for name, files in categories})
+    import_datasets()
+    source, args.dataset_revision = open_rows(args, pin_revision(args, output_dir, resumed))
+    stream = folder = None
+    if args.streaming:
+        stream, folder = PictureStream(source, args.seed), TemporaryDirectory(prefix="sample-")
+        pictures = stream.take_sample(folder.name)
+    else:
+        pictures = find_good_rows(source)
+    if len(pictures) < MIN_IMAGES:
+        good = "" if source.label_column is None else f" with {source.label_column} {args.good_label}"
+        raise ValueError(
+            f"split {source.split} of {source.name} holds {len(pictures)} readable pictures{good}; "
+            f"at least {MIN_IMAGES} are needed."
+        )
+    training, held_out = hold_out(pictures, args.calibration_fraction, args.seed)
+    if stream is not None:
+        stream.held_out = frozenset(picture.key for picture in held_out)
+    name = args.dataset_config_name or args.dataset_name.split("/")[1]
+    return TrainingData({name: (training, held_out)}, args.dataset_revision, stream, folder)
