@@ -132,7 +132,7 @@ def _open_split(builder, name, split, streaming):
         parts = builder.info.splits
         if split in parts:
             return builder.as_dataset(split=split)
-    raise ValueError(f"{name} has no split {split}; name one with --dataset_split: {', '.join(parts)}.")
+    raise ValueError(f"{name} has no split {split}; name one with --dataset_split: {_listed(parts)}.")
 
 
 def _choose_columns(datasets, rows, args):
@@ -142,7 +142,7 @@ def _choose_columns(datasets, rows, args):
         raise ValueError(f"the columns of {name} are not known before it is read; leave --streaming out.")
     for option, chosen in (("image_column", column), ("label_column", label_column)):
         if chosen is not None and chosen not in features:
-            raise ValueError(f"{name} has no column {chosen}; name one with --{option}: {', '.join(features)}.")
+            raise ValueError(f"{name} has no column {chosen}; name one with --{option}: {_listed(features)}.")
     if not isinstance(features[column], datasets.Image) and getattr(features[column], "dtype", None) != "binary":
         raise ValueError(f"column {column} of {name} holds no pictures; name another with --image_column.")
     good_label = None if label_column is None else _good_value(features[label_column], label_column, args.good_label)
@@ -159,7 +159,7 @@ def _good_value(feature, column, label):
         number = next((number for number, name in known.items() if name == label), None)
         number = int(label) if number is None and label.isdecimal() and int(label) in known else number
         if number is None:
-            raise ValueError(f"column {column} has no label {label}; name one with --good_label: {', '.join(names)}.")
+            raise ValueError(f"column {column} has no label {label}; name one with --good_label: {_listed(names)}.")
         return number
     if dtype in ("string", "large_string"):
         return label
@@ -180,7 +180,12 @@ def _explain_config(datasets, args, where):
         return None
     asked = args.dataset_config_name
     said = "has several configurations" if asked is None else f"has no configuration {asked}"
-    return f"{args.dataset_name} {said}; name one with --dataset_config_name: {', '.join(configs)}."
+    return f"{args.dataset_name} {said}; name one with --dataset_config_name: {_listed(configs)}."
+
+
+def _listed(names):
+    """Names that a data set gives, which may be many and hold anything, on one line."""
+    return one_line(", ".join(names))[:300]
 
 
 def _unreadable(name, error):
