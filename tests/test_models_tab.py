@@ -22,7 +22,8 @@ from page.model_words import describe_calibration, describe_results
 from page.models_tab import NO_CARD, _open, _pack, _show
 from page.packing import pack_checkpoint
 from page.settings import Settings
-from training.measured_results import EVALUATION, forget_results, keep_results, read_results
+from pipelines.checkpoint_files import EVALUATION
+from training.measured_results import forget_results, keep_results, read_results
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 FIGURES = {"image_auroc": 0.95, "pixel_auroc": 0.765, "pixel_ap": 0.256, "pro": 0.769, "detection_rate": 0.59}

@@ -5,9 +5,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.checkpoint_files import CARD, ENTRY_MODULES, MODEL_INDEX, WEIGHTS
-from training.finish import TRAINING_RECORD
-from training.measured_results import EVALUATION
+from pipelines.checkpoint_files import CARD, ENTRY_MODULES, EVALUATION, MODEL_INDEX, TRAINING_RECORD, WEIGHTS
 
 TRAINING_LEFTOVERS = ("checkpoint-*", "logs", "progress.jsonl", "__pycache__", ".*")
 """At the top of the folder: what only the training itself needs."""

@@ -5,6 +5,7 @@ import logging
 from pathlib import Path
 
 from pipelines.category_bank import CategoryBank
+from pipelines.checkpoint_files import TRAINING_RECORD
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from training.calibration import describe, fit_calibration
 from training.feature_reference import fit_feature_reference
@@ -13,8 +14,6 @@ from training.model import round_to_half
 from training.process import peak_memory_gb
 
 logger = logging.getLogger(__name__)
-
-TRAINING_RECORD = "training.json"
 
 
 def settings_to_record(args):

@@ -4,7 +4,8 @@ import json
 import math
 from pathlib import Path
 
-EVALUATION = "evaluation.json"
+from pipelines.checkpoint_files import EVALUATION
+
 FIGURES = ("image_auroc", "pixel_auroc", "pixel_ap", "pro", "detection_rate", "false_alarm_rate")
 ALL = "all"
 MAX_GROUPS = 200

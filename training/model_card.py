@@ -10,7 +10,7 @@ from pathlib import Path
 
 from huggingface_hub import ModelCard
 
-from pipelines.checkpoint_files import CARD, CARD_MARK
+from pipelines.checkpoint_files import CARD, CARD_MARK, TRAINING_RECORD
 from training.card_front_matter import front_matter
 from training.card_sections import (
     LIMITS,
@@ -20,7 +20,6 @@ from training.card_sections import (
     training_section,
     use_section,
 )
-from training.finish import TRAINING_RECORD
 from training.measured_results import read_results
 
 INTRODUCTION = """Trained on pictures of good parts alone, this pipeline says whether a picture shows a defect, where,

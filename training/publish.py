@@ -19,9 +19,9 @@ from huggingface_hub.errors import LocalTokenNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
 from pipelines.checkpoint_files import CARD
+from pipelines.hub_errors import hub_sentences
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from training.checkpoint_contents import is_ours, list_components, list_contents
-from training.hub_errors import hub_sentences
 from training.model_card import build_model_card, has_edited_card, is_edited
 from training.space import list_space_files, push_space
 
