@@ -57,12 +57,12 @@ def load_components(name_or_path, pipeline_class, classes, options):
     unknown = [name for name in options if name not in accepted]
     if unknown:
         raise ValueError(f"{pipeline_class.__name__} has no argument {unknown[0]!r}.")
-    index = _read_index(folder)
-    _check_names(folder / MODEL_INDEX, index, classes, accepted)
     try:
         refuse_links_out(folder, classes)
     except OSError as error:
         raise ValueError(f"{folder} cannot be read: {error.strerror or error}.") from error
+    index = _read_index(folder)
+    _check_names(folder / MODEL_INDEX, index, classes, accepted)
     arguments = {k: v for k, v in index.items() if k in accepted and k not in classes}
     for name, component_class in classes.items():
         if name in options:

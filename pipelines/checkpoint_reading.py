@@ -145,7 +145,11 @@ def leads_out(path, folder):
     """Whether a path below a checkpoint's folder is, in the end, somewhere else."""
     root = folder.resolve()
     roots = [root, root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [root]
-    return not any(path.resolve().is_relative_to(allowed) for allowed in roots)
+    try:
+        target = path.resolve()
+    except (OSError, RuntimeError):  # a circle
+        return True
+    return not any(target.is_relative_to(allowed) for allowed in roots)
 
 
 def one_line(error, longest=300):

@@ -54,7 +54,10 @@ def check_stock_config(component_class, config):
     for name, value in config.items():
         default = parameters[name].default
         if not _is_of_kind(value, default):
-            raise ValueError(f"{name} is {shown(value)}; something like {shown(default)} is accepted.")
+            raise ValueError(
+                f"{name} is {shown(value)}, of no kind or size that {component_class.__name__} takes; by default it is "
+                f"{shown(default)}."
+            )
 
 
 def shown(value):
