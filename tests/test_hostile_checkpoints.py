@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TILES
+from pickle_bomb import write_bomb
 from safetensors.torch import load_file, save
 from sentences import assert_sentence, refused
 from test_saving import run_fresh
@@ -54,21 +55,6 @@ def put(path, content):
     """Replace a file, or make one."""
     path.unlink(missing_ok=True)
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-
-
-class Bomb:
-    """Whoever unpickles it leaves a file."""
-
-    def __init__(self, marker):
-        self.marker = marker
-
-    def __reduce__(self):
-        return open, (str(self.marker), "w")
-
-
-def write_bomb(path, marker):
-    with open(path, "wb") as stream:
-        pickle.dump(Bomb(marker), stream)
 
 
 # Pickles

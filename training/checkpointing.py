@@ -4,6 +4,8 @@ import os
 import shutil
 from pathlib import Path
 
+from training.training_state import save_state
+
 PREFIX = "checkpoint-"
 
 
@@ -55,7 +57,7 @@ def find_checkpoint(output_dir, resume_from_checkpoint):
         checkpoints = _list_checkpoints(output_dir)
         return checkpoints[-1] if checkpoints else None
     for folder in (Path(resume_from_checkpoint), output_dir / resume_from_checkpoint):
-        if folder.is_dir() and folder.name.startswith(PREFIX):
+        if folder.is_dir() and _is_checkpoint(folder):
             return folder
     raise ValueError(
         f"there is no checkpoint {resume_from_checkpoint}; --resume_from_checkpoint latest finds the last."
@@ -67,22 +69,30 @@ def step_of(checkpoint):
     return int(checkpoint.name.removeprefix(PREFIX)) if checkpoint else 0
 
 
-def save_checkpoint(accelerator, output_dir, step, total_limit):
-    """Write everything a resumed run needs and drop the oldest checkpoints beyond `total_limit`."""
+def save_checkpoint(accelerator, output_dir, step, total_limit, *trained):
+    """Write everything a resumed run needs and drop the oldest checkpoints beyond `total_limit`.
+
+    Args:
+        accelerator (`Accelerator`), output_dir (`Path`), step (`int`): of the run.
+        total_limit (`int`): checkpoints that are kept.
+        *trained: UNet, optimizer, learning rate's schedule and average, as `training_state.save_state` takes them.
+    """
     target = output_dir / f"{PREFIX}{step}"
     partial = output_dir / f".{target.name}.partial"
     if accelerator.is_main_process:
         shutil.rmtree(partial, ignore_errors=True)
-    accelerator.wait_for_everyone()
-    accelerator.save_state(str(partial))
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
+        partial.mkdir()
+        save_state(partial, accelerator, *trained)
         shutil.rmtree(target, ignore_errors=True)
         partial.rename(target)
         for old in _list_checkpoints(output_dir)[:-total_limit]:
             shutil.rmtree(old)
+    accelerator.wait_for_everyone()
 
 
 def _list_checkpoints(output_dir):
-    folders = [path for path in output_dir.glob(f"{PREFIX}*") if path.name.removeprefix(PREFIX).isdigit()]
-    return sorted(folders, key=step_of)
+    return sorted(filter(_is_checkpoint, output_dir.glob(f"{PREFIX}*")), key=step_of)
+
+
+def _is_checkpoint(path):
+    return path.name.startswith(PREFIX) and path.name.removeprefix(PREFIX).isdecimal()

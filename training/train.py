@@ -33,6 +33,7 @@ from training.model import build_scheduler, build_unet, fit_feature_statistics, 
 from training.process import TERMINATED, ignore_termination, keep_large_buffers, noted_termination, use_all_cores
 from training.progress import LOSSES, ProgressLog
 from training.publish import open_repository, prepare_shipment, push
+from training.training_state import check_state, load_state
 
 STATISTICS_PICTURES = 256
 """Channel statistics and contrast are measured on this many pictures, shared out among the categories."""
@@ -68,6 +69,8 @@ def train(args):
         raise ValueError(
             f"{checkpoint.name} is beyond --max_train_steps {args.max_train_steps}; ask for at least as many steps."
         )
+    if checkpoint:
+        check_state(checkpoint)
     splits = {
         name: hold_out(files, args.calibration_fraction, args.seed)
         for name, files in find_categories(args.train_data_dir).items()
@@ -104,12 +107,12 @@ def train(args):
     )
     ema = EMAModel(unet.parameters(), decay=args.ema_max_decay, use_ema_warmup=True, power=0.75)
     ema.to(accelerator.device)
-    accelerator.register_for_checkpointing(ema)
     start_step = step_of(checkpoint)
     dataloader = _build_dataloader(args, categories, start_step, accelerator)
     unet, optimizer, lr_scheduler, dataloader = accelerator.prepare(unet, optimizer, lr_scheduler, dataloader)
+    trained = unet, optimizer, lr_scheduler, ema
     if checkpoint:
-        accelerator.load_state(str(checkpoint))
+        load_state(checkpoint, accelerator, *trained)
         logger.info("resumed from %s", checkpoint)
 
     # 3. The loop
@@ -177,7 +180,7 @@ def train(args):
             is_last = step + 1 == args.max_train_steps
             is_stopped = asked_to_end.is_set() and accelerator.num_processes == 1 and not is_last
             if (step + 1) % args.checkpointing_steps == 0 or is_last or is_stopped:
-                save_checkpoint(accelerator, output_dir, step + 1, args.checkpoints_total_limit)
+                save_checkpoint(accelerator, output_dir, step + 1, args.checkpoints_total_limit, *trained)
             if is_stopped:
                 _end_early(accelerator, log, step + 1)
     progress.close()
