@@ -19,6 +19,9 @@ from training.measured_results import read_results
 from .hardware import lends_gpu, on_gpu
 from .turns import Turns
 
+MAX_CARD = 1 << 20
+"""Letters of a card that are read."""
+
 
 @dataclass(frozen=True, eq=False)
 class Model:
@@ -47,9 +50,15 @@ class Model:
 
     @property
     def card(self):
-        """The checkpoint's model card as Markdown, without its front matter; "" if it has none."""
+        """The checkpoint's model card as Markdown, without its front matter; "" if it has none.
+
+        It is as its author wrote it; `card_words.harmless_card` makes what may be shown of it.
+        """
         path = self.folder / CARD
-        text = path.read_text(errors="replace") if path.is_file() else ""
+        if not path.is_file():
+            return ""
+        with open(path, encoding="utf-8", errors="replace") as stream:
+            text = stream.read(MAX_CARD)
         return re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.DOTALL).strip()
 
     @property

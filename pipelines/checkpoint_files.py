@@ -11,6 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from .component_code import sibling_modules, write_component_code
+from .safetensors_only import WEIGHT_LISTS
 
 FORMAT_VERSION = 3
 """Written to `model_index.json`; a checkpoint of a later format is refused by name."""
@@ -54,6 +55,8 @@ def save_checkpoint(pipe, save_components, save_directory, half_precision, optio
     """
     if not options.pop("safe_serialization", True):
         raise ValueError("weights are saved as safetensors only; leave safe_serialization at True.")
+    if options.pop("variant", None):
+        raise ValueError("weights are saved without a variant; half_precision=True takes half the space.")
     if options.pop("push_to_hub", False):
         raise ValueError("save_pretrained does not push; save the folder, then push it with training/publish.py.")
     save_directory = Path(save_directory)
@@ -62,6 +65,8 @@ def save_checkpoint(pipe, save_components, save_directory, half_precision, optio
         with tempfile.TemporaryDirectory(dir=save_directory, prefix=".saving-") as partial:
             partial = Path(partial)
             save_components(str(partial), **options)
+            for weights in partial.glob(f"*/*{WEIGHT_LISTS}"):
+                raise ValueError(f"{weights.parent.name} would be split into several files; leave max_shard_size out.")
             if half_precision:
                 for component in HALF_PRECISION_COMPONENTS:
                     if (partial / component).is_dir():
@@ -149,7 +154,7 @@ def _weights_in_words(config):
 def _model_card(pipe):
     calibration = pipe.calibration
     if pipe.categories is not None:
-        names = ", ".join(pipe.categories.config.names)
+        names = ", ".join("`" + name.replace("`", "'") + "`" for name in pipe.categories.config.names)
         promise = f"One checkpoint for several categories: `pipe(image, category=…)` with one of {names}."
     elif calibration is None:
         promise = "This checkpoint is not calibrated yet: it measures maps but gives no verdict."

@@ -84,11 +84,12 @@ def load_components(name_or_path, pipeline_class, classes, options):
     return arguments | options
 
 
-def locate_checkpoint(name_or_path, **hub_options):
+def locate_checkpoint(name_or_path, with_code=False, **hub_options):
     """The folder of a checkpoint; one on the Hub is fetched, as far as it is read.
 
     Args:
         name_or_path (`str` or `Path`): a folder, or a Hub id.
+        with_code (`bool`): whether its code is fetched too; it is not run.
         **hub_options: `revision`, `token`, `cache_dir` and `local_files_only`.
 
     Raises:
@@ -103,7 +104,8 @@ def locate_checkpoint(name_or_path, **hub_options):
     with hub_sentences(repo_id, hub_options.get("token"), writes=False):
         if not (hub_options.get("local_files_only") or constants.HF_HUB_OFFLINE):
             _check_listing(repo_id, hub_options.get("revision"), hub_options.get("token"))
-        return Path(snapshot_download(repo_id, allow_patterns=list(FETCHED), **hub_options))
+        patterns = [*FETCHED, "*.py"] if with_code else list(FETCHED)
+        return Path(snapshot_download(repo_id, allow_patterns=patterns, **hub_options))
 
 
 def is_hub_id(name_or_path):
@@ -127,7 +129,8 @@ def _check_listing(repo_id, revision, token):
                 "owner for weights as safetensors."
             )
         limit = MAX_COMPONENT if name == WEIGHTS else MAX_JSON
-        if file.rfilename in FETCHED and (file.size or 0) > limit:
+        is_fetched = file.rfilename in FETCHED or name.endswith(".py")
+        if is_fetched and (file.size or 0) > limit:
             raise ValueError(
                 f"{repo_id} has {file.rfilename} of {file.size / 1e6:,.0f} MB; at most {limit / 1e6:,.0f} are fetched."
             )

@@ -16,6 +16,8 @@ TITLES = {
     "detection_rate": "defective parts rejected",
     "false_alarm_rate": "good parts rejected",
 }
+MAX_LINE = 300
+
 TAGS = ["anomaly-detection", "anomaly-localization", "defect-detection", "industrial-inspection", "diffusion"]
 
 
@@ -50,8 +52,9 @@ def hub_id_of_backbone(backbone):
 
 
 def one_line(text):
-    """Text in a single line, without control characters."""
-    return " ".join("".join(letter if letter.isprintable() else " " for letter in str(text)).split())
+    """Text in a single line, without control characters or letters that turn the direction of others, cut if long."""
+    text = str(text)[:MAX_LINE]
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
 
 
 def _evaluations(result):
