@@ -29,11 +29,11 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from benchmarks.plotting import pyplot, require_matplotlib
+from pipelines.checkpoint_files import TRAINING_RECORD
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from pipelines.score_calibration import Measurement, ScoreCalibration
 from training.calibration import FITTED_SHARE, fit_image_ranks
 from training.data import GoodImages, find_images
-from training.finish import TRAINING_RECORD
 from training.process import keep_large_buffers, use_all_cores
 
 RATES = (0.01, 0.02, 0.05, 0.1, 0.2)

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-from pipelines.checkpoint_files import CARD, locate_checkpoint
+from pipelines.checkpoint_files import CARD
+from pipelines.checkpoint_loading import is_hub_id, locate_checkpoint
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from pipelines.pipeline_gradient_denoise import GradientDenoisePipeline
 from training.measured_results import read_results
@@ -19,7 +19,8 @@ from training.measured_results import read_results
 from .hardware import lends_gpu, on_gpu
 from .turns import Turns
 
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+MAX_CARD = 1 << 20
+"""Letters of a card that are read."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,9 +50,15 @@ class Model:
 
     @property
     def card(self):
-        """The checkpoint's model card as Markdown, without its front matter; "" if it has none."""
+        """The checkpoint's model card as Markdown, without its front matter; "" if it has none.
+
+        It is as its author wrote it; `card_words.harmless_card` makes what may be shown of it.
+        """
         path = self.folder / CARD
-        text = path.read_text(errors="replace") if path.is_file() else ""
+        if not path.is_file():
+            return ""
+        with open(path, encoding="utf-8", errors="replace") as stream:
+            text = stream.read(MAX_CARD)
         return re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.DOTALL).strip()
 
     @property
@@ -118,7 +125,7 @@ class ModelShelf:
             ValueError: if it cannot be loaded, or is not calibrated.
         """
         with self._adding:
-            folder = _fetch(source)
+            folder = locate_checkpoint(source)
             pipe = AnomalyScoringPipeline.from_pretrained(folder)
             if torch.cuda.is_available():
                 pipe.to("cuda")
@@ -147,7 +154,7 @@ class ModelShelf:
             ValueError: if it is no Hub id, not allowed, or cannot be loaded.
         """
         hub_id = str(hub_id).strip()
-        if not _is_hub_id(hub_id) or ".." in hub_id:
+        if not _is_hub_id(hub_id):
             raise ValueError("a Hub id has the form organisation/name, in letters, digits, dots, dashes.")
         if not any(fnmatch.fnmatchcase(hub_id, pattern) for pattern in self.hub_models):
             raise ValueError(f"{hub_id} is not among the models that may be opened here.")
@@ -161,17 +168,8 @@ def measured_results(model):
 
 
 def _is_hub_id(source):
-    return HUB_ID.fullmatch(str(source)) is not None and not Path(source).is_dir()
+    return is_hub_id(source) and not Path(source).is_dir()
 
 
 def _name_of(source):
     return str(source) if _is_hub_id(source) else Path(source).resolve().name
-
-
-def _fetch(source):
-    try:
-        return locate_checkpoint(source)
-    except (HfHubHTTPError, LocalEntryNotFoundError) as error:
-        raise ValueError(
-            f"{source} cannot be fetched from the Hub: it does not exist, is private, or the Hub is out of reach."
-        ) from error

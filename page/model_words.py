@@ -3,6 +3,7 @@
 import html
 import math
 
+from training.card_front_matter import one_line
 from training.measured_results import ALL
 
 from .verdict import count_of
@@ -26,7 +27,7 @@ def describe_calibration(model):
     kind = "estimated" if config.cross_fitted else "promised"
     doubt = " With so few it is an estimate, not a promise." if config.cross_fitted else ""
     return (
-        f'<div class="verdict accepted"><h2>{html.escape(model.name)}</h2><p>Its scores were compared with those of '
+        f'<div class="verdict accepted"><h2>{_text(model.name)}</h2><p>Its scores were compared with those of '
         f"<b>{count_of(config.num_ranked, 'good picture')}</b> that it was not trained on. The smallest false alarm "
         f"rate that can be {kind} is <b>{model.smallest_percent:g} %</b>.{doubt}</p>"
         f"<p>It looks at pictures at {model.scoring.resolution} × {model.scoring.resolution} pixels, whatever their "
@@ -52,15 +53,20 @@ def describe_results(results):
         cells = "".join(
             f"<td>{_figure(metrics[column], '.0%' if column in SHARES else '.3f')}</td>" for column in COLUMNS
         )
-        rows += f"<tr><td>{html.escape('all defects' if name == ALL else name)}</td><td>{count}</td>{cells}</tr>"
+        rows += f"<tr><td>{_text('all defects' if name == ALL else name)}</td><td>{count}</td>{cells}</tr>"
     return (
-        f"<p><b>Measured</b> on {html.escape(results['data'])}: {count_of(good, 'good picture')} and "
+        f"<p><b>Measured</b> on {_text(results['data'])}: {count_of(good, 'good picture')} and "
         f"{sum(counts.values())} with defects. False alarms: at most "
         f"<b>{results['promised_false_alarm_rate']:.1%}</b> promised, <b>{_figure(measured, '.1%')}</b> measured.</p>"
         f'<div class="wide"><table class="regions results"><tr>{head}</tr>{rows}</table></div>'
         "<p>1 is perfect; AUROC is 0.5 for guessing. AP and PRO say how well the marked pixels are those of the defect."
         "</p>"
     )
+
+
+def _text(name):
+    """A name from a file as HTML in which nothing is markup, and nothing turns what stands beside it around."""
+    return html.escape(one_line(name))
 
 
 def _figure(value, form):

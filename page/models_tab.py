@@ -7,13 +7,11 @@ from pathlib import Path
 import gradio as gr
 
 from .answering import answer_in_one_sentence
+from .card_words import harmless_card
 from .model_shelf import measured_results
 from .model_words import describe_calibration, describe_results
 from .packing import pack_for_download
 from .settings import EMBEDDED_MODELS
-
-MAX_CARD = 20_000
-"""Characters of a card that are shown."""
 
 NO_CARD = "This model has no card."
 NO_HUB = "<p>Models on the Hugging Face Hub cannot be opened here: the owner of this page has allowed none.</p>"
@@ -34,7 +32,7 @@ def build_models_tab(page, demo, tab):
             else:
                 gr.HTML(NO_HUB)
         with gr.Column(scale=1, min_width=320), gr.Accordion("Model card", open=True):
-            card = gr.Markdown(max_height=520, elem_id="model-card")
+            card = gr.Markdown(max_height=520, latex_delimiters=[], elem_id="model-card")
 
     show = {
         "fn": functools.partial(_show, page),
@@ -77,7 +75,7 @@ def _hub_row(page):
 @answer_in_one_sentence
 def _show(page, name):
     model = page.shelf.get(name)
-    card = model.card[:MAX_CARD] or NO_CARD
+    card = harmless_card(model.card) or NO_CARD
     hidden = gr.update(value=None, visible=False)
     offered = gr.update(interactive=_is_for_download(page, model))
     return describe_calibration(model), describe_results(measured_results(model)), card, hidden, offered

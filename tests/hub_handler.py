@@ -111,7 +111,7 @@ class HubHandler(BaseHTTPRequestHandler):
     def describe(self, _, kind, repo_id, revision="main"):
         repository = self._repository(kind, repo_id)
         commit = self._commit_of(repository, revision or "main")
-        files = [{"rfilename": path} for path in repository.tree(commit)]
+        files = [{"rfilename": path, "size": len(blob.content)} for path, blob in repository.tree(commit).items()]
         self._answer_json({"id": repo_id, "sha": commit, "private": repository.private, "siblings": files})
 
     def list_tree(self, _, kind, repo_id, revision, folder=""):

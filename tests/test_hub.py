@@ -8,9 +8,11 @@ from functools import partial
 
 import pytest
 import torch
+from conftest import TILES
 from fresh_process import FreshProcess
 from hub_repositories import User
 from hub_server import Hub, read_folder
+from sentences import assert_sentence
 from test_saving import fingerprint
 
 from pipelines.category_bank import CategoryBank
@@ -151,7 +153,8 @@ def test_our_own_class_loads_without_fetching_code(server, local, pictures, expe
 def test_a_private_checkpoint_needs_its_token(server, local, pictures, expected, tmp_path):
     server.repositories.get("model", "team/tile").private = True
     pull = partial(run, local, LOCAL, cache_dir=quoted(tmp_path))
-    assert "RepositoryNotFoundError" in pull()[2]["raised"]
+    assert_sentence(pull()[2]["message"], "team/tile", "does not exist", "may not see it")
+    assert_sentence(pull(token="'hf_secret_of_nobody'")[2]["message"], "does not know this token", "right to read")
     status, printed, answer = pull(pictures, token=repr(TOKEN))
     assert status == 0, printed
     assert answer == expected
@@ -211,24 +214,30 @@ def test_a_checkpoint_for_several_categories_loads_from_the_hub(server, stranger
 # Faults
 
 LASTING = [
-    ("GET", "/api/models/", {"status": 401}, "HfHubHTTPError"),
-    ("GET", "/api/models/", {"status": 403}, "LocalEntryNotFoundError"),
-    ("GET", "/api/models/", {"status": 404, "headers": {"X-Error-Code": "RepoNotFound"}}, "RepositoryNotFoundError"),
-    ("GET", "/cdn/", {"status": 500}, "HfHubHTTPError"),
-    ("GET", "/cdn/", {"cut_after": 100}, "TransportError"),
+    ("/api/models/", {"status": 401}, ["asks for a token"]),
+    ("/api/models/", {"status": 403}, ["may not read team/tile"]),
+    ("/api/models/", {"status": 403, "headers": {"X-Error-Code": "GatedRepo"}}, ["team/tile", "ask for access"]),
+    ("/api/models/", {"status": 404, "headers": {"X-Error-Code": "RepoNotFound"}}, ["team/tile", "does not exist"]),
+    ("/api/models/", {"status": 429, "headers": {"Retry-After": "1"}}, ["too many requests", "1 seconds"]),
+    ("/api/models/", {"status": 500}, ["status 500", "run it again"]),
+    ("/cdn/", {"status": 403}, ["may not read team/tile"]),
+    ("/cdn/", {"status": 500}, ["status 500", "run it again"]),
+    ("/cdn/", {"cut_after": 100}, ["cannot be reached", "run it again"]),
 ]
 
 
-@pytest.mark.parametrize(("method", "path", "fault", "raised"), LASTING)
-def test_a_lasting_fault_leaves_nothing_that_loads_and_the_next_try_is_whole(
-    server, local, pictures, expected, tmp_path, method, path, fault, raised
+@pytest.mark.parametrize(("path", "fault", "words"), LASTING)
+def test_a_lasting_fault_is_one_sentence_leaves_nothing_that_loads_and_the_next_try_is_whole(
+    server, local, pictures, expected, tmp_path, path, fault, words
 ):
     pull = partial(run, local, LOCAL, cache_dir=quoted(tmp_path))
-    server.fail(method, path, **fault)
-    status, printed, answer = pull()
+    server.fail("GET", path, **fault)
+    status, printed, answer = pull(token=repr(TOKEN))
     assert status == 2, printed
-    assert raised in answer["raised"], answer
-    assert pull(local_files_only=True)[0] == 2
+    assert answer["raised"][0] == "ValueError"
+    assert_sentence(answer["message"], *words)
+    assert TOKEN not in printed
+    assert_sentence(pull(local_files_only=True)[2]["message"], "team/tile", "not in the cache")
     server.faults.clear()
     status, printed, answer = pull(pictures)
     assert status == 0, printed
@@ -251,6 +260,73 @@ def test_a_passing_fault_is_ridden_out(server, local, pictures, expected, tmp_pa
     assert status == 0, printed
     assert answer == expected
     assert server.faults[0].times == 0
+
+
+@pytest.mark.parametrize("command", ["score_folder", "repair_folder", "evaluate", "calibration", "verify", "app"])
+def test_every_command_says_in_a_sentence_why_a_model_cannot_be_fetched(server, local, tmp_path, command):
+    arguments = {
+        "verify": ["--model", "team/none"],
+        "app": ["--models", "team/none"],
+        "evaluate": ["--model", "team/none", "--data_dir", str(TILES)],
+        "calibration": ["--model", "team/none", "--data_dir", str(TILES), "--output_dir", str(tmp_path / "out")],
+    }.get(command, ["--model", "team/none", "--input_dir", str(TILES), "--output_dir", str(tmp_path / "out")])
+    module = "app" if command == "app" else f"training.{command}"
+    status, printed, _ = local.run(f"from {module} import main\nmain({arguments!r})")
+    assert status == 1, printed
+    assert_sentence(printed.splitlines()[-1], "error: ", "team/none", "does not exist")
+    assert "Traceback" not in printed
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("team/tile", {"revision": "'none'"}, ["team/tile", "no such revision"]),
+        ("team", {}, ["'team'", "organisation/name"]),
+        ("a/b/c", {}, ["'a/b/c'", "organisation/name"]),
+        ("../tile", {}, ["'../tile'", "organisation/name"]),
+        ("team/..", {}, ["'team/..'", "organisation/name"]),
+        ("te am/\x1b[2J", {}, ["organisation/name"]),
+        ("team/tile", {"token": "'hf_secret\\u20ac'"}, ["letters"]),
+    ],
+)
+def test_what_cannot_be_asked_for_is_a_sentence(server, local, name, options, words):
+    answer = run(local, LOCAL.replace('"team/tile"', repr(name)), **options)[2]
+    assert answer["raised"][0] == "ValueError", answer
+    assert_sentence(answer["message"], *words)
+    assert answer["message"].isprintable()
+    assert "hf_secret" not in answer["message"]
+
+
+def test_without_a_network_what_is_cached_loads_and_the_rest_is_a_sentence(
+    files, environment, expected, pictures, tmp_path
+):
+    with Hub().running() as gone:
+        gone.repositories.create("model", "team/tile").put(files)
+        process = FreshProcess(gone, tmp_path / "home", environment)
+        assert run(process, LOCAL)[0] == 0
+    assert run(process, LOCAL, pictures)[2] == expected
+    answer = run(process, LOCAL.replace("team/tile", "team/other"))[2]
+    assert_sentence(answer["message"], gone.url, "cannot be reached")
+    process.close()
+
+
+def test_nothing_but_what_is_read_is_fetched_and_nothing_of_absurd_size(server, local, files, tmp_path):
+    repository = server.repositories.get("model", "team/tile")
+    repository.put(
+        {"junk.safetensors": b"x", "a/b/config.json": b"{}", "unet/vocab.json": b"{}", "unet/notes.txt": b"x"}
+    )
+    status, printed, _ = run(local, LOCAL, cache_dir=quoted(tmp_path))
+    assert status == 0, printed
+    assert server.count("GET", r"junk|/a/b/|vocab|notes|\.py$") == 0
+    asked = server.count("GET", "/resolve/")
+    repository.put({"training.json": b"x" * (5 << 20)})
+    answer = run(local, LOCAL, cache_dir=quoted(tmp_path))[2]
+    assert_sentence(answer["message"], "team/tile", "training.json", "5 MB")
+    repository.put({"training.json": b"{}", "memory/pytorch_model.bin": b"x"})
+    answer = run(local, LOCAL, cache_dir=quoted(tmp_path))[2]
+    assert_sentence(answer["message"], "team/tile", "memory/pytorch_model.bin", "pickle")
+    assert server.count("GET", "/resolve/") == asked
 
 
 def test_a_stranger_is_told_too_and_succeeds_later(server, stranger, pictures, expected, tmp_path):

@@ -6,7 +6,7 @@ import hf_xet
 import pytest
 from sentences import refused
 
-from training.hub_errors import HIDDEN, hub_sentences, without_token
+from pipelines.hub_errors import HIDDEN, hub_sentences, without_token
 
 
 @pytest.mark.parametrize(

@@ -118,6 +118,25 @@ def test_hostile_names_and_settings_are_text(tiny_pipeline, checkpoint):
     assert len([line for line in again.text.splitlines() if line.startswith("# ")]) == 1
 
 
+BIDI = "\u202egnp\u2066.exe\u200b\x1b[2J\x00"
+
+
+def test_letters_that_cannot_be_seen_and_strings_without_end_stay_out_of_a_card(tiny_pipeline, checkpoint):
+    names = [f"{number}{BIDI}{'x' * 5000}" for number in range(300)]
+    settings = {"preset": "fast", "feature_extractor": BIDI + "x" * 10**6, "timesteps": names, "seed": 10**300}
+    record = {"settings": settings, "held_out": {name: [] for name in names[:100]}, "training_seconds": 1e308}
+    (checkpoint / "training.json").write_text(json.dumps(record | {"peak_memory_gb": -1}))
+    keep_results(
+        checkpoint, None, BIDI, report_of(all=0.5) | {"groups": report_of(**{"all": 0.5, BIDI: 0.6})["groups"]}
+    )
+    content = card_of(tiny_pipeline, checkpoint).content
+    assert not [letter for letter in content if not letter.isprintable() and letter != "\n"]
+    assert len(content) < 150_000
+    assert "Time: not measured" in content
+    assert "Peak memory: not measured" in content
+    assert yaml.safe_load(content.split("---\n")[1])["license"] == "apache-2.0"
+
+
 def test_categories_are_named_and_escaped():
     text = use_section("team/tile", [EVIL, "nuts"])
     code = text.split("````python\n")[1].split("````")[0]

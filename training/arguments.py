@@ -4,6 +4,7 @@ import argparse
 
 from diffusers.optimization import SchedulerType
 
+from pipelines.score_calibration import MAX_TIMESTEPS
 from training.picture_stream import SAMPLE_SIZE, SHUFFLE_BUFFER
 
 PRESETS = {
@@ -192,6 +193,8 @@ def _check(parser, args):
         parser.error(f"--alpha is {args.alpha}; it must lie in [0, 1]")
     if len(set(args.timesteps)) < len(args.timesteps) or any(not 0 <= t < 1000 for t in args.timesteps):
         parser.error(f"--timesteps are {args.timesteps}; each must lie in 0 to 999 and be given once")
+    if len(args.timesteps) > MAX_TIMESTEPS:
+        parser.error(f"--timesteps are {len(args.timesteps)}; at most {MAX_TIMESTEPS} are accepted")
     if not 0 <= args.rotation_degrees <= 45:
         parser.error(f"--rotation_degrees is {args.rotation_degrees}; it must lie in 0 to 45")
 

@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 
 from pipelines.anomaly_maps import blend, render
 from pipelines.checkpoint_files import is_half_precision
+from pipelines.checkpoint_loading import locate_checkpoint
 from pipelines.denoising_network import has_bfloat16
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from pipelines.score_calibration import NUM_ALPHAS, Measurement, ScoreCalibration
@@ -212,8 +213,12 @@ def main(argv=None):
 
 def recalibrate(args):
     """Load, calibrate and save as the command line says."""
-    pipe = AnomalyScoringPipeline.from_pretrained(args.model)
-    half_precision = is_half_precision(args.model)  # the ranks must belong to the weights that will be loaded
+    output_dir = args.output_dir or args.model
+    if args.output_dir is None and not Path(args.model).is_dir():
+        raise ValueError(f"{args.model} is no folder that could be replaced; name an --output_dir.")
+    folder = locate_checkpoint(args.model)
+    pipe = AnomalyScoringPipeline.from_pretrained(folder)
+    half_precision = is_half_precision(folder)  # the ranks must belong to the weights that will be loaded
     pipe.to(start_processes())
     scoring = pipe.for_category(args.category)
     timesteps = args.timesteps or list(pipe.config.timesteps)
@@ -225,8 +230,8 @@ def recalibrate(args):
     calibration = fit_calibration(scoring, files, timesteps, args.seed, args.batch_size, args.alpha)
     replace_calibration(pipe, args.category, calibration)
     if is_main_process():
-        pipe.to("cpu").save_pretrained(args.output_dir or args.model, half_precision=half_precision)
-        forget_results(args.output_dir or args.model)
+        pipe.to("cpu").save_pretrained(output_dir, half_precision=half_precision)
+        forget_results(output_dir)
         logger.info(describe(calibration))
 
 

@@ -17,6 +17,8 @@ TITLES = {
     "false_alarm_rate": "good parts rejected",
 }
 HUB_ID = r"[\w.-]+/[\w.-]+"
+MAX_LINE = 300
+
 TAGS = ["anomaly-detection", "anomaly-localization", "defect-detection", "industrial-inspection", "diffusion"]
 
 
@@ -51,8 +53,9 @@ def hub_id_of_backbone(backbone):
 
 
 def one_line(text):
-    """Text in a single line, without control characters."""
-    return " ".join("".join(letter if letter.isprintable() else " " for letter in str(text)).split())
+    """Text in a single line, without control characters or letters that turn the direction of others, cut if long."""
+    text = str(text)[:MAX_LINE]
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
 
 
 def _evaluations(result):

@@ -15,6 +15,9 @@ from training.measured_results import ALL
 
 NOT_MEASURED = "Not measured."
 
+MAX_LISTED = 200
+"""Folders, or values of a setting, that a card lists."""
+
 SHARES = ("detection_rate", "false_alarm_rate")
 
 UNSTATED = ("resume_from_checkpoint", "checkpointing_steps", "checkpoints_total_limit", "dataloader_num_workers")
@@ -189,7 +192,7 @@ def data_set_of(record):
 
 def _folders_of(record):
     folders = record.get("held_out") if isinstance(record.get("held_out"), dict) else {}
-    folders = [shlex.quote(one_line(name)) for name in folders] or ["FOLDER_OF_GOOD_IMAGES"]
+    folders = [shlex.quote(one_line(name)) for name in list(folders)[:MAX_LISTED]] or ["FOLDER_OF_GOOD_IMAGES"]
     return f"--train_data_dir {' '.join(folders)}"
 
 
@@ -205,7 +208,7 @@ def _changed_settings(settings, preset):
         if isinstance(default, bool):
             yield (name if value else f"no-{name}"), ""
         else:
-            values = value if isinstance(value, list) else [value]
+            values = value[:MAX_LISTED] if isinstance(value, list) else [value]
             yield name, " ".join(shlex.quote(one_line(item)) for item in values)
 
 
@@ -216,4 +219,4 @@ def _figure(figure, value):
 
 
 def _is_number(value):
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e9

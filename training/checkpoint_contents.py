@@ -1,24 +1,31 @@
 """What of a checkpoint folder is shared: an allow list, and what is never read, let alone sent."""
 
 import ast
-import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.checkpoint_files import CARD, ENTRY_MODULES, MODEL_INDEX, WEIGHTS
-from training.finish import TRAINING_RECORD
-from training.measured_results import EVALUATION
+from pipelines.checkpoint_files import (
+    CARD,
+    COMPONENTS,
+    ENTRY_MODULES,
+    EVALUATION,
+    MODEL_INDEX,
+    TRAINING_RECORD,
+    WEIGHTS,
+)
+from pipelines.checkpoint_reading import leads_out, read_json
+from pipelines.safetensors_only import is_pickle
 
 TRAINING_LEFTOVERS = ("checkpoint-*", "logs", "progress.jsonl", "__pycache__", ".*")
 """At the top of the folder: what only the training itself needs."""
-
-PICKLES = (".bin", ".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".joblib")
-"""Loading one of these can run any code."""
 
 ROOT_FILES = (MODEL_INDEX, CARD, EVALUATION, TRAINING_RECORD, "LICENSE", "CITATION.cff")
 COMPONENT_FILES = ("config.json", "scheduler_config.json", WEIGHTS)
 PICTURE_FOLDER = "examples"
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+MAX_CODE = 1 << 20
+"""Bytes of a code file."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +51,8 @@ def list_contents(folder):
         `Contents`
 
     Raises:
-        ValueError: if it is no checkpoint, or has a pickle in it (but for what training itself left behind).
+        ValueError: if it is no checkpoint, or has a pickle in it (but for what training itself left behind), or a link
+            to a file that is none of it.
     """
     folder = Path(folder)
     components = list_components(folder)
@@ -59,10 +67,22 @@ def list_contents(folder):
             if not path.is_file():
                 continue
             name = path.relative_to(folder).as_posix()
-            if path.suffix.lower() in PICKLES:
+            if is_pickle(name):
                 raise ValueError(f"{folder} holds {name}, a pickle, which is never sent; delete it or move it away.")
+            if leads_out(path, folder):
+                raise ValueError(f"{folder} holds {name}, a link that leads out of it; put the file itself there.")
             (shared if _is_shared(name, components, code) else left_out).append(name)
     return Contents(shared, left_out)
+
+
+def list_loaded(folder):
+    """Names of the files of a checkpoint that loading reads or runs: index, configs, weights and code.
+
+    Raises:
+        ValueError: as `list_contents`.
+    """
+    names = list_contents(folder).shared
+    return [name for name in names if name == MODEL_INDEX or (name not in ROOT_FILES and not name.endswith(PICTURES))]
 
 
 def list_components(folder):
@@ -74,16 +94,10 @@ def list_components(folder):
     path = Path(folder) / MODEL_INDEX
     if not path.is_file():
         raise ValueError(f"{folder} holds no {MODEL_INDEX}; name the folder of a finished checkpoint.")
-    try:
-        index = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged: {error}.") from error
-    if not isinstance(index, dict):
-        raise ValueError(f"{path} is damaged: it holds no JSON object.")
     return {
         name: value[0]
-        for name, value in index.items()
-        if not name.startswith("_") and isinstance(value, list) and len(value) == 2 and isinstance(value[0], str)
+        for name, value in read_json(path).items()
+        if name in COMPONENTS and isinstance(value, list) and len(value) == 2 and _is_module(value[0])
     }
 
 
@@ -109,18 +123,24 @@ def _is_shared(name, components, code):
     return file.endswith(".py") and file.removesuffix(".py") in code.get(parent, ())
 
 
+def _is_module(name):
+    return isinstance(name, str) and re.fullmatch(r"\w+", name, re.ASCII) is not None
+
+
 def _imported_modules(folder, entries):
     """Names of modules of a folder and of every sibling they import, directly or through others."""
     found, queue = set(), list(entries)
     while queue:
         name = queue.pop()
         path = folder / f"{name}.py"
-        if name in found or "/" in name or not path.is_file():
+        if name in found or not _is_module(name) or not path.is_file():
             continue
         found.add(name)
         try:
+            if path.stat().st_size > MAX_CODE:
+                raise ValueError(f"{path} has {path.stat().st_size} bytes")
             tree = ast.parse(path.read_text())
-        except (SyntaxError, ValueError) as error:
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             raise ValueError(f"{path} is no Python code; save the checkpoint again.") from error
         queue += [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level == 1]
     return found

@@ -9,6 +9,7 @@ from safetensors import SafetensorError
 
 from pipelines.checkpoint_files import SAVING
 from training.run_record import RUN_RECORD
+from training.training_state import save_state
 
 PREFIX = "checkpoint-"
 PARTIAL = ".partial"
@@ -69,7 +70,7 @@ def find_checkpoint(output_dir, resume_from_checkpoint):
         checkpoints = _list_checkpoints(output_dir)
         return checkpoints[-1] if checkpoints else None
     for folder in (Path(resume_from_checkpoint), output_dir / resume_from_checkpoint):
-        if folder.is_dir() and folder.name.startswith(PREFIX):
+        if folder.is_dir() and _is_checkpoint(folder):
             return folder
     raise ValueError(
         f"there is no checkpoint {resume_from_checkpoint}; --resume_from_checkpoint latest finds the last."
@@ -81,15 +82,14 @@ def step_of(checkpoint):
     return int(checkpoint.name.removeprefix(PREFIX)) if checkpoint else 0
 
 
-def save_checkpoint(accelerator, output_dir, step, total_limit, run):
+def save_checkpoint(accelerator, output_dir, step, total_limit, run, *trained):
     """Write everything a resumed run needs and drop the oldest checkpoints beyond `total_limit`.
 
     Args:
-        accelerator (`Accelerator`): its state is what is written.
-        output_dir (`Path`): where checkpoints lie.
-        step (`int`): optimizer steps done.
-        total_limit (`int`): checkpoints kept.
+        accelerator (`Accelerator`), output_dir (`Path`), step (`int`): of the run.
+        total_limit (`int`): checkpoints that are kept.
         run (`dict`): the run's record (`run_record.py`).
+        *trained: UNet, optimizer, learning rate's schedule and average, as `training_state.save_state` takes them.
 
     Raises:
         ValueError: if it cannot be written; what was written before stays.
@@ -98,24 +98,22 @@ def save_checkpoint(accelerator, output_dir, step, total_limit, run):
     partial = output_dir / f".{target.name}{PARTIAL}"
     if accelerator.is_main_process:
         shutil.rmtree(partial, ignore_errors=True)
-    accelerator.wait_for_everyone()
-    try:
-        accelerator.save_state(str(partial))
-        if accelerator.is_main_process:
+        try:
+            partial.mkdir()
+            save_state(partial, accelerator, *trained)
             (partial / RUN_RECORD).write_text(json.dumps(run))
-    except (OSError, RuntimeError, SafetensorError) as error:  # PyTorch and safetensors have errors of their own
-        shutil.rmtree(partial, ignore_errors=True)
-        reason = os.strerror(error.errno) if getattr(error, "errno", None) else str(error).splitlines()[0]
-        raise ValueError(
-            f"{target} cannot be written ({reason}); make room, then go on with --resume_from_checkpoint latest."
-        ) from error
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        _flush(partial)
+            _flush(partial)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            reason = os.strerror(error.errno) if getattr(error, "errno", None) else str(error).splitlines()[0]
+            raise ValueError(
+                f"{target} cannot be written ({reason}); make room, then go on with --resume_from_checkpoint latest."
+            ) from error
         _remove(target)
         partial.rename(target)
         for old in _list_checkpoints(output_dir)[:-total_limit]:
             _remove(old)
+    accelerator.wait_for_everyone()
 
 
 def _flush(folder):
@@ -135,5 +133,8 @@ def _remove(folder):
 
 
 def _list_checkpoints(output_dir):
-    folders = [path for path in output_dir.glob(f"{PREFIX}*") if path.name.removeprefix(PREFIX).isdigit()]
-    return sorted(folders, key=step_of)
+    return sorted(filter(_is_checkpoint, output_dir.glob(f"{PREFIX}*")), key=step_of)
+
+
+def _is_checkpoint(path):
+    return path.name.startswith(PREFIX) and path.name.removeprefix(PREFIX).isdecimal()

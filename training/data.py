@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 from torchvision.transforms import v2
 from tqdm.auto import tqdm
 
+from pipelines.category_bank import check_category_name
 from pipelines.image_preprocessing import MAX_PIXELS, preprocess, to_rgb
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
@@ -140,11 +141,13 @@ def find_categories(folders):
     """The good pictures of each folder, `dict[str, list[Path]]`, named after the folders.
 
     Raises:
-        ValueError: as `find_good_images`, or if two folders have the same name.
+        ValueError: as `find_good_images`, or if two folders have the same name, or one that cannot be read.
     """
     names = [Path(folder).resolve().name for folder in folders]
     if len(set(names)) < len(names):
         raise ValueError(f"the folders are named {', '.join(names)}; categories are named after them and must differ.")
+    for name in names if len(names) > 1 else []:
+        check_category_name(name)
     return {name: find_good_images(folder) for name, folder in zip(names, folders, strict=True)}
 
 

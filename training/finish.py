@@ -5,6 +5,7 @@ import logging
 from pathlib import Path
 
 from pipelines.category_bank import CategoryBank
+from pipelines.checkpoint_files import TRAINING_RECORD
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from training.calibration import describe, fit_calibration
 from training.feature_reference import fit_feature_reference
@@ -14,8 +15,6 @@ from training.process import peak_memory_gb
 from training.sharing import is_main_process
 
 logger = logging.getLogger(__name__)
-
-TRAINING_RECORD = "training.json"
 
 
 def settings_to_record(args):

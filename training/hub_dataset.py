@@ -10,8 +10,8 @@ from pathlib import Path
 from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled, RevisionNotFoundError
 
+from pipelines.hub_errors import hub_sentences
 from training.card_front_matter import HUB_ID, one_line
-from training.hub_errors import hub_sentences
 from training.hub_pictures import GoodRows
 
 KINDS = ("imagefolder", "parquet")

@@ -4,11 +4,16 @@ import json
 import math
 from pathlib import Path
 
-EVALUATION = "evaluation.json"
+from pipelines.checkpoint_files import EVALUATION
+
 FIGURES = ("image_auroc", "pixel_auroc", "pixel_ap", "pro", "detection_rate", "false_alarm_rate")
 ALL = "all"
 MAX_GROUPS = 200
 """A file with more kinds of defects than this is not one of ours."""
+
+MAX_BYTES = 4 << 20
+MAX_NAME = 200
+MAX_COUNT = 10**9
 
 
 def keep_results(folder, category, data, report):
@@ -50,7 +55,7 @@ def forget_results(folder):
 
 def _read(folder):
     path = Path(folder) / EVALUATION
-    if not path.is_file():
+    if not path.is_file() or path.stat().st_size > MAX_BYTES:
         return []
     try:
         results = json.loads(path.read_text())
@@ -61,20 +66,27 @@ def _read(folder):
 
 def _is_result(result):
     """Whether every part of it is of the type it should be."""
-    if not isinstance(result, dict) or not isinstance(result.get("category"), str | None):
+    if not isinstance(result, dict):
         return False
-    groups, pictures = result.get("groups"), result.get("pictures")
+    category, groups, pictures = result.get("category"), result.get("groups"), result.get("pictures")
     return (
-        isinstance(result.get("data"), str)
+        (category is None or _is_name(category))
+        and _is_name(result.get("data"))
         and _is_share(result.get("promised_false_alarm_rate"))
         and isinstance(pictures, dict)
-        and all(isinstance(count, int) for count in pictures.values())
+        and len(pictures) <= MAX_GROUPS
+        and all(isinstance(count, int) and 0 <= count <= MAX_COUNT for count in pictures.values())
         and isinstance(groups, dict)
         and ALL in groups
         and len(groups) <= MAX_GROUPS
+        and all(_is_name(name) for name in groups)
         and all(isinstance(metrics, dict) for metrics in groups.values())
         and all(_is_share(metrics.get(figure)) for metrics in groups.values() for figure in FIGURES)
     )
+
+
+def _is_name(value):
+    return isinstance(value, str) and len(value) <= MAX_NAME
 
 
 def _is_share(value):

@@ -4,13 +4,13 @@
 edited (its mark is gone) is left as it is.
 """
 
-import json
 import re
 from pathlib import Path
 
 from huggingface_hub import ModelCard
 
-from pipelines.checkpoint_files import CARD, CARD_MARK
+from pipelines.checkpoint_files import CARD, CARD_MARK, TRAINING_RECORD
+from pipelines.checkpoint_reading import read_json
 from training.card_front_matter import front_matter
 from training.card_sections import (
     LIMITS,
@@ -21,7 +21,6 @@ from training.card_sections import (
     training_section,
     use_section,
 )
-from training.finish import TRAINING_RECORD
 from training.measured_results import read_results
 
 INTRODUCTION = """Trained on pictures of good parts alone, this pipeline says whether a picture shows a defect, where,
@@ -83,7 +82,6 @@ def _read_record(folder):
     """The content of `training.json`; {} where there is none that can be read."""
     path = Path(folder) / TRAINING_RECORD
     try:
-        record = json.loads(path.read_text()) if path.is_file() else {}
-    except (ValueError, RecursionError):
+        return read_json(path)
+    except (ValueError, OSError):
         return {}
-    return record if isinstance(record, dict) else {}

@@ -19,9 +19,9 @@ from huggingface_hub.errors import LocalTokenNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
 from pipelines.checkpoint_files import CARD
+from pipelines.hub_errors import hub_sentences
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from training.checkpoint_contents import is_ours, list_components, list_contents
-from training.hub_errors import hub_sentences
 from training.model_card import build_model_card, has_edited_card, is_edited
 from training.space import list_space_files, push_space
 
@@ -146,6 +146,19 @@ def push(shipment, repo_id, revision=None, create_pr=False, commit_message=COMMI
         return f"nothing to send: {repo_id} has all of it already, at {commit.commit_url}.{kept}"
     deleted = f" {len(gone)} files of an earlier checkpoint were deleted there." if gone else ""
     return f"{repo_id} has all {len(files)} files now: {commit.pr_url or commit.commit_url}.{deleted}{kept}"
+
+
+def push_finished(folder, repo_id, token=None):
+    """Push a checkpoint at the end of its training; returns what `push` does.
+
+    Raises:
+        ValueError: as `push`, with the command that pushes it later.
+    """
+    try:
+        return push(prepare_shipment(folder, repo_id), repo_id, token=token)
+    except ValueError as error:
+        again = f"python training/publish.py --model {folder} --repo_id {repo_id}"
+        raise ValueError(f"the checkpoint is saved, but was not pushed: {error} Push it with {again}.") from None
 
 
 def describe_shipment(shipment, repo_id, revision=None):

@@ -6,7 +6,7 @@ from pathlib import Path
 from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.utils import validate_repo_id
 
-from training.hub_errors import hub_sentences
+from pipelines.hub_errors import hub_sentences
 
 ROOT = Path(__file__).resolve().parents[1]
 LEFT_OUT = ("tests/", "benchmarks/", "docs/", ".ci/")

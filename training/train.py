@@ -48,10 +48,11 @@ from training.process import (
     use_all_cores,
 )
 from training.progress import LOSSES, ProgressLog
-from training.publish import open_repository, prepare_shipment, push
+from training.publish import open_repository, push_finished
 from training.run_record import check_settings, describe_run, read_run, restore_splits
 from training.sharing import mean_over_processes, on_any_process
 from training.training_data import find_training_data
+from training.training_state import check_state, load_state
 
 OTHER_FAILURE = "Another process cannot read a picture."
 
@@ -81,6 +82,8 @@ def train(args):
         raise ValueError(
             f"{checkpoint.name} is beyond --max_train_steps {args.max_train_steps}; ask for at least as many steps."
         )
+    if checkpoint:
+        check_state(checkpoint)
     data = find_training_data(args, output_dir, resumed=checkpoint is not None)
     splits = data.splits
     accelerator = _build_accelerator(args, output_dir)
@@ -127,12 +130,12 @@ def train(args):
     )
     ema = EMAModel(unet.parameters(), decay=args.ema_max_decay, use_ema_warmup=True, power=0.75)
     ema.to(accelerator.device)
-    accelerator.register_for_checkpointing(ema)
     start_step = step_of(checkpoint)
     dataloader = _build_dataloader(args, data, categories, start_step, accelerator)
     unet, optimizer, lr_scheduler, dataloader = accelerator.prepare(unet, optimizer, lr_scheduler, dataloader)
+    trained = unet, optimizer, lr_scheduler, ema
     if checkpoint:
-        accelerator.load_state(str(checkpoint))
+        load_state(checkpoint, accelerator, *trained)
         logger.info("resumed from %s", checkpoint)
 
     # 3. The loop
@@ -166,7 +169,7 @@ def train(args):
 
     def save(step):
         run["seconds"] = round(seconds_before + time.perf_counter() - started, 1)
-        save_checkpoint(accelerator, output_dir, step, args.checkpoints_total_limit, run)
+        save_checkpoint(accelerator, output_dir, step, args.checkpoints_total_limit, run, *trained)
 
     with noted_termination() as asked_to_end:
         for step in range(start_step, args.max_train_steps):
@@ -224,7 +227,7 @@ def train(args):
         args, unet, scheduler, extractor, data_mean, data_std, categories, splits, training_seconds, log
     )
     if pushes:
-        _push(output_dir, repo_id, args.hub_token)
+        logger.info(push_finished(output_dir, repo_id, args.hub_token))
     accelerator.end_training()
     return pipe
 
@@ -253,14 +256,6 @@ def _end_early(accelerator, log, step):
     logger.info("stopped after step %d; --resume_from_checkpoint latest goes on from there", step)
     accelerator.end_training()
     sys.exit(TERMINATED)
-
-
-def _push(output_dir, repo_id, token):
-    try:
-        logger.info(push(prepare_shipment(output_dir, repo_id), repo_id, token=token))
-    except ValueError as error:
-        again = f"python training/publish.py --model {output_dir} --repo_id {repo_id}"
-        raise ValueError(f"the checkpoint is saved, but was not pushed: {error} Push it with {again}.") from None
 
 
 def _build_accelerator(args, output_dir):
