@@ -1,6 +1,8 @@
 """A process and its machine: all its cores, an allocator that keeps large buffers, its peak memory, SIGTERM."""
 
+import atexit
 import ctypes
+import multiprocessing
 import os
 import re
 import signal
@@ -74,8 +76,16 @@ def noted_termination():
 
 
 def ignore_termination(*_):
-    """For processes that a training started: SIGTERM to the whole group is the training's to answer; it ends them."""
+    """For processes that a training started: SIGTERM to the whole group is the training's to answer; it ends them.
+
+    Python would wait for ever at its exit for one that is still there: see `end_children_at_exit`.
+    """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def end_children_at_exit():
+    """Kill the processes that this one has started when it exits, before Python waits for them."""
+    atexit.register(lambda: [child.kill() for child in multiprocessing.active_children()])
 
 
 def _num_cores():

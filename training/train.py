@@ -42,6 +42,7 @@ from training.model import build_scheduler, build_unet, load_pretrained_extracto
 from training.process import (
     TERMINATED,
     are_on_cpu,
+    end_children_at_exit,
     ignore_termination,
     keep_large_buffers,
     noted_termination,
@@ -65,6 +66,7 @@ def main(argv=None):
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     for client in ("httpx", "httpx2"):  # requests to the Hub are no news
         logging.getLogger(client).setLevel(logging.WARNING)
+    end_children_at_exit()
     try:
         train(args)
     except ValueError as error:
