@@ -1,11 +1,13 @@
 """Options of `training/train.py`: names as in diffusers' training examples, defaults from a preset."""
 
 import argparse
+import sys
 
 from diffusers.optimization import SchedulerType
 
 from pipelines.score_calibration import MAX_TIMESTEPS
 from training.picture_stream import SAMPLE_SIZE, SHUFFLE_BUFFER
+from training.settings_file import as_arguments, read_settings
 
 PRESETS = {
     "fast": {
@@ -48,8 +50,9 @@ HUB_OPTIONS += ("good_label", "streaming")
 
 
 def parse_args(argv=None):
-    """Parse the command line; what a preset fixes can be overridden one by one."""
+    """Parse the command line; what a preset or a file of settings fixes can be overridden one by one."""
     parser = _build_parser()
+    argv = _with_settings_file(parser, sys.argv[1:] if argv is None else list(argv))
     preset = parser.parse_known_args(argv)[0].preset
     parser.set_defaults(**PRESETS[preset])
     args = parser.parse_args(argv)
@@ -57,10 +60,27 @@ def parse_args(argv=None):
     return args
 
 
+def _with_settings_file(parser, argv):
+    """The command line with the settings of `--config`, if it is given, before its own."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--config")
+    path = first.parse_known_args(argv)[0].config
+    if path is None:
+        return argv
+    try:
+        return [*as_arguments(read_settings(path), parser, path), *argv]
+    except ValueError as error:
+        parser.error(str(error))
+
+
 def _build_parser():
     parser = argparse.ArgumentParser(
         description="Train a diffusion model on pictures of good parts and calibrate it on held-out ones.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument(
+        "--config",
+        help="YAML or JSON file of settings, or the training.json of a checkpoint; options given beside it override it",
     )
     data = parser.add_argument_group("data")
     data.add_argument(

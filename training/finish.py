@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 def settings_to_record(args):
     """The settings of a training that others may read, `dict`: no folders of this machine, no token."""
-    hidden = ("hub_token", "hub_model_id", "hub_private_repo", "push_to_hub")
+    hidden = ("config", "hub_token", "hub_model_id", "hub_private_repo", "push_to_hub")
     return {name: value for name, value in vars(args).items() if not name.endswith("_dir") and name not in hidden}
 
 
