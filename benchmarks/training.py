@@ -9,6 +9,7 @@ printed too.
 """
 
 import argparse
+import os
 import statistics
 import sys
 import tempfile
@@ -26,6 +27,7 @@ from diffusers.training_utils import EMAModel
 from pipelines.feature_extraction import TimmFeatureExtractor
 from training import train as training
 from training.arguments import parse_args
+from training.data import find_good_images
 from training.losses import DenoisingLoss
 from training.process import keep_large_buffers, peak_memory_gb
 
@@ -59,11 +61,12 @@ class StepTimer:
     """
 
     def __init__(self, times_parts=True):
-        self.steps, self.parts = [], defaultdict(list)
+        self.steps, self.parts, self.first_step = [], defaultdict(list), None
         self._wrapped = PARTS if times_parts else {}
         self._originals, self._began, self._sums, self.unet_call = {}, None, defaultdict(float), None
 
     def __enter__(self):
+        self._entered = _now()
         for part, (owner, name) in self._wrapped.items():
             self._originals[owner, name] = original = getattr(owner, name)
             setattr(owner, name, self._timed(part, original))
@@ -93,7 +96,9 @@ class StepTimer:
         def ended(*args):
             result = function(*args)
             now = _now()
-            if self._began is not None:
+            if self._began is None:
+                self.first_step = now - self._entered
+            else:
                 self.steps.append(now - self._began)
                 for part in self._wrapped:
                     self.parts[part].append(self._sums.pop(part, 0.0))
@@ -146,13 +151,28 @@ def floor(unet_call, repeats):
     return statistics.median(times[2:])
 
 
+def link_pictures(data_dir, folder, count):
+    """Fill a folder with `count` names for the good pictures of another."""
+    files = find_good_images(data_dir)
+    for number in range(count):
+        file = files[number % len(files)]
+        os.link(file, folder / f"{number:07}{file.suffix}")
+
+
 def main():
     """Measure and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("data_dir", help="folder of good pictures, or a category in MVTec-AD layout")
     parser.add_argument("--steps", type=int, default=40, help="steps that are counted")
+    parser.add_argument("--files", type=int, help="instead: seconds to the first step on so many files (hard links)")
     args, others = parser.parse_known_args()
     keep_large_buffers()
+    if args.files:
+        with tempfile.TemporaryDirectory(dir=Path(args.data_dir).parent) as folder:
+            link_pictures(args.data_dir, Path(folder), args.files)
+            timer = run(["--train_data_dir", folder, "--max_train_steps", "1", *others], times_parts=False)
+        print(f"{args.files} files: the first step is done after {timer.first_step:.1f} s")
+        return
     arguments = ["--train_data_dir", args.data_dir, "--max_train_steps", str(args.steps + WARM_UP + 1), *others]
     timer = run(arguments)
     batch = parse_args([*arguments, "--output_dir", "X"]).train_batch_size

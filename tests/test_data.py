@@ -13,16 +13,18 @@ from sentences import assert_sentence, refused
 from torch.utils.data import DataLoader
 
 from pipelines.image_preprocessing import preprocess
+from training.arguments import parse_args
+from training.augmentation import ShuffledRotatedImages
 from training.data import (
     MIN_IMAGES,
     GoodImages,
-    ShuffledRotatedImages,
     find_categories,
     find_good_images,
     find_images,
     hold_out,
     read_image,
 )
+from training.training_data import find_training_data
 
 SIZE = 16
 
@@ -267,3 +269,42 @@ def test_no_rotation_serves_the_pictures_untouched(tile_files):
     untouched = [images[index] for index in range(8)]
     for place in range(8):
         assert sum(torch.equal(sequence[place][0], sample) for sample in untouched) == 1
+
+
+def test_the_next_picture_stands_in_for_one_that_disappears_from_a_training(tmp_path, caplog):
+    files = write_pictures(tmp_path, 20)
+    images, strict = GoodImages(files, SIZE, replaces_unreadable=True), GoodImages(files, SIZE)
+    for path in (files[3], files[4], files[19]):
+        path.unlink()
+    assert [level(images[index]) for index in (2, 3, 4, 5, 19)] == [2, 5, 5, 5, 0]
+    assert sum(files[4].name in message for message in caplog.messages) == 1
+    with refused(ValueError, files[3].name):
+        strict[3]
+    for path in files[5:14]:
+        path.unlink()
+    with refused(ValueError, "10", files[12].name):
+        images[3]
+
+
+def test_of_a_large_folder_only_heads_are_read_but_what_is_held_out_is_decoded(tmp_path, monkeypatch):
+    files = write_pictures(tmp_path, 40, size=(64, 64))
+    for path in files[::2]:
+        path.write_bytes(path.read_bytes()[:-30])
+    (tmp_path / "text.png").write_text("text")
+    assert find_good_images(tmp_path) == files[1::2]
+    for module in ("data", "training_data"):
+        monkeypatch.setattr(f"training.{module}.CHECKED_WHOLE", 10)
+    assert find_good_images(tmp_path) == files
+    arguments = parse_args(["--train_data_dir", str(tmp_path), "--output_dir", str(tmp_path / "out")])
+    ((training, held_out),) = find_training_data(arguments, tmp_path / "out").splits.values()
+    assert len(training) == 30
+    assert held_out == [path for path in files[1::2] if path not in training]
+    assert 0 < len(held_out) < 10
+
+
+def test_no_more_pictures_are_held_out_than_calibration_has_a_use_for(tmp_path, monkeypatch):
+    write_pictures(tmp_path, 30)
+    monkeypatch.setattr("training.training_data.MAX_HELD_OUT", 6)
+    arguments = parse_args(["--train_data_dir", str(tmp_path), "--output_dir", str(tmp_path / "out")])
+    ((training, held_out),) = find_training_data(arguments, tmp_path / "out").splits.values()
+    assert (len(training), len(held_out)) == (24, 6)

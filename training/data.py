@@ -1,4 +1,4 @@
-"""Good pictures from a folder: finding them, reading them, setting some aside for calibration, augmenting the rest.
+"""Good pictures from a folder: finding them, reading them, setting some aside for calibration.
 
 Where pictures are given as `Path`, those of a data set (`hub_pictures.HubPicture`) are taken as well.
 """
@@ -10,10 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image, UnidentifiedImageError
 from torch.utils.data import Dataset
-from torchvision.transforms import v2
 from tqdm.auto import tqdm
 
 from pipelines.category_bank import check_category_name
@@ -25,15 +23,22 @@ FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "DIB", "WEBP", "GIF", "PPM", "JPEG2000"
 ANIMATED_FORMATS = ("GIF", "WEBP", "PNG")
 MIN_IMAGES = 8
 
+CHECKED_WHOLE = 2000
+"""Of a larger folder only the head of each picture is checked: decoding all of it would take longer than training."""
+
+MAX_REPLACED = 10
+"""So many pictures in a row may have become unreadable before a training ends."""
+
 logger = logging.getLogger(__name__)
 
 
-def read_image(source, name=None):
+def read_image(source, name=None, decode=True):
     """Open and decode one picture.
 
     Args:
         source (`str`, `Path` or a binary stream): where it is read from.
         name (`str`, *optional*): what errors call it; by default the file's name.
+        decode (`bool`): without it only its head is read, and the picture that is returned is closed.
 
     Raises:
         ValueError: with the name, if it is no picture, moves, is truncated or has more than `MAX_PIXELS` pixels.
@@ -42,7 +47,7 @@ def read_image(source, name=None):
     try:
         with Image.open(source, formats=FORMATS) as image:
             refusal = _refusal(image)
-            if refusal is None:
+            if refusal is None and decode:
                 image.load()
     except UnidentifiedImageError as error:
         raise ValueError(f"{name} is not a picture in a known format.") from error
@@ -95,16 +100,23 @@ def find_images(folder):
 def find_good_images(folder):
     """The good pictures of a flat folder, or of `train/good` where the folder is a category in MVTec-AD layout.
 
+    Those that cannot be read are left out with a warning; of more than `CHECKED_WHOLE` only the head is looked at.
+
     Raises:
         ValueError: if there are fewer than `MIN_IMAGES` that can be read.
     """
     folder = Path(folder)
     mvtec = folder / "train" / "good"
     candidates = find_images(mvtec if mvtec.is_dir() else folder)
-    files = [path for path in tqdm(candidates, desc="checking pictures", unit="image") if _is_readable(path)]
+    files = readable(candidates, decode=len(candidates) <= CHECKED_WHOLE)
     if len(files) < MIN_IMAGES:
         raise ValueError(f"{folder} holds {len(files)} readable pictures; at least {MIN_IMAGES} are needed.")
     return files
+
+
+def readable(files, decode=True):
+    """Those of some files that can be read, to their end or, without `decode`, as far as their head."""
+    return [path for path in tqdm(files, desc="checking pictures", unit="image") if _is_readable(path, decode)]
 
 
 def in_batches(items, batch_size):
@@ -152,87 +164,45 @@ def find_categories(folders):
 
 
 class GoodImages(Dataset):
-    """Pictures as samples in [-1, 1], float32, (3, resolution, resolution), in the order of their files."""
+    """Pictures as samples in [-1, 1], float32, (3, resolution, resolution), in the order of their files.
 
-    def __init__(self, files, resolution):
+    Args:
+        files (`list[Path]`): the pictures.
+        resolution (`int`): they are squashed to this square.
+        replaces_unreadable (`bool`): whether the next picture stands in, with a warning, for one that cannot be read
+            any more, unless `MAX_REPLACED` in a row cannot.
+    """
+
+    def __init__(self, files, resolution, replaces_unreadable=False):
         self.files = files
         self.resolution = resolution
+        self.replaces_unreadable = replaces_unreadable
+        self._warned = set()
 
     def __len__(self):
         return len(self.files)
 
     def __getitem__(self, index):
-        picture = self.files[index]
-        return preprocess(to_rgb(read_picture(picture), picture.name), self.resolution)[0][0]
-
-
-class ShuffledRotatedImages(Dataset):
-    """An endless shuffled sequence of good pictures, each rotated at random, cut to `start` … `start + length`.
-
-    Picture and rotation at a place of the sequence depend on the seed and the place alone: not on the number of
-    workers or processes, nor on where an interrupted run takes it up again.
-
-    Args:
-        categories (`list[GoodImages]`): the pictures of each category. Categories take turns, however many pictures
-            they have; within one each picture comes once before any comes again.
-        length (`int`): how many places of the sequence are served.
-        rotation_degrees (`float`): largest rotation either way; borders are reflected, so that no corner turns black.
-        seed (`int`): fixes order and rotations.
-        start (`int`): first place served.
-
-    Returns:
-        `tuple[torch.Tensor, int, int]`: a sample as in `GoodImages`, the number of its category, and its place.
-    """
-
-    def __init__(self, categories, length, rotation_degrees, seed, start=0):
-        self.categories = categories
-        self.length = length
-        self.rotation_degrees = rotation_degrees
-        self.seed = seed
-        self.start = start
-        self._orders = {}
-
-    def __len__(self):
-        return self.length
-
-    def __getitem__(self, index):
-        if not 0 <= index < self.length:
+        if not -len(self) <= index < len(self):
             raise IndexError(index)
-        place_in_all = self.start + index
-        turn, label = divmod(place_in_all, len(self.categories))
-        images = self.categories[label]
-        epoch, place = divmod(turn, len(images))
-        sample = images[int(self._order(label, epoch)[place])]
-        return rotate_at_random(sample, self.rotation_degrees, (self.seed, label, epoch, place)), label, place_in_all
-
-    def _order(self, label, epoch):
-        if self._orders.get(label, (None,))[0] != epoch:
-            shuffled = np.random.default_rng((self.seed, label, epoch)).permutation(len(self.categories[label]))
-            self._orders[label] = epoch, shuffled
-        return self._orders[label][1]
-
-
-def rotate_at_random(sample, limit, place):
-    """Rotate a sample by up to `limit` degrees either way; `place`, a tuple of whole numbers, fixes how far."""
-    return _rotate(sample, float(np.random.default_rng(place).uniform(-1, 1)) * limit)
+        for place in range(index, index + MAX_REPLACED):
+            picture = self.files[place % len(self.files)]
+            try:
+                return preprocess(to_rgb(read_picture(picture), picture.name), self.resolution)[0][0]
+            except ValueError as error:
+                if not self.replaces_unreadable:
+                    raise
+                if place not in self._warned:
+                    logger.warning("another picture stands in: %s", error)
+                self._warned.add(place)
+                last = error
+        raise ValueError(f"{MAX_REPLACED} pictures in a row cannot be read any more; of the last: {last}")
 
 
-def _rotate(sample, degrees):
-    """Rotate about the centre with reflected borders, (channel, height, width)."""
-    if degrees == 0:
-        return sample
-    size = sample.shape[-1]
-    angle = np.deg2rad(abs(degrees))
-    border = int(np.ceil(size / 2 * (np.cos(angle) + np.sin(angle) - 1))) + 1
-    padded = torch.nn.functional.pad(sample[None], [border] * 4, mode="reflect")[0]
-    rotated = v2.functional.rotate(padded, degrees, interpolation=v2.InterpolationMode.BILINEAR)
-    return v2.functional.center_crop(rotated, [size, size])
-
-
-def _is_readable(path):
-    """False, with a warning, for a file that cannot be decoded to its end."""
+def _is_readable(path, decode):
+    """False, with a warning, for a file that cannot be read."""
     try:
-        read_image(path)
+        read_image(path, decode=decode)
         return True
     except ValueError as error:
         logger.warning("left out: %s", error)

@@ -22,6 +22,9 @@ PRIOR_PICTURES = 50
 REGULARIZATION = 0.01
 """Added to the diagonal of every covariance of standardised features, as in PaDiM."""
 
+MAX_PICTURES = 4000
+"""Of more, so many are taken at even distances: neither Gaussian nor memory has a use for all of them."""
+
 MEMORY_SIZE = 3000
 NUM_CANDIDATES = 60_000
 """Features at random places that the memory is chosen from."""
@@ -48,6 +51,8 @@ def fit_feature_reference(extractor, images, seed=0, batch_size=8):
     Returns:
         `tuple[FeatureGaussian, FeatureMemory]`: on the CPU, rounded to half precision, in which they are stored.
     """
+    if len(images) > MAX_PICTURES:
+        images = Subset(images, torch.linspace(0, len(images) - 1, MAX_PICTURES).long().tolist())
     size = min(GRID_SIZE, extractor.config.grid_size)
     cells = math.gcd(NUM_CELLS, size)
     channels = extractor.num_features

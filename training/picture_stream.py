@@ -16,7 +16,8 @@ from torch.utils.data import IterableDataset
 from tqdm.auto import tqdm
 
 from pipelines.image_preprocessing import preprocess, to_rgb
-from training.data import read_image, rotate_at_random
+from training.augmentation import rotate_at_random
+from training.data import read_image
 from training.hub_dataset import data_set_sentences
 from training.hub_pictures import HubPicture, file_name, key_of
 

@@ -102,7 +102,7 @@ def train(args):
         repo_id = open_repository(args.hub_model_id or output_dir.resolve().name, args.hub_private_repo, args.hub_token)
 
     # 1. What training starts from
-    categories = [GoodImages(training_files, args.resolution) for training_files, _ in splits.values()]
+    categories = [GoodImages(chosen, args.resolution, replaces_unreadable=True) for chosen, _ in splits.values()]
     scheduler = build_scheduler(args.prediction_type)
     extractor = load_pretrained_extractor(args.feature_extractor, args.feature_grid, args.feature_strides)
     data_mean, data_std = fit_data_statistics(

@@ -1,0 +1,69 @@
+"""The endless sequence of good pictures that is trained on: shuffled, and each rotated a little at random."""
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+from torchvision.transforms import v2
+
+
+class ShuffledRotatedImages(Dataset):
+    """An endless shuffled sequence of good pictures, each rotated at random, cut to `start` … `start + length`.
+
+    Picture and rotation at a place of the sequence depend on the seed and the place alone: not on the number of
+    workers or processes, nor on where an interrupted run takes it up again.
+
+    Args:
+        categories (`list[GoodImages]`): the pictures of each category. Categories take turns, however many pictures
+            they have; within one each picture comes once before any comes again.
+        length (`int`): how many places of the sequence are served.
+        rotation_degrees (`float`): largest rotation either way; borders are reflected, so that no corner turns black.
+        seed (`int`): fixes order and rotations.
+        start (`int`): first place served.
+
+    Returns:
+        `tuple[torch.Tensor, int, int]`: a sample as in `GoodImages`, the number of its category, and its place.
+    """
+
+    def __init__(self, categories, length, rotation_degrees, seed, start=0):
+        self.categories = categories
+        self.length = length
+        self.rotation_degrees = rotation_degrees
+        self.seed = seed
+        self.start = start
+        self._orders = {}
+
+    def __len__(self):
+        return self.length
+
+    def __getitem__(self, index):
+        if not 0 <= index < self.length:
+            raise IndexError(index)
+        place_in_all = self.start + index
+        turn, label = divmod(place_in_all, len(self.categories))
+        images = self.categories[label]
+        epoch, place = divmod(turn, len(images))
+        sample = images[int(self._order(label, epoch)[place])]
+        return rotate_at_random(sample, self.rotation_degrees, (self.seed, label, epoch, place)), label, place_in_all
+
+    def _order(self, label, epoch):
+        if self._orders.get(label, (None,))[0] != epoch:
+            shuffled = np.random.default_rng((self.seed, label, epoch)).permutation(len(self.categories[label]))
+            self._orders[label] = epoch, shuffled
+        return self._orders[label][1]
+
+
+def rotate_at_random(sample, limit, place):
+    """Rotate a sample by up to `limit` degrees either way; `place`, a tuple of whole numbers, fixes how far."""
+    return _rotate(sample, float(np.random.default_rng(place).uniform(-1, 1)) * limit)
+
+
+def _rotate(sample, degrees):
+    """Rotate about the centre with reflected borders, (channel, height, width)."""
+    if degrees == 0:
+        return sample
+    size = sample.shape[-1]
+    angle = np.deg2rad(abs(degrees))
+    border = int(np.ceil(size / 2 * (np.cos(angle) + np.sin(angle) - 1))) + 1
+    padded = torch.nn.functional.pad(sample[None], [border] * 4, mode="reflect")[0]
+    rotated = v2.functional.rotate(padded, degrees, interpolation=v2.InterpolationMode.BILINEAR)
+    return v2.functional.center_crop(rotated, [size, size])
