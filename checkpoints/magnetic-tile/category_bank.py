@@ -3,16 +3,20 @@
 The UNet and the feature extractor are shared, the category goes into the UNet as its class label (paper, Table 3).
 """
 
+import inspect
 from typing import ClassVar
 
 import torch
 from diffusers import ConfigMixin
 from diffusers.configuration_utils import register_to_config
 
+from .config_checks import MAX_TEXT, check_list, check_number, shown
 from .feature_gaussian import FeatureGaussian
 from .feature_memory import FeatureMemory
 from .float32_component import Float32Component
 from .score_calibration import ScoreCalibration
+
+MAX_CATEGORIES = 200
 
 
 class CategoryBank(Float32Component, ConfigMixin):
@@ -23,6 +27,9 @@ class CategoryBank(Float32Component, ConfigMixin):
         data_mean, data_std (`list[float]`): brightness and contrast of each category's good pictures in [-1, 1].
         gaussian_configs, memory_configs, calibration_configs (`list[dict]`): each category's configuration of
             `FeatureGaussian`, `FeatureMemory` and `ScoreCalibration`.
+
+    Raises:
+        ValueError: if the lists are not of one length, or a name or configuration cannot be used.
     """
 
     _keep_in_fp32_modules: ClassVar = ["gaussian", "memory", "calibration"]
@@ -38,9 +45,23 @@ class CategoryBank(Float32Component, ConfigMixin):
         calibration_configs: list[dict],
     ):
         super().__init__()
-        self.gaussian = torch.nn.ModuleList(FeatureGaussian(**_public(config)) for config in gaussian_configs)
-        self.memory = torch.nn.ModuleList(FeatureMemory(**_public(config)) for config in memory_configs)
-        self.calibration = torch.nn.ModuleList(ScoreCalibration(**_public(config)) for config in calibration_configs)
+        check_list("names", names, 1, MAX_CATEGORIES)
+        for name in names:
+            check_category_name(name)
+        if len(set(names)) < len(names):
+            raise ValueError(f"names are {shown(names)}; each is accepted once.")
+        for name, values, low in (("data_mean", data_mean, -1), ("data_std", data_std, 1e-4)):
+            check_list(name, values, len(names), len(names))
+            for value in values:
+                check_number(name, value, low, 1)
+        self.gaussian = _modules(FeatureGaussian, "gaussian_configs", gaussian_configs, len(names))
+        self.memory = _modules(FeatureMemory, "memory_configs", memory_configs, len(names))
+        self.calibration = _modules(ScoreCalibration, "calibration_configs", calibration_configs, len(names))
+
+    def check_values(self):
+        """As that of `ScoreCalibration`, for each of them."""
+        for calibration in self.calibration:
+            calibration.check_values()
 
     @classmethod
     def from_pipelines(cls, pipelines):
@@ -95,5 +116,22 @@ class CategoryBank(Float32Component, ConfigMixin):
         return names.index(name)
 
 
-def _public(config):
-    return {name: value for name, value in config.items() if not name.startswith("_")}
+def check_category_name(name):
+    """Check that what a category is called can be read wherever it is named.
+
+    Raises:
+        ValueError: if it is no text, or too long, or has letters that cannot be seen.
+    """
+    if not isinstance(name, str) or not 0 < len(name) <= MAX_TEXT or not name.isprintable():
+        raise ValueError(f"a category is named {shown(name)}; up to {MAX_TEXT} visible letters are accepted.")
+
+
+def _modules(module_class, name, configs, count):
+    check_list(name, configs, count, count)
+    known = inspect.signature(module_class.__init__).parameters
+    modules = []
+    for config in configs:
+        if not isinstance(config, dict) or not all(key in known or key.startswith("_") for key in config):
+            raise ValueError(f"{name} holds {shown(config)}; settings of {module_class.__name__} are accepted.")
+        modules.append(module_class(**{key: value for key, value in config.items() if not key.startswith("_")}))
+    return torch.nn.ModuleList(modules)

@@ -1,4 +1,4 @@
-"""A checkpoint on disk: saving it whole, code and all, and reading it without running any of its code."""
+"""A checkpoint on disk: what it is made of, and saving it whole, code and all."""
 
 import inspect
 import json
@@ -7,11 +7,11 @@ import tempfile
 from pathlib import Path
 
 import torch
-from huggingface_hub import snapshot_download
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from .component_code import sibling_modules, write_component_code
+from .safetensors_only import WEIGHT_LISTS
 
 FORMAT_VERSION = 3
 """Written to `model_index.json`; a checkpoint of a later format is refused by name."""
@@ -28,7 +28,11 @@ FLOAT32_TENSORS = ("feature_", "pixel_", "calibration.")
 ENTRY_MODULES = ("pipeline_anomaly_scoring", "pipeline_gradient_denoise")
 """A checkpoint carries the code of both pipelines: the second is loaded by `custom_pipeline`."""
 
+COMPONENTS = ("unet", "scheduler", "feature_extractor", "gaussian", "memory", "calibration", "categories")
+
 MODEL_INDEX = "model_index.json"
+EVALUATION = "evaluation.json"
+TRAINING_RECORD = "training.json"
 CARD = "README.md"
 CARD_MARK = "<!-- Written by save_pretrained. Remove this line to keep the card as you edit it. -->"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -51,6 +55,8 @@ def save_checkpoint(pipe, save_components, save_directory, half_precision, optio
     """
     if not options.pop("safe_serialization", True):
         raise ValueError("weights are saved as safetensors only; leave safe_serialization at True.")
+    if options.pop("variant", None):
+        raise ValueError("weights are saved without a variant; half_precision=True takes half the space.")
     if options.pop("push_to_hub", False):
         raise ValueError("save_pretrained does not push; save the folder, then push it with training/publish.py.")
     save_directory = Path(save_directory)
@@ -59,6 +65,8 @@ def save_checkpoint(pipe, save_components, save_directory, half_precision, optio
         with tempfile.TemporaryDirectory(dir=save_directory, prefix=".saving-") as partial:
             partial = Path(partial)
             save_components(str(partial), **options)
+            for weights in partial.glob(f"*/*{WEIGHT_LISTS}"):
+                raise ValueError(f"{weights.parent.name} would be split into several files; leave max_shard_size out.")
             if half_precision:
                 for component in HALF_PRECISION_COMPONENTS:
                     if (partial / component).is_dir():
@@ -77,86 +85,6 @@ def is_half_precision(folder):
     """Whether a checkpoint folder stores its UNet in float16."""
     with safe_open(Path(folder) / "unet" / WEIGHTS, "pt") as weights:
         return weights.get_tensor(next(iter(weights.keys()))).dtype == torch.float16
-
-
-def load_components(name_or_path, pipeline_class, classes, options):
-    """Read a checkpoint with our own classes, whatever its `model_index.json` says.
-
-    Args:
-        name_or_path (`str` or `Path`): a folder, or a Hub id.
-        pipeline_class: the pipeline; scalars in `model_index.json` that its `__init__` takes are returned as well.
-        classes (`dict[str, type]`): component name to class.
-        options (`dict`): `torch_dtype`, options for the Hub, and components or scalars that replace the checkpoint's.
-
-    Returns:
-        `dict`: arguments for `pipeline_class`.
-
-    Raises:
-        ValueError: if the folder is no checkpoint of this project, or of a later format.
-    """
-    options = dict(options)
-    hub = {k: options.pop(k) for k in ("revision", "token", "cache_dir", "local_files_only") if k in options}
-    loading = {k: options.pop(k) for k in ("torch_dtype", "dtype", "variant") if options.get(k) is not None}
-    options.pop("trust_remote_code", None)
-    folder = locate_checkpoint(name_or_path, **hub)
-    index = _read_index(folder)
-    accepted = inspect.signature(pipeline_class.__init__).parameters
-    unknown = [name for name in options if name not in accepted]
-    if unknown:
-        raise ValueError(f"{pipeline_class.__name__} has no argument {unknown[0]!r}.")
-    arguments = {k: v for k, v in index.items() if k in accepted and k not in classes}
-    for name, component_class in classes.items():
-        if name in options:
-            continue
-        outdated = name == "calibration" and index.get("_format_version", 1) < CALIBRATION_VERSION
-        if outdated or not (folder / name).is_dir():
-            if name in pipeline_class._optional_components:
-                continue
-            raise ValueError(f"{name_or_path} lacks its folder {name}; it is no complete checkpoint.")
-        extra = {"use_safetensors": True, **loading} if issubclass(component_class, torch.nn.Module) else {}
-        try:
-            arguments[name] = component_class.from_pretrained(str(folder / name), **extra)
-        except (OSError, RuntimeError, SafetensorError, json.JSONDecodeError) as error:
-            raise ValueError(
-                f"{name_or_path} has a damaged or incomplete {name} ({type(error).__name__}); fetch or save it again."
-            ) from error
-    return arguments | options
-
-
-def locate_checkpoint(name_or_path, **hub_options):
-    """The folder of a checkpoint; one on the Hub is fetched, its code files left out.
-
-    Args:
-        name_or_path (`str` or `Path`): a folder, or a Hub id.
-        **hub_options: `revision`, `token`, `cache_dir` and `local_files_only`.
-
-    Raises:
-        ValueError: if it is neither.
-    """
-    folder = Path(name_or_path)
-    if folder.is_dir():
-        return folder
-    if str(name_or_path).count("/") != 1 or str(name_or_path).startswith((".", "/")):
-        raise ValueError(f"{name_or_path} is neither a folder nor a Hub id (organisation/name).")
-    return Path(snapshot_download(str(name_or_path), allow_patterns=["*.json", "*.safetensors", CARD], **hub_options))
-
-
-def _read_index(folder):
-    path = folder / MODEL_INDEX
-    if not path.is_file():
-        raise ValueError(f"{folder} holds no {MODEL_INDEX}; it is no checkpoint of this project.")
-    try:
-        index = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is damaged: {error}.") from error
-    if not isinstance(index, dict):
-        raise ValueError(f"{path} is damaged: it holds no JSON object.")
-    version = index.get("_format_version", 1)
-    if not isinstance(version, int) or version > FORMAT_VERSION:
-        raise ValueError(
-            f"{folder} has checkpoint format {version}; this version reads up to {FORMAT_VERSION}: update the project."
-        )
-    return index
 
 
 def _forget_origin(folder):
@@ -226,7 +154,7 @@ def _weights_in_words(config):
 def _model_card(pipe):
     calibration = pipe.calibration
     if pipe.categories is not None:
-        names = ", ".join(pipe.categories.config.names)
+        names = ", ".join("`" + name.replace("`", "'") + "`" for name in pipe.categories.config.names)
         promise = f"One checkpoint for several categories: `pipe(image, category=…)` with one of {names}."
     elif calibration is None:
         promise = "This checkpoint is not calibrated yet: it measures maps but gives no verdict."

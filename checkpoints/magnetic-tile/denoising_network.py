@@ -7,6 +7,7 @@ grid p times coarser, and its output 2 * 3 p^2 channels (noise, variance) follow
 import torch
 import torch.nn.functional as F
 
+from .config_checks import check_list, check_whole
 from .gaussian_diffusion import noise_from_sample
 
 
@@ -44,6 +45,23 @@ def predict(unet, scheduler, noisy_sample, timesteps, patch_size, feature_grid, 
         F.pixel_shuffle(predicted_variance, patch_size),
         predicted_features,
     )
+
+
+def check_unet_config(config):
+    """Check that a `UNet2DModel` can be built of a config in reasonable time.
+
+    Args:
+        config (`dict`): settings by name, of the right kind (`config_checks.check_stock_config`).
+
+    Raises:
+        ValueError: with the name of a setting that is missing or too large.
+    """
+    for name, high in (("sample_size", 4096), ("in_channels", 8192), ("out_channels", 8192), ("layers_per_block", 32)):
+        check_whole(name, config.get(name), 1, high)
+    for name in ("block_out_channels", "down_block_types", "up_block_types"):
+        check_list(name, config.get(name), 1, 12)
+    for width in config["block_out_channels"]:
+        check_whole("block_out_channels", width, 1, 8192)
 
 
 def has_bfloat16(device):

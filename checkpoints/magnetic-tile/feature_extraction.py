@@ -9,8 +9,11 @@ import torch.nn.functional as F
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 
+from .config_checks import MAX_TEXT, check_list, check_number, check_whole, shown
+from .safetensors_only import SafetensorsOnly
 
-class TimmFeatureExtractor(ModelMixin, ConfigMixin):
+
+class TimmFeatureExtractor(SafetensorsOnly, ModelMixin, ConfigMixin):
     """Features f(x_0) of a frozen timm backbone as a diffusers component.
 
     Built without weights from the network: the backbone starts at random and is filled by `from_pretrained` (a
@@ -24,7 +27,8 @@ class TimmFeatureExtractor(ModelMixin, ConfigMixin):
         image_mean, image_std (`list[float]`): normalisation that the backbone was trained with, for RGB in [0, 1].
 
     Raises:
-        ValueError: if timm does not know the backbone or it has no map of one of the strides.
+        ValueError: if timm does not know the backbone or it has no map of one of the strides, or a setting is out of
+            range.
     """
 
     @register_to_config
@@ -37,6 +41,14 @@ class TimmFeatureExtractor(ModelMixin, ConfigMixin):
         image_std: list[float] = (0.5, 0.5, 0.5),
     ):
         super().__init__()
+        check_list("feature_strides", feature_strides, 1, 16)
+        for stride in feature_strides:
+            check_whole("feature_strides", stride, 1, 1024)
+        check_whole("grid_size", grid_size, 1, 1024)
+        for name, values, low in (("image_mean", image_mean, -10), ("image_std", image_std, 1e-3)):
+            check_list(name, values, 3, 3)
+            for value in values:
+                check_number(name, value, low, 10)
         self.backbone = _create_backbone(backbone_name, tuple(feature_strides))
         self.num_features = sum(self.backbone.feature_info.channels())
         self.register_buffer("pixel_mean", torch.tensor(image_mean).view(1, 3, 1, 1))
@@ -63,6 +75,16 @@ class TimmFeatureExtractor(ModelMixin, ConfigMixin):
         features = self.raw_features(sample)
         return (features - self.feature_mean.float().view(1, -1, 1, 1)) / self.feature_std.float().view(1, -1, 1, 1)
 
+    def check_values(self):
+        """Check what was loaded.
+
+        Raises:
+            ValueError: if pixels or features would be divided by what is not above 0.
+        """
+        for name in ("pixel_std", "feature_std"):
+            if not (getattr(self, name) > 0).all():
+                raise ValueError(f"{name} holds a deviation that is not above 0.")
+
     def raw_features(self, sample):
         """The concatenated feature maps before standardisation, float32, (batch, num_features, grid, grid)."""
         image = ((sample + 1) / 2 - self.pixel_mean) / self.pixel_std
@@ -72,8 +94,8 @@ class TimmFeatureExtractor(ModelMixin, ConfigMixin):
 
 
 def _create_backbone(name, strides):
-    if not timm.is_model(name):
-        raise ValueError(f"timm has no model named {name!r}; `timm.list_models()` prints the names it knows.")
+    if not isinstance(name, str) or len(name) > MAX_TEXT or not timm.is_model(name):
+        raise ValueError(f"timm has no model named {shown(name)}; `timm.list_models()` prints the names it knows.")
     try:
         available = timm.create_model(name, pretrained=False, features_only=True).feature_info.reduction()
     except (RuntimeError, AttributeError, AssertionError) as error:

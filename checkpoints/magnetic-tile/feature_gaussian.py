@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from diffusers import ConfigMixin
 from diffusers.configuration_utils import register_to_config
 
+from .config_checks import check_whole
 from .float32_component import Float32Component
 
 
@@ -22,6 +23,9 @@ class FeatureGaussian(Float32Component, ConfigMixin):
         num_features (`int`): channels C of the features.
         grid_size (`int`): height and width of the grid of means; finer features are average-pooled to it.
         num_cells (`int`): height and width of the coarser grid of covariances; divides `grid_size`.
+
+    Raises:
+        ValueError: if one of them is out of range.
     """
 
     _keep_in_fp32_modules: ClassVar = ["mean", "packed_whitening"]
@@ -29,6 +33,9 @@ class FeatureGaussian(Float32Component, ConfigMixin):
     @register_to_config
     def __init__(self, num_features: int = 192, grid_size: int = 32, num_cells: int = 16):
         super().__init__()
+        check_whole("num_features", num_features, 1, 8192)
+        check_whole("grid_size", grid_size, 1, 1024)
+        check_whole("num_cells", num_cells, 1, 1024)
         if grid_size % num_cells:
             raise ValueError(f"num_cells {num_cells} does not divide grid_size {grid_size}.")
         self.register_buffer("mean", torch.zeros(num_features, grid_size, grid_size))

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from diffusers import ConfigMixin
 from diffusers.configuration_utils import register_to_config
 
+from .config_checks import check_whole
 from .float32_component import Float32Component
 
 
@@ -21,6 +22,9 @@ class FeatureMemory(Float32Component, ConfigMixin):
         num_features (`int`): channels C of the features.
         grid_size (`int`): height and width of the grid; finer features are average-pooled to it.
         size (`int`): features kept.
+
+    Raises:
+        ValueError: if one of them is out of range.
     """
 
     _keep_in_fp32_modules: ClassVar = ["whitening", "bank"]
@@ -28,6 +32,9 @@ class FeatureMemory(Float32Component, ConfigMixin):
     @register_to_config
     def __init__(self, num_features: int = 192, grid_size: int = 32, size: int = 3000):
         super().__init__()
+        check_whole("num_features", num_features, 1, 8192)
+        check_whole("grid_size", grid_size, 1, 1024)
+        check_whole("size", size, 1, 1_000_000)
         self.register_buffer("whitening", torch.eye(num_features))
         self.register_buffer("bank", torch.zeros(size, num_features))
 

@@ -3,8 +3,10 @@
 import torch
 from diffusers import ModelMixin
 
+from .safetensors_only import SafetensorsOnly
 
-class Float32Component(ModelMixin):
+
+class Float32Component(SafetensorsOnly, ModelMixin):
     """Buffers follow a move to another device, but no change of dtype."""
 
     def _apply(self, fn, recurse=True):

@@ -13,8 +13,11 @@ from .anomaly_maps import resize_map
 
 # diffusers copies only the siblings that this file names: those marked F401 are what trained_model.py needs.
 from .category_bank import CategoryBank  # noqa: F401
-from .checkpoint_files import load_components  # noqa: F401
+from .checkpoint_files import save_checkpoint  # noqa: F401
+from .checkpoint_loading import load_components  # noqa: F401
+from .checkpoint_reading import read_component  # noqa: F401
 from .component_code import sibling_modules  # noqa: F401
+from .config_checks import shown  # noqa: F401
 from .defect_repair import DefectRepair
 from .denoising_network import predict  # noqa: F401
 from .feature_extraction import TimmFeatureExtractor  # noqa: F401
@@ -23,8 +26,11 @@ from .feature_memory import FeatureMemory  # noqa: F401
 from .float32_component import Float32Component  # noqa: F401
 from .gaussian_diffusion import add_noise  # noqa: F401
 from .gradient_denoise_output import GradientDenoiseOutput
+from .hub_errors import hub_sentences  # noqa: F401
 from .image_preprocessing import read_mask, read_pictures, to_samples
 from .masked_resampling import shift_detail
+from .model_checks import check_fit  # noqa: F401
+from .safetensors_only import SafetensorsOnly  # noqa: F401
 from .score_calibration import ScoreCalibration  # noqa: F401
 from .trained_model import TrainedModel
 

@@ -18,10 +18,15 @@ from diffusers import ConfigMixin
 from diffusers.configuration_utils import register_to_config
 
 from .anomaly_maps import worst_mean
+from .config_checks import check_list, check_number, check_whole, shown
 from .float32_component import Float32Component
 
 NUM_ALPHAS = 21
 """The largest map values of good pictures are kept for alpha = 0, 0.05, …, 1 and every subset of the timesteps."""
+
+
+MAX_TIMESTEPS = 10
+"""Tables have a row for every subset of the timesteps: 1023 of so many."""
 
 
 class Measurement(NamedTuple):
@@ -55,6 +60,9 @@ class ScoreCalibration(Float32Component, ConfigMixin):
             estimate, not a guarantee.
         bfloat16_deviation (`float`, *optional*): largest difference of a good picture's score between bfloat16 and
             float32, in deviations of the good scores; None if not measured.
+
+    Raises:
+        ValueError: if one of them is out of range.
     """
 
     _keep_in_fp32_modules: ClassVar = [
@@ -88,6 +96,27 @@ class ScoreCalibration(Float32Component, ConfigMixin):
         bfloat16_deviation: float | None = None,
     ):
         super().__init__()
+        check_list("timesteps", timesteps, 1, MAX_TIMESTEPS)
+        for timestep in timesteps:
+            check_whole("timesteps", timestep, 0, 10_000)
+        if len(set(timesteps)) < len(timesteps):
+            raise ValueError(f"timesteps are {shown(timesteps)}; each is accepted once.")
+        check_whole("resolution", resolution, 1, 4096)
+        check_whole("grid_size", grid_size, 1, 1024)
+        check_number("alpha", alpha, 0, 1)
+        for name, weights in (("map_weights", map_weights), ("image_weights", image_weights)):
+            check_list(name, weights, 1, 8)
+            for weight in weights:
+                check_number(name, weight, 0, 1)
+        for name, value in (("planted_pro", planted_pro), ("planted_image_auroc", planted_image_auroc)):
+            if value is not None:
+                check_number(name, value, 0, 1 + 1e-6)  # a mean of ones may be rounded up
+        check_whole("num_ranked", num_ranked, 1, 1_000_000)
+        check_whole("num_fitted", num_fitted, 1, 1_000_000)
+        if not isinstance(cross_fitted, bool):
+            raise ValueError(f"cross_fitted is {shown(cross_fitted)}; true and false are accepted.")
+        if bfloat16_deviation is not None:
+            check_number("bfloat16_deviation", bfloat16_deviation, 0, 1e9)
         if len(map_weights) != len(image_weights):
             raise ValueError(f"map_weights are {len(map_weights)}, but image_weights {len(image_weights)}.")
         num_references = len(map_weights) - 1
@@ -102,6 +131,16 @@ class ScoreCalibration(Float32Component, ConfigMixin):
         self.register_buffer("part_score_std", torch.ones(subsets, parts))
         self.register_buffer("part_scores", torch.zeros(subsets, num_ranked, parts))
         self.register_buffer("map_maxima", torch.zeros(subsets, NUM_ALPHAS, num_ranked))
+
+    def check_values(self):
+        """Check what was loaded.
+
+        Raises:
+            ValueError: if a map or a score would be divided by what is not above 0.
+        """
+        for name in ("kl_std", "feature_error_std", "reference_std", "part_score_std"):
+            if not (getattr(self, name) > 0).all():
+                raise ValueError(f"{name} holds a deviation that is not above 0.")
 
     def noise_fields(self, timesteps):
         """The fixed standard normal noise of each timestep, float32, (len(timesteps), 3, resolution, resolution)."""

@@ -7,13 +7,17 @@ import torch.nn.functional as F
 from diffusers import DDPMScheduler, ModelMixin, UNet2DModel
 
 from .category_bank import CategoryBank
-from .checkpoint_files import load_components, save_checkpoint
+from .checkpoint_files import save_checkpoint
+from .checkpoint_loading import load_components
+from .config_checks import shown
 from .denoising_network import has_bfloat16, predict
 from .feature_extraction import TimmFeatureExtractor
 from .feature_gaussian import FeatureGaussian
 from .feature_memory import FeatureMemory
 from .gaussian_diffusion import add_noise, variational_bound
 from .image_preprocessing import contrast_scale, normalize_contrast
+from .model_checks import check_fit, check_settings
+from .safetensors_only import refuse_pickles
 from .score_calibration import Measurement, ScoreCalibration
 
 BFLOAT16_TOLERANCE = 0.05
@@ -24,6 +28,16 @@ SHARED_SETTINGS = ("patch_size", "timesteps", "alpha", "smoothing_sigma", "score
 """What the pipelines of all categories of a checkpoint have in common."""
 
 CATEGORY_SETTINGS = ("data_mean", "data_std", "class_label")
+
+
+class SafetensorsUNet(UNet2DModel):
+    """What diffusers is told to load instead of a `UNet2DModel`: the same, but from safetensors or not at all."""
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+        """A `UNet2DModel`; a folder with a pickle in it is a `ValueError`."""
+        refuse_pickles(pretrained_model_name_or_path)
+        return UNet2DModel.from_pretrained(pretrained_model_name_or_path, **(kwargs | {"use_safetensors": True}))
 
 
 class TrainedModel:
@@ -72,10 +86,11 @@ class TrainedModel:
         class_label: int | None = None,
     ):
         super().__init__()
+        check_settings(patch_size, data_mean, data_std, timesteps, alpha, smoothing_sigma, score_grid, class_label)
         if scheduler.config.variance_type != "learned_range":
             raise ValueError(f"the scheduler predicts {scheduler.config.variance_type} variance, not learned_range.")
         if mixed_precision not in ("auto", "no", "bf16"):
-            raise ValueError(f"mixed_precision is {mixed_precision!r}; auto, no and bf16 are accepted.")
+            raise ValueError(f"mixed_precision is {shown(mixed_precision)}; auto, no and bf16 are accepted.")
         self.register_modules(
             unet=unet,
             scheduler=scheduler,
@@ -205,6 +220,10 @@ class TrainedModel:
             pretrained_model_name_or_path (`str` or `Path`): a folder that `save_pretrained` wrote, or a Hub id.
             **kwargs: `torch_dtype`; components or scalars to use instead of the checkpoint's; `revision`, `token`,
                 `cache_dir` and `local_files_only` for the Hub.
+
+        Raises:
+            ValueError: with the file or component that is missing, damaged, not safe to read, or does not fit the
+                others; or with what keeps it from being fetched.
         """
         classes = {
             "unet": UNet2DModel,
@@ -215,7 +234,21 @@ class TrainedModel:
             "calibration": ScoreCalibration,
             "categories": CategoryBank,
         }
-        return cls(**load_components(pretrained_model_name_or_path, cls, classes, kwargs))
+        arguments = load_components(pretrained_model_name_or_path, cls, classes, kwargs)
+        try:
+            pipe = cls(**arguments)
+            check_fit(pipe)
+        except ValueError as error:
+            raise ValueError(f"{pretrained_model_name_or_path} does not fit together: {error}") from error
+        return pipe
+
+    @classmethod
+    def extract_init_dict(cls, config_dict, **kwargs):
+        """As in diffusers, which asks it what to load; the UNet is loaded from safetensors alone."""
+        init_dict, unused, hidden = super().extract_init_dict(config_dict, **kwargs)
+        if isinstance(init_dict.get("unet"), list | tuple):
+            init_dict["unet"] = [SafetensorsUNet.__module__, SafetensorsUNet.__name__]
+        return init_dict, unused, hidden
 
     @classmethod
     def from_pipe(cls, pipeline, **kwargs):

@@ -1,4 +1,4 @@
-# One file made of anomaly_maps, float32_component, score_calibration: for a component diffusers fetches no more than one.
+# One file made of anomaly_maps, config_checks, safetensors_only, float32_component, score_calibration: for a component diffusers fetches no more than one.
 
 
 """What becomes of maps: smoothing, blend of Eq. 11, other sizes, their worst places."""
@@ -53,13 +53,144 @@ def worst_mean(maps):
     return flat.topk(max(1, round(WORST_SHARE * flat.shape[-1])), dim=-1).values.mean(dim=-1)
 
 
+"""What a setting may be: configs come from anywhere, and a wrong one must not cost gigabytes before it is noticed."""
+
+import inspect
+import math
+from numbers import Integral, Real
+
+MAX_STOCK_NUMBER = 2**16
+MAX_STOCK_LIST = 10_000
+MAX_TEXT = 200
+
+
+def check_whole(name, value, low, high):
+    """Check that a setting is a whole number in `low` to `high`.
+
+    Raises:
+        ValueError: if it is none.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral) or not low <= value <= high:
+        raise ValueError(f"{name} is {shown(value)}; a whole number from {low} to {high} is accepted.")
+
+
+def check_number(name, value, low, high):
+    """Check that a setting is a number in `low` to `high`.
+
+    Raises:
+        ValueError: if it is none, or NaN.
+    """
+    if isinstance(value, bool) or not isinstance(value, Real) or not low <= value <= high:
+        raise ValueError(f"{name} is {shown(value)}; a number from {low:g} to {high:g} is accepted.")
+
+
+def check_list(name, values, shortest, longest):
+    """Check that a setting is a list of so many values.
+
+    Raises:
+        ValueError: if it is none.
+    """
+    if not isinstance(values, (list, tuple)) or not shortest <= len(values) <= longest:
+        counts = str(shortest) if shortest == longest else f"{shortest} to {longest}"
+        raise ValueError(f"{name} is {shown(values)}; a list of {counts} values is accepted.")
+
+
+def check_stock_config(component_class, config):
+    """Check a config of a class of diffusers by what its settings are by default: kind, and a bound on size.
+
+    Args:
+        component_class (`type`): its `__init__` has a default for every setting.
+        config (`dict`): settings by name.
+
+    Raises:
+        ValueError: with the name of a setting that cannot be right.
+    """
+    parameters = inspect.signature(component_class.__init__).parameters
+    for name, value in config.items():
+        default = parameters[name].default
+        if not _is_of_kind(value, default):
+            raise ValueError(
+                f"{name} is {shown(value)}, of no kind or size that {component_class.__name__} takes; by default it is "
+                f"{shown(default)}."
+            )
+
+
+def shown(value):
+    """A value as it may stand in a message: on one line, without control characters, cut after 60 of them."""
+    text = "".join(letter if letter.isprintable() else "?" for letter in repr(value)[:1000])
+    return text if len(text) <= 60 else text[:60] + "…"
+
+
+def _is_of_kind(value, default):
+    if value is None or isinstance(value, bool):
+        return default is None or (isinstance(default, bool) and value is not None)
+    if isinstance(value, str):
+        return (default is None or isinstance(default, str)) and len(value) <= MAX_TEXT
+    if isinstance(value, Real):
+        is_number = isinstance(default, Real) and not isinstance(default, bool)
+        return (default is None or is_number) and math.isfinite(value) and abs(value) <= MAX_STOCK_NUMBER
+    if isinstance(value, (list, tuple)):
+        scalars = all(item is not None and not isinstance(item, (list, tuple)) for item in value)
+        is_list = default is None or isinstance(default, (list, tuple))
+        return is_list and len(value) <= MAX_STOCK_LIST and scalars and all(_is_of_kind(item, None) for item in value)
+    return False
+
+
+"""Weights come from safetensors or not at all: whoever loads a component, no pickle in its folder is read."""
+
+from pathlib import Path
+
+PICKLES = (".bin", ".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".joblib", ".dill")
+"""Loading one of these can run any code."""
+
+WEIGHT_LISTS = ".index.json"
+"""Ends the name of a list of weights in several files, which could name pickles; checkpoints here have one file."""
+
+
+class SafetensorsOnly:
+    """Base of a component, beside `ModelMixin`: diffusers would fall back to a pickle where it finds no safetensors."""
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+        """As `ModelMixin.from_pretrained`.
+
+        Raises:
+            ValueError: if there is a pickle in the folder.
+        """
+        refuse_pickles(pretrained_model_name_or_path)
+        return super().from_pretrained(pretrained_model_name_or_path, **(kwargs | {"use_safetensors": True}))
+
+
+def is_pickle(name):
+    """Whether a file's name, `str`, is that of a pickle."""
+    return name.lower().endswith(PICKLES)
+
+
+def refuse_pickles(folder):
+    """Check the names of the files in a component's folder.
+
+    Raises:
+        ValueError: with the name of the first pickle, or of a list of weights that could name some.
+    """
+    folder = Path(folder)
+    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+        if is_pickle(path.name):
+            raise ValueError(
+                f"{folder.name}/{path.name} is a pickle, which is never read, for it can run any code; delete it, or "
+                "ask for weights as safetensors."
+            )
+        if path.name.endswith(WEIGHT_LISTS):
+            raise ValueError(f"{folder.name}/{path.name} splits the weights into several files; one is accepted.")
+
+
 """A component that stays in float32 whatever dtype its pipeline is cast to: statistics lose their meaning in half."""
 
 import torch
 from diffusers import ModelMixin
 
 
-class Float32Component(ModelMixin):
+
+class Float32Component(SafetensorsOnly, ModelMixin):
     """Buffers follow a move to another device, but no change of dtype."""
 
     def _apply(self, fn, recurse=True):
@@ -96,6 +227,10 @@ NUM_ALPHAS = 21
 """The largest map values of good pictures are kept for alpha = 0, 0.05, …, 1 and every subset of the timesteps."""
 
 
+MAX_TIMESTEPS = 10
+"""Tables have a row for every subset of the timesteps: 1023 of so many."""
+
+
 class Measurement(NamedTuple):
     """Maps of a batch before any normalisation, float32, on the score grid.
 
@@ -127,6 +262,9 @@ class ScoreCalibration(Float32Component, ConfigMixin):
             estimate, not a guarantee.
         bfloat16_deviation (`float`, *optional*): largest difference of a good picture's score between bfloat16 and
             float32, in deviations of the good scores; None if not measured.
+
+    Raises:
+        ValueError: if one of them is out of range.
     """
 
     _keep_in_fp32_modules: ClassVar = [
@@ -160,6 +298,27 @@ class ScoreCalibration(Float32Component, ConfigMixin):
         bfloat16_deviation: float | None = None,
     ):
         super().__init__()
+        check_list("timesteps", timesteps, 1, MAX_TIMESTEPS)
+        for timestep in timesteps:
+            check_whole("timesteps", timestep, 0, 10_000)
+        if len(set(timesteps)) < len(timesteps):
+            raise ValueError(f"timesteps are {shown(timesteps)}; each is accepted once.")
+        check_whole("resolution", resolution, 1, 4096)
+        check_whole("grid_size", grid_size, 1, 1024)
+        check_number("alpha", alpha, 0, 1)
+        for name, weights in (("map_weights", map_weights), ("image_weights", image_weights)):
+            check_list(name, weights, 1, 8)
+            for weight in weights:
+                check_number(name, weight, 0, 1)
+        for name, value in (("planted_pro", planted_pro), ("planted_image_auroc", planted_image_auroc)):
+            if value is not None:
+                check_number(name, value, 0, 1 + 1e-6)  # a mean of ones may be rounded up
+        check_whole("num_ranked", num_ranked, 1, 1_000_000)
+        check_whole("num_fitted", num_fitted, 1, 1_000_000)
+        if not isinstance(cross_fitted, bool):
+            raise ValueError(f"cross_fitted is {shown(cross_fitted)}; true and false are accepted.")
+        if bfloat16_deviation is not None:
+            check_number("bfloat16_deviation", bfloat16_deviation, 0, 1e9)
         if len(map_weights) != len(image_weights):
             raise ValueError(f"map_weights are {len(map_weights)}, but image_weights {len(image_weights)}.")
         num_references = len(map_weights) - 1
@@ -174,6 +333,16 @@ class ScoreCalibration(Float32Component, ConfigMixin):
         self.register_buffer("part_score_std", torch.ones(subsets, parts))
         self.register_buffer("part_scores", torch.zeros(subsets, num_ranked, parts))
         self.register_buffer("map_maxima", torch.zeros(subsets, NUM_ALPHAS, num_ranked))
+
+    def check_values(self):
+        """Check what was loaded.
+
+        Raises:
+            ValueError: if a map or a score would be divided by what is not above 0.
+        """
+        for name in ("kl_std", "feature_error_std", "reference_std", "part_score_std"):
+            if not (getattr(self, name) > 0).all():
+                raise ValueError(f"{name} holds a deviation that is not above 0.")
 
     def noise_fields(self, timesteps):
         """The fixed standard normal noise of each timestep, float32, (len(timesteps), 3, resolution, resolution)."""
