@@ -17,6 +17,7 @@ from test_saving import fingerprint
 
 from pipelines.category_bank import CategoryBank
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
+from training.model import build_unet
 from training.publish import prepare_shipment
 
 TOKEN = "hf_secret_of_me"
@@ -198,7 +199,8 @@ def test_offline_a_checkpoint_that_was_fetched_whole_loads_from_its_folder(
 
 def test_a_checkpoint_for_several_categories_loads_from_the_hub(server, stranger, tiny_pipeline, tmp_path):
     bank = CategoryBank.from_pipelines({"tile": tiny_pipeline, "nut": copy.deepcopy(tiny_pipeline)})
-    shared = (tiny_pipeline.unet, tiny_pipeline.scheduler, tiny_pipeline.feature_extractor)
+    unet = build_unet(64, 4, 192, [32, 32], 1, num_classes=2)
+    shared = (unet, tiny_pipeline.scheduler, tiny_pipeline.feature_extractor)
     AnomalyScoringPipeline(*shared, categories=bank).save_pretrained(tmp_path / "both")
     shipment = prepare_shipment(tmp_path / "both", "team/both")
     assert b"category='tile'" in shipment.files["README.md"]
@@ -304,7 +306,9 @@ def test_without_a_network_what_is_cached_loads_and_the_rest_is_a_sentence(
     with Hub().running() as gone:
         gone.repositories.create("model", "team/tile").put(files)
         process = FreshProcess(gone, tmp_path / "home", environment)
-        assert run(process, LOCAL)[0] == 0
+        assert process.run("from huggingface_hub import snapshot_download\nsnapshot_download('team/tile')")[0] == 0
+        process.close()
+    process = FreshProcess(gone, tmp_path / "home", environment)
     assert run(process, LOCAL, pictures)[2] == expected
     answer = run(process, LOCAL.replace("team/tile", "team/other"))[2]
     assert_sentence(answer["message"], gone.url, "cannot be reached")

@@ -302,7 +302,7 @@ def test_the_index_names_what_a_foreign_process_can_resolve(tiny_checkpoint):
     assert index["_class_name"] == ["pipeline_anomaly_scoring", "AnomalyScoringPipeline"]
     assert index["unet"] == ["diffusers", "UNet2DModel"]
     assert index["scheduler"] == ["diffusers", "DDPMScheduler"]
-    assert index["feature_extractor"] == ["feature_extraction", "TimmFeatureExtractor"]
+    assert index["feature_extractor"] == ["feature_extractor_component", "TimmFeatureExtractor"]
     assert index["calibration"] == ["calibration_component", "ScoreCalibration"]
     assert (index["data_mean"], index["data_std"]) == (-0.1, 0.3)
     assert str(ROOT) not in json.dumps(index)

@@ -149,7 +149,7 @@ def _write_sheet(path, pipe, labelled, computed, rows_per_type):
 def main(argv=None):
     """Run the command; a user's mistake ends it with one sentence and exit status 1."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--model", required=True, help="checkpoint folder")
+    parser.add_argument("--model", required=True, help="checkpoint folder or Hub id")
     parser.add_argument("--category", help="what the pictures show, for a checkpoint of several categories")
     parser.add_argument("--data_dir", required=True, help="category in MVTec-AD layout")
     parser.add_argument("--output_dir", help="for report.json and sheet.png; default outputs/evaluation/CATEGORY")

@@ -97,7 +97,7 @@ def _repair(pipe, picture, target, false_alarm_rate):
 def main(argv=None):
     """Run the command; a user's mistake ends it with one sentence and exit status 1."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--model", required=True, help="checkpoint folder")
+    parser.add_argument("--model", required=True, help="checkpoint folder or Hub id")
     parser.add_argument("--category", help="what the pictures show, for a checkpoint of several categories")
     parser.add_argument("--input_dir", required=True, help="folder tree of pictures")
     parser.add_argument("--output_dir", required=True, help="for repairs.csv and repaired/")
