@@ -5,8 +5,10 @@ import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -15,18 +17,22 @@ from launching import TWELVE_STEPS, launch
 from serving import served
 
 from page.model_shelf import ModelShelf
+from pipelines.category_bank import CategoryBank
 from pipelines.feature_extraction import TimmFeatureExtractor
 from pipelines.image_preprocessing import to_rgb
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from training.calibration import fit_calibration
 from training.data import GoodImages, find_good_images, read_image
 from training.feature_reference import fit_feature_reference
-from training.model import build_scheduler, build_unet
+from training.model import build_scheduler, build_unet, round_to_half
 
 TILES = ROOT / "tests" / "fixtures" / "magnetic_tile"
 
 TILE = TILES / "test" / "blowhole" / "exp1_num_4944.jpg"
 """Accepted by the tiny pipeline at 4 % and at 20 %."""
+
+CATEGORY_TIMESTEPS = [5, 50]
+"""Of the tiny checkpoint for several categories."""
 
 
 def build_tiny_pipeline():
@@ -42,6 +48,13 @@ class MirroredImages(GoodImages):
 
     def __getitem__(self, index):
         return super().__getitem__(index).flip(1)
+
+
+class NegativeImages(MirroredImages):
+    """Tiles in negative: another product."""
+
+    def __getitem__(self, index):
+        return -super().__getitem__(index)
 
 
 @pytest.fixture(scope="session")
@@ -65,6 +78,55 @@ def tiny_checkpoint(tiny_pipeline, tmp_path_factory):
     """The tiny pipeline saved as a checkpoint folder."""
     folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
     tiny_pipeline.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def negative_files(tile_files, tmp_path_factory):
+    """The good tiles in negative."""
+    folder = tmp_path_factory.mktemp("negatives")
+    for path in tile_files:
+        with Image.open(path) as tile:
+            Image.fromarray(255 - np.asarray(tile.convert("L"))).save(folder / f"{path.stem}.png")
+    return find_good_images(folder)
+
+
+@pytest.fixture(scope="session")
+def category_pipelines(tile_files, negative_files):
+    """One pipeline for each category, with a common UNet and extractor."""
+    torch.manual_seed(0)
+    shared = {
+        # 2 channels a group: of 32 channels each is normalised alone, which takes out what the class label adds
+        "unet": build_unet(64, 4, 192, [64, 64], 1, num_classes=2).eval(),
+        "scheduler": build_scheduler(),
+        "feature_extractor": TimmFeatureExtractor(grid_size=16),
+        "timesteps": CATEGORY_TIMESTEPS,
+    }
+    for network in ("unet", "feature_extractor"):
+        round_to_half(shared[network])
+    found = {}
+    for label, (name, files, kind) in enumerate(
+        [("tile", tile_files, MirroredImages), ("negative", negative_files, NegativeImages)]
+    ):
+        gaussian, memory = fit_feature_reference(shared["feature_extractor"], kind(tile_files, 64))
+        pipe = AnomalyScoringPipeline(
+            **shared, gaussian=gaussian, memory=memory, data_mean=-0.1 + 0.2 * label, data_std=0.3, class_label=label
+        )
+        pipe.register_modules(calibration=fit_calibration(pipe, files, CATEGORY_TIMESTEPS, alpha=0.3))
+        found[name] = pipe
+    return found
+
+
+@pytest.fixture(scope="session")
+def unified(category_pipelines, tmp_path_factory):
+    """Both categories in one checkpoint folder."""
+    folder = tmp_path_factory.mktemp("unified") / "both"
+    tile = category_pipelines["tile"]
+    bank = CategoryBank.from_pipelines(category_pipelines)
+    pipe = AnomalyScoringPipeline(
+        tile.unet, tile.scheduler, tile.feature_extractor, categories=bank, timesteps=CATEGORY_TIMESTEPS
+    )
+    pipe.save_pretrained(folder, half_precision=True)
     return folder
 
 

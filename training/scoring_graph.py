@@ -1,0 +1,101 @@
+"""Scoring as one module of tensors, from squares to scores, p-values and maps: what `training/export.py` writes.
+
+Every equation is the pipeline's own function. Parts of the score that have no weight are left out.
+"""
+
+import copy
+
+import torch
+import torch.nn.functional as F
+
+from pipelines.anomaly_maps import blend, render
+from pipelines.image_preprocessing import squares_to_samples
+
+
+class ScoringGraph(torch.nn.Module):
+    """Score squashed pictures as a calibrated pipeline does, in float32, with its noise, timesteps and alpha.
+
+    Args:
+        pipe (`AnomalyScoringPipeline`): of a single category; it is left as it is.
+        timesteps (`list[int]`, *optional*): T of Eq. 11, a subset of the calibrated ones; the default is the
+            pipeline's.
+    """
+
+    def __init__(self, pipe, timesteps=None):
+        super().__init__()
+        self.timesteps = list(pipe.config.timesteps if timesteps is None else timesteps)
+        self.alpha = pipe.alpha
+        pixel_part_counts, *self.feature_parts_count = _parts_that_count(pipe)
+        self.pixel_part_counts = pixel_part_counts
+        unet = pipe.unet if pixel_part_counts else _without_pixels(pipe.unet, 6 * pipe.config.patch_size**2)
+        self.pipe = type(pipe).from_pipe(pipe, unet=unet, mixed_precision="no")
+        modules = {name: part for name, part in self.pipe.components.items() if isinstance(part, torch.nn.Module)}
+        self.parts = torch.nn.ModuleDict(modules)
+
+    def forward(self, pictures):
+        """Score a batch.
+
+        Args:
+            pictures (`torch.Tensor`): float32 RGB in [0, 1], (batch, resolution, resolution, 3).
+
+        Returns:
+            `tuple[torch.Tensor, torch.Tensor, torch.Tensor]`: anomaly scores, float32, (batch,); p-values, float64,
+            (batch,); anomaly maps in deviations of good pictures, float32, (batch, resolution, resolution).
+        """
+        pipe, calibration = self.pipe, self.pipe.calibration
+        noise = calibration.noise_fields(self.timesteps)
+        measured = self._weighted(pipe.measure(squares_to_samples(pictures), self.timesteps, noise))
+        parts = calibration.standardize(measured, self.timesteps)
+        # The axis of length 1 keeps OpenVINO 2026.4 from fusing the mean of a picture's worst places with what
+        # follows: it does so wrongly for more than one picture.
+        anomaly_score = calibration.image_score(parts[:, None], self.alpha, self.timesteps)[:, 0]
+        kl_map, feature_map = calibration.two_parts(parts).split(1, dim=1)
+        # Blended first, smoothed then: both are linear, and one map is smoothed instead of two.
+        anomaly_map = render(blend(kl_map, feature_map, self.alpha), pipe.resolution, pipe.config.smoothing_sigma)
+        return anomaly_score, calibration.p_value(anomaly_score, self.alpha, self.timesteps), anomaly_map[:, 0]
+
+    def _weighted(self, measured):
+        """Zeros for what has no weight: nothing then asks for what would compute it, and no graph holds it."""
+        error_counts, *references_count = self.feature_parts_count
+        references = zip(measured.reference.unbind(dim=1), references_count, strict=True)
+        return measured._replace(
+            kl=measured.kl if self.pixel_part_counts else _zeros(measured.kl),
+            feature_error=measured.feature_error if error_counts else _zeros(measured.feature_error),
+            reference=torch.cat(
+                [measured.reference[:, :0], *((m if counts else _zeros(m))[:, None] for m, counts in references)], dim=1
+            ),
+        )
+
+
+def _zeros(maps):
+    """Zeros of the maps' shape; `zeros_like` would make an ONNX graph compute the maps to ask for it."""
+    return maps.new_zeros(maps.shape)
+
+
+def _parts_that_count(pipe):
+    """Whether the pixel part, the feature error and each reference have any weight in map or score, `list[bool]`."""
+    weights = zip(pipe.calibration.config.map_weights, pipe.calibration.config.image_weights, strict=True)
+    return [pipe.alpha > 0, *(pipe.alpha < 1 and any(both) for both in weights)]
+
+
+def _without_pixels(unet, num_pixel_channels):
+    """A copy of the UNet whose last convolution computes the features alone; noise and variance are zero."""
+    unet = copy.deepcopy(unet)
+    convolution = unet.conv_out
+    for name in ("weight", "bias"):
+        tensor = getattr(convolution, name).detach()[num_pixel_channels:].clone()
+        setattr(convolution, name, torch.nn.Parameter(tensor, requires_grad=False))
+    convolution.out_channels -= num_pixel_channels
+    unet.conv_out = torch.nn.Sequential(convolution, _ChannelsBefore(num_pixel_channels))
+    return unet
+
+
+class _ChannelsBefore(torch.nn.Module):
+    """Put channels of zeros before those of a feature map."""
+
+    def __init__(self, num_channels):
+        super().__init__()
+        self.num_channels = num_channels
+
+    def forward(self, feature_map):
+        return F.pad(feature_map, (0, 0, 0, 0, self.num_channels, 0))
