@@ -5,7 +5,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.checkpoint_files import CARD, ENTRY_MODULES, MODEL_INDEX, WEIGHTS
+from pipelines.checkpoint_files import CARD, ENTRY_MODULES, HALF_PRECISION_WEIGHTS, MODEL_INDEX, WEIGHTS
 from training.finish import TRAINING_RECORD
 from training.measured_results import EVALUATION
 
@@ -16,7 +16,7 @@ PICKLES = (".bin", ".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".joblib")
 """Loading one of these can run any code."""
 
 ROOT_FILES = (MODEL_INDEX, CARD, EVALUATION, TRAINING_RECORD, "LICENSE", "CITATION.cff")
-COMPONENT_FILES = ("config.json", "scheduler_config.json", WEIGHTS)
+COMPONENT_FILES = ("config.json", "scheduler_config.json", WEIGHTS, HALF_PRECISION_WEIGHTS)
 PICTURE_FOLDER = "examples"
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 

@@ -18,7 +18,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ge
 from huggingface_hub.errors import LocalTokenNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
-from pipelines.checkpoint_files import CARD
+from pipelines.checkpoint_files import CARD, HALF_PRECISION_WEIGHTS, WEIGHTS, is_half_precision
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from training.checkpoint_contents import is_ours, list_components, list_contents
 from training.hub_errors import hub_sentences
@@ -79,6 +79,9 @@ def prepare_shipment(folder, repo_id, license=LICENSE, datasets=()):
             )
     pipe = AnomalyScoringPipeline.from_pretrained(folder)  # what does not load is not shared
     files = {name: folder / name for name in contents.shared}
+    if is_half_precision(folder):  # for variant="fp16"; a file under two names is sent and kept once
+        weights = {name: path for name, path in files.items() if path.name == WEIGHTS}
+        files |= {name.replace(WEIGHTS, HALF_PRECISION_WEIGHTS): path for name, path in weights.items()}
     has_own_card = has_edited_card(folder)
     if not has_own_card:
         files[CARD] = build_model_card(pipe, folder, repo_id, license, datasets).content.encode()
@@ -154,7 +157,8 @@ def describe_shipment(shipment, repo_id, revision=None):
     lines = [f"to {repo_id}, {revision or 'main'}:"]
     for name, size in shipment.sizes.items():
         lines.append(f"{size / 1000:12,.1f} kB  {name}" + (f" ({card})" if name == CARD else ""))
-    lines.append(f"{sum(shipment.sizes.values()) / 1000:12,.1f} kB  in {len(shipment.files)} files")
+    once = {source: shipment.sizes[name] for name, source in shipment.files.items()}
+    lines.append(f"{sum(once.values()) / 1000:12,.1f} kB  in {len(shipment.files)} files, equal ones counted once")
     return "\n".join([*lines, *_describe_left_out(shipment)])
 
 
