@@ -178,6 +178,7 @@ def _parse_args(argv):
     parser.add_argument("--model", help="checkpoint folder")
     parser.add_argument("--repo_id", help="organisation/name on the Hub; created if it does not exist")
     parser.add_argument("--space", help="organisation/name of a Space: this repository's page, instead of a checkpoint")
+    parser.add_argument("--models", nargs="+", help="with --space: Hub ids and embedded folders that its page opens")
     parser.add_argument("--private", action="store_true", default=None, help="a new repository is private")
     parser.add_argument("--revision", help="branch to push to, created if there is none; default main")
     parser.add_argument("--create_pr", action="store_true", help="open a pull request instead of pushing")
@@ -191,13 +192,15 @@ def _parse_args(argv):
     if args.space is None and (args.model is None or args.repo_id is None):
         parser.error("--model and --repo_id are needed, or --space")
     if args.space is not None and (args.model or args.repo_id or args.revision or args.create_pr or args.card_only):
-        parser.error("--space goes with --private, --commit_message, --token and --dry_run only")
+        parser.error("--space goes with --models, --private, --commit_message, --token and --dry_run only")
+    if args.models is not None and args.space is None:
+        parser.error("--models goes with --space")
     return args
 
 
 def _push_space(args):
     message = "Update the Space" if args.commit_message == COMMIT_MESSAGE else args.commit_message
-    return push_space(args.space, args.private, message, args.token)
+    return push_space(args.space, args.private, message, args.token, models=args.models or ())
 
 
 def main(argv=None):
