@@ -13,9 +13,9 @@ from pipelines.checkpoint_files import CARD, CARD_MARK
 from training.arguments import parse_args
 from training.card_front_matter import front_matter, hub_id_of_backbone
 from training.card_sections import as_text, results_section, training_section, use_section
-from training.finish import settings_to_record
 from training.measured_results import FIGURES, keep_results, read_results
 from training.model_card import build_model_card, has_edited_card, is_edited
+from training.training_record import settings_to_record
 
 EVIL = "a\n---\n# <script>alert(1)</script> [x](http://evil) `b` | c\r\n```"
 

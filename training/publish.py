@@ -7,6 +7,7 @@ push that was interrupted is repeated with the same command.
 """
 
 import argparse
+import json
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from training.checkpoint_contents import is_ours, list_components, list_contents
 from training.hub_errors import hub_sentences
 from training.model_card import build_model_card, has_edited_card, is_edited
 from training.space import list_space_files, push_space
+from training.training_record import TRAINING_RECORD, publishable_record, read_record
 
 COMMIT_MESSAGE = "Upload a checkpoint"
 LICENSE = "apache-2.0"
@@ -82,6 +84,8 @@ def prepare_shipment(folder, repo_id, license=LICENSE, datasets=()):
     if is_half_precision(folder):  # for variant="fp16"; a file under two names is sent and kept once
         weights = {name: path for name, path in files.items() if path.name == WEIGHTS}
         files |= {name.replace(WEIGHTS, HALF_PRECISION_WEIGHTS): path for name, path in weights.items()}
+    if TRAINING_RECORD in files:
+        files[TRAINING_RECORD] = (json.dumps(publishable_record(read_record(folder)), indent=2) + "\n").encode()
     has_own_card = has_edited_card(folder)
     if not has_own_card:
         files[CARD] = build_model_card(pipe, folder, repo_id, license, datasets).content.encode()
