@@ -15,9 +15,9 @@ from training.measured_results import ALL
 
 NOT_MEASURED = "Not measured."
 
-EXAMPLES = """Test pictures, of each kind those in the middle when sorted by score, none chosen by hand, judged at the
-promised rate. In cyan what is marked as a defect. The last column is the second pipeline's drawing of the part without
-what was rejected:"""
+EXAMPLES = """Test pictures, of each kind those in the middle when sorted by score, judged at the promised rate. Cyan:
+what is marked as a defect. Yellow: what was labelled as one. The last column is the second pipeline's drawing of the
+part without what was rejected."""
 
 SHARES = ("detection_rate", "false_alarm_rate")
 
@@ -61,7 +61,7 @@ def results_section(results, sheets=None):
             lines.append(f"| {name} | {count} | {figures} |")
         lines += ["", f"Speed: {_speed(result.get('speed'))}.", ""]
         if sheet := (sheets or {}).get(result["category"]):
-            lines += [EXAMPLES, "", f"![Test pictures, heat maps, labelled defects and repairs]({sheet})", ""]
+            lines += [f"![Test pictures, heat maps, labelled defects and repairs]({sheet})  ", EXAMPLES, ""]
     lines.append("1 is perfect; AUROC is 0.5 for guessing. AP and PRO say how well the marked pixels are the defect's.")
     return "\n".join(lines)
 

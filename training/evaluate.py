@@ -168,7 +168,7 @@ def main(argv=None):
     parser.add_argument(
         "--keep_examples",
         action="store_true",
-        help="leave some test pictures with heat maps and repairs in the checkpoint: publishing shows them to everybody",
+        help="leave test pictures with heat maps and repairs in the checkpoint; publishing shows them to everybody",
     )
     parser.add_argument("--sheet_rows", type=int, default=4, help="pictures of each type on the sheet")
     args = parser.parse_args(argv)
