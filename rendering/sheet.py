@@ -13,26 +13,28 @@ def view_sheet(rows, columns, cell=192):
     """Draw views of pictures, a row for each picture.
 
     Args:
-        rows: (caption, views) each: views are `PIL.Image.Image`, one for each column. They keep their shapes.
+        rows: (caption, views) each: views are `PIL.Image.Image`, at most one for each column. They keep their shapes.
         columns (`tuple[str]`): names of the columns.
         cell (`int`): height and width that a view is scaled to fit into, in pixels.
 
     Returns:
         `PIL.Image.Image`: RGB, white where there is no view.
     """
-    width = len(columns) * (cell + MARGIN) + MARGIN
-    height = TEXT_HEIGHT + len(rows) * (cell + TEXT_HEIGHT + MARGIN)
-    sheet = Image.new("RGB", (width, height), "white")
+    rows = [
+        (caption, [ImageOps.contain(view.convert("RGB"), (cell, cell)) for view in views]) for caption, views in rows
+    ]
+    heights = [TEXT_HEIGHT + max(view.height for view in views) + 2 * MARGIN for _, views in rows]
+    sheet = Image.new("RGB", (len(columns) * (cell + MARGIN) + MARGIN, TEXT_HEIGHT + MARGIN + sum(heights)), "white")
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(12)
     for place, name in enumerate(columns):
         draw.text((MARGIN + place * (cell + MARGIN), 1), name, fill="black", font=font)
-    for number, (caption, views) in enumerate(rows):
-        top = TEXT_HEIGHT + number * (cell + TEXT_HEIGHT + MARGIN)
+    top = TEXT_HEIGHT + MARGIN
+    for (caption, views), height in zip(rows, heights, strict=True):
         draw.text((MARGIN, top + 1), caption, fill="black", font=font)
         for place, view in enumerate(views):
-            fitted = ImageOps.contain(view.convert("RGB"), (cell, cell))
-            sheet.paste(fitted, (MARGIN + place * (cell + MARGIN), top + TEXT_HEIGHT))
+            sheet.paste(view, (MARGIN + place * (cell + MARGIN), top + TEXT_HEIGHT))
+        top += height
     return sheet
 
 

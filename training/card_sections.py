@@ -17,7 +17,7 @@ NOT_MEASURED = "Not measured."
 
 EXAMPLES = """Test pictures, of each kind those in the middle when sorted by score, judged at the promised rate. Cyan:
 what is marked as a defect. Yellow: what was labelled as one. The last column is the second pipeline's drawing of the
-part without what was rejected."""
+part without what was rejected; of accepted parts there is none."""
 
 SHARES = ("detection_rate", "false_alarm_rate")
 

@@ -1,7 +1,7 @@
 """What a model card shows of a checkpoint: some test pictures with heat map, labelled defect and repair."""
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 from tqdm.auto import tqdm
 
 from pipelines.image_preprocessing import as_uint8, to_rgb
@@ -10,6 +10,9 @@ from rendering.heat_map import outline, overlay, saturation_of
 from rendering.sheet import view_sheet
 from training.data import read_image
 
+CELL = 240
+"""Height and width that a picture is fitted into, in pixels."""
+
 MAX_ROWS = 8
 MAX_BYTES = 900_000
 QUALITIES = (90, 75, 60, 40, 20)
@@ -17,6 +20,8 @@ QUALITIES = (90, 75, 60, 40, 20)
 
 COLUMNS = ("picture", "heat map, and what is marked", "labelled defect", "repaired")
 LABEL_COLOR = (255, 220, 0)
+LINE = 2
+"""Width of outlines, in pixels of the sheet."""
 
 
 def example_sheet(pipe, labelled, scores, false_alarm_rate):
@@ -38,20 +43,26 @@ def example_sheet(pipe, labelled, scores, false_alarm_rate):
         picture = as_uint8(to_rgb(read_image(item.path), item.path.name))
         found = pipe(picture, false_alarm_rate=false_alarm_rate)
         anomaly_map, marked, truth = found.anomaly_map[0], found.pred_mask[0], item.read_mask(picture.shape[:2])
-        verdict, result = "accepted", picture
+        heat_map = _outlined(overlay(picture, anomaly_map, saturation_of(pipe)), marked)
+        views = [Image.fromarray(picture), heat_map, _outlined(picture, truth, LABEL_COLOR)]
+        verdict, answer = "accepted", ""
         if found.is_anomalous[0]:
-            repaired = repair(picture, false_alarm_rate=false_alarm_rate, output_type="np")
-            verdict, result = "rejected", repaired.images[0]
-            verdict += ", repaired: " + ("accepted" if repaired.is_accepted[0] else "still rejected")
-        caption = f"{item.defect}: score {found.anomaly_score[0]:.1f}, p {found.p_value[0]:.3f}, {verdict}"
-        views = (
-            picture,
-            outline(overlay(picture, anomaly_map, saturation_of(pipe)), marked),
-            outline(picture, truth, LABEL_COLOR),
-            result,
-        )
-        rows.append((caption, [Image.fromarray(view) for view in views]))
-    return view_sheet(rows, COLUMNS)
+            repaired = repair(picture, false_alarm_rate=false_alarm_rate)
+            views += repaired.images
+            verdict, answer = (
+                "rejected",
+                "; the repair is " + ("accepted" if repaired.is_accepted[0] else "rejected too"),
+            )
+        figures = f"score {found.anomaly_score[0]:.1f}, p {found.p_value[0]:.3f}"
+        rows.append((f"{item.defect}: {verdict} ({figures}){answer}", views))
+    return view_sheet(rows, COLUMNS, CELL)
+
+
+def _outlined(picture, mask, *color):
+    """A picture as large as it is shown, with an outline that is as wide however large it was."""
+    fitted = ImageOps.contain(Image.fromarray(picture), (CELL, CELL))
+    smaller = Image.fromarray(mask.astype(np.float32)).resize(fitted.size, Image.Resampling.BOX)
+    return Image.fromarray(outline(np.asarray(fitted), np.asarray(smaller) > 0, *color, width=LINE))
 
 
 def choose_examples(labelled, scores):
