@@ -49,10 +49,8 @@ def example_sheet(pipe, labelled, scores, false_alarm_rate):
         if found.is_anomalous[0]:
             repaired = repair(picture, false_alarm_rate=false_alarm_rate)
             views += repaired.images
-            verdict, answer = (
-                "rejected",
-                "; the repair is " + ("accepted" if repaired.is_accepted[0] else "rejected too"),
-            )
+            verdict = "rejected"
+            answer = f"; the repair is {'accepted' if repaired.is_accepted[0] else 'rejected too'}"
         figures = f"score {found.anomaly_score[0]:.1f}, p {found.p_value[0]:.3f}"
         rows.append((f"{item.defect}: {verdict} ({figures}){answer}", views))
     return view_sheet(rows, COLUMNS, CELL)
