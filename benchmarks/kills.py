@@ -24,9 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tqdm.auto import tqdm
 
-from pipelines.checkpoint_files import SAVING
+from pipelines.checkpoint_files import SAVING, TRAINING_RECORD
 from training.checkpointing import PARTIAL, PREFIX
-from training.finish import TRAINING_RECORD
 from training.progress import PROGRESS, read_progress
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -50,8 +50,9 @@ class Model:
 
     @property
     def card(self):
-        """The checkpoint's model card as Markdown, without its front matter; "" if it has none.
+        """The checkpoint's model card as Markdown; "" if it has none.
 
+        It lacks the front matter, and paragraphs that begin with a picture beside it: only the card itself is at hand.
         It is as its author wrote it; `card_words.harmless_card` makes what may be shown of it.
         """
         path = self.folder / CARD
@@ -59,7 +60,8 @@ class Model:
             return ""
         with open(path, encoding="utf-8", errors="replace") as stream:
             text = stream.read(MAX_CARD)
-        return re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.DOTALL).strip()
+        text = re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.DOTALL)
+        return re.sub(r"^!\[[^\]\n]*\]\((?!https?:)[^\n]*(\n[^\n]+)*", "", text, flags=re.MULTILINE).strip()
 
     @property
     def smallest_percent(self):

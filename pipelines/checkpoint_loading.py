@@ -17,6 +17,8 @@ from .checkpoint_files import (
     MODEL_INDEX,
     TRAINING_RECORD,
     WEIGHTS,
+    is_half_precision,
+    is_half_precision_variant,
 )
 from .checkpoint_reading import MAX_COMPONENT, MAX_JSON, one_line, read_component, read_json, refuse_links_out
 from .config_checks import shown
@@ -39,17 +41,20 @@ def load_components(name_or_path, pipeline_class, classes, options):
         name_or_path (`str` or `Path`): a folder, or a Hub id.
         pipeline_class: the pipeline; scalars in `model_index.json` that its `__init__` takes are returned as well.
         classes (`dict[str, type]`): component name to class.
-        options (`dict`): `torch_dtype`, options for the Hub, and components or scalars that replace the checkpoint's.
+        options (`dict`): `dtype` (or `torch_dtype`), `variant`, options for the Hub, and components or scalars that
+            replace the checkpoint's.
 
     Returns:
         `dict`: arguments for `pipeline_class`.
 
     Raises:
-        ValueError: if the folder is no checkpoint of this project, or of a later format, or not safe to read.
+        ValueError: if the folder is no checkpoint of this project, or of a later format, or has no such variant, or is
+            not safe to read.
     """
     options = dict(options)
     hub = {k: options.pop(k) for k in ("revision", "token", "cache_dir", "local_files_only") if k in options}
     loading = {k: options.pop(k) for k in ("torch_dtype", "dtype") if options.get(k) is not None}
+    wants_half_precision = is_half_precision_variant(options.pop("variant", None))
     options.pop("trust_remote_code", None)
     options.pop("use_safetensors", None)
     folder = locate_checkpoint(name_or_path, **hub)
@@ -81,6 +86,8 @@ def load_components(name_or_path, pipeline_class, classes, options):
             ) from error
         except ValueError as error:
             raise ValueError(f"{name_or_path} has a {name} that is not accepted: {one_line(error)}.") from error
+    if wants_half_precision and not is_half_precision(folder):
+        raise ValueError(f"{name_or_path} stores its weights in float32 only; leave variant='fp16' out.")
     return arguments | options
 
 

@@ -114,6 +114,14 @@ class HubHandler(BaseHTTPRequestHandler):
         files = [{"rfilename": path, "size": len(blob.content)} for path, blob in repository.tree(commit).items()]
         self._answer_json({"id": repo_id, "sha": commit, "private": repository.private, "siblings": files})
 
+    def read_variables(self, _, kind, repo_id):
+        self._answer_json(_listed(self._repository(kind, repo_id, write=True).variables))
+
+    def set_variable(self, body, kind, repo_id):
+        asked, repository = json.loads(body), self._repository(kind, repo_id, write=True)
+        repository.variables[asked["key"]] = asked["value"]
+        self._answer_json(_listed(repository.variables))
+
     def list_tree(self, _, kind, repo_id, revision, folder=""):
         repository = self._repository(kind, repo_id)
         tree = repository.tree(self._commit_of(repository, revision))
@@ -149,8 +157,9 @@ class HubHandler(BaseHTTPRequestHandler):
         answer = []
         for file in json.loads(body)["files"]:
             path = file["path"]
-            oid = None if path not in tree else tree[path].sha256 if is_large(path) else tree[path].git_oid
-            mode = "lfs" if is_large(path) else "regular"
+            large = is_large(path, file["size"])
+            oid = None if path not in tree else tree[path].sha256 if large else tree[path].git_oid
+            mode = "lfs" if large else "regular"
             answer.append({"path": path, "uploadMode": mode, "shouldIgnore": False, "oid": oid})
         self._answer_json({"files": answer})
 
@@ -268,6 +277,10 @@ def _with_folders(tree):
     return dict(sorted((tree | folders).items()))
 
 
+def _listed(variables):
+    return {name: {"key": name, "value": value} for name, value in variables.items()}
+
+
 def _listing(tree):
     listing = []
     for path, blob in tree.items():
@@ -288,6 +301,8 @@ ROUTES = (
     ("GET", API, HubHandler.describe),
     ("GET", API + "/revision/(?P<revision>[^/]+)", HubHandler.describe),
     ("GET", API + "/tree/(?P<revision>[^/]+)(?:/(?P<folder>.+))?", HubHandler.list_tree),
+    ("GET", API + "/variables", HubHandler.read_variables),
+    ("POST", API + "/variables", HubHandler.set_variable),
     ("POST", API + "/paths-info/(?P<revision>[^/]+)", HubHandler.paths_info),
     ("GET", API + "/refs", HubHandler.list_refs),
     ("POST", API + "/branch/(?P<name>[^/]+)", HubHandler.branch),

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from training.arguments import parse_args
-from training.finish import settings_to_record
+from training.training_record import settings_to_record
 
 
 def write(tmp_path, text, name="settings.yaml"):

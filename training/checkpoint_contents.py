@@ -10,18 +10,20 @@ from pipelines.checkpoint_files import (
     COMPONENTS,
     ENTRY_MODULES,
     EVALUATION,
+    HALF_PRECISION_WEIGHTS,
     MODEL_INDEX,
     TRAINING_RECORD,
     WEIGHTS,
 )
 from pipelines.checkpoint_reading import leads_out, read_json
 from pipelines.safetensors_only import is_pickle
+from training.measured_results import is_sheet
 
 TRAINING_LEFTOVERS = ("checkpoint-*", "logs", "progress.jsonl", "__pycache__", ".*")
 """At the top of the folder: what only the training itself needs."""
 
 ROOT_FILES = (MODEL_INDEX, CARD, EVALUATION, TRAINING_RECORD, "LICENSE", "CITATION.cff")
-COMPONENT_FILES = ("config.json", "scheduler_config.json", WEIGHTS)
+COMPONENT_FILES = ("config.json", "scheduler_config.json", WEIGHTS, HALF_PRECISION_WEIGHTS)
 PICTURE_FOLDER = "examples"
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 MAX_CODE = 1 << 20
@@ -106,6 +108,8 @@ def is_ours(name, components):
 
     Cards, pictures and whatever else somebody put there stay.
     """
+    if is_sheet(name):
+        return True
     parent, _, file = name.rpartition("/")
     if not parent:
         return file in (MODEL_INDEX, EVALUATION, TRAINING_RECORD) or file.endswith(".py")

@@ -11,7 +11,9 @@ those of the calibrated verdict.
 
 import argparse
 import json
+import statistics
 import sys
+import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -27,9 +29,10 @@ from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from rendering.heat_map import saturation_of
 from rendering.sheet import picture_sheet
 from training.data import find_labelled_images, in_batches, read_image
-from training.measured_results import ALL, keep_results
+from training.example_sheet import example_sheet, save_sheet
+from training.measured_results import ALL, keep_results, sheet_path
 from training.metrics import image_metrics, pixel_metrics
-from training.process import keep_large_buffers, use_all_cores
+from training.process import describe_device, keep_large_buffers, use_all_cores
 from training.sharing import gather_rows, is_main_process, own_share, start_processes
 
 COMPUTED = {
@@ -58,7 +61,8 @@ def evaluate(pipe, labelled, batch_size=8, false_alarm_rate=None, alpha=None, na
 
     Returns:
         `tuple[dict, dict]`: report (see `format_report`; None on other processes) and what was computed: one array or
-        list per key of `COMPUTED` (maps on the model's square), masks and sizes.
+        list per key of `COMPUTED` (maps on the model's square), masks and sizes. Seconds a picture are the median of
+        this process's batches, without reading files.
     """
     computed = _score(pipe, labelled, batch_size, false_alarm_rate, alpha)
     if not is_main_process():
@@ -73,6 +77,13 @@ def evaluate(pipe, labelled, batch_size=8, false_alarm_rate=None, alpha=None, na
         "alpha": pipe.alpha if alpha is None else alpha,
         "timesteps": list(pipe.config.timesteps),
         "pictures": {name: int((defects == name).sum()) for name in ["good", *types]},
+        "speed": {
+            "seconds_per_picture": float(f"{computed['seconds_per_picture']:.3g}"),
+            "device": describe_device(pipe.unet.device),
+            "threads": torch.get_num_threads(),
+            "batch_size": batch_size,
+            "precision": "bfloat16" if pipe._uses_bfloat16() else str(pipe.unet.dtype).removeprefix("torch."),
+        },
         "groups": {},
     }
     for name, chosen in tqdm(groups.items(), desc="metrics", unit="group"):
@@ -96,6 +107,7 @@ def format_report(report):
         f"pictures: {', '.join(f'{name} {count}' for name, count in report['pictures'].items())}",
         f"false alarm rate: promised at most {report['promised_false_alarm_rate']:.3f}, "
         f"measured {report['groups'][ALL]['false_alarm_rate']:.3f}",
+        f"{report['speed']['seconds_per_picture']:.3g} s a picture on {report['speed']['device']}",
         "",
     ]
     for columns in (square, native):
@@ -111,18 +123,21 @@ def format_report(report):
 def _score(pipe, labelled, batch_size, false_alarm_rate, alpha):
     """Run the pipeline on the model's square, so that both tables come from one pass; shared out among processes."""
     own = own_share(len(labelled), batch_size)
-    rows = []
+    rows, seconds = [], []
     with tqdm(total=len(own), desc="scoring", unit="image", disable=not is_main_process()) as progress:
         for places in in_batches(own or range(1), batch_size):  # of an empty share, the form
             pictures = [to_rgb(read_image(labelled[place].path), labelled[place].path.name) for place in places]
             squares, sizes = preprocess(pictures, pipe.resolution)
+            started = time.perf_counter()
             output = pipe((squares + 1) / 2, alpha=alpha, false_alarm_rate=false_alarm_rate, batch_size=batch_size)
+            seconds.append((time.perf_counter() - started) / len(places))
             rows.append([np.stack(getattr(output, field)) for field in COMPUTED.values()] + [np.array(sizes)])
             progress.update(min(len(places), len(own)))
     columns = [torch.from_numpy(np.concatenate(parts)[: len(own)]) for parts in zip(*rows, strict=True)]
     *columns, sizes = [gather_rows(column, len(labelled), batch_size).numpy() for column in columns]
     sizes = [tuple(size) for size in sizes.tolist()]
-    return dict(zip(COMPUTED, columns, strict=True)) | {"sizes": sizes, "false_alarm_rate": output.false_alarm_rate}
+    measured = {"seconds_per_picture": statistics.median(seconds), "false_alarm_rate": output.false_alarm_rate}
+    return dict(zip(COMPUTED, columns, strict=True)) | {"sizes": sizes} | measured
 
 
 def nearest_mask(mask, resolution):
@@ -158,13 +173,19 @@ def main(argv=None):
     parser.add_argument("--alpha", type=float, help="weight of the pixel part; default the checkpoint's")
     parser.add_argument("--no_native", action="store_true", help="leave out the table at native size")
     parser.add_argument("--keep_with_model", action="store_true", help="leave the figures in the checkpoint too")
+    parser.add_argument(
+        "--keep_examples",
+        action="store_true",
+        help="leave test pictures with heat maps and repairs in the checkpoint; publishing shows them to everybody",
+    )
     parser.add_argument("--sheet_rows", type=int, default=4, help="pictures of each type on the sheet")
     args = parser.parse_args(argv)
     keep_large_buffers()
     use_all_cores()
     try:
-        if args.keep_with_model and not Path(args.model).is_dir():
-            raise ValueError(f"--keep_with_model needs a checkpoint folder, and {args.model} is none.")
+        for option in ("keep_with_model", "keep_examples"):
+            if getattr(args, option) and not Path(args.model).is_dir():
+                raise ValueError(f"--{option} needs a checkpoint folder, and {args.model} is none.")
         labelled = find_labelled_images(args.data_dir)
         pipe = AnomalyScoringPipeline.from_pretrained(args.model).for_category(args.category)
         pipe.to(start_processes())
@@ -178,6 +199,9 @@ def main(argv=None):
         (output_dir / "report.json").write_text(json.dumps(report, indent=2) + "\n")
         if args.keep_with_model:
             keep_results(args.model, args.category, Path(args.data_dir).resolve().name, report)
+        if args.keep_examples:
+            sheet = example_sheet(pipe, labelled, computed["scores"], report["promised_false_alarm_rate"])
+            save_sheet(sheet, sheet_path(args.model, args.category))
         _write_sheet(output_dir / "sheet.png", pipe, labelled, computed, args.sheet_rows)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")

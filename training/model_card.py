@@ -9,8 +9,7 @@ from pathlib import Path
 
 from huggingface_hub import ModelCard
 
-from pipelines.checkpoint_files import CARD, CARD_MARK, TRAINING_RECORD
-from pipelines.checkpoint_reading import read_json
+from pipelines.checkpoint_files import CARD, CARD_MARK
 from training.card_front_matter import front_matter
 from training.card_sections import (
     LIMITS,
@@ -21,7 +20,8 @@ from training.card_sections import (
     training_section,
     use_section,
 )
-from training.measured_results import read_results
+from training.measured_results import find_sheet, read_results
+from training.training_record import read_record
 
 INTRODUCTION = """Trained on pictures of good parts alone, this pipeline says whether a picture shows a defect, where,
 and how sure it is. It follows [Removing Anomalies as Noises for Industrial Defect
@@ -47,7 +47,7 @@ def build_model_card(pipe, folder, repo_id, license="apache-2.0", datasets=()):
     results = [result for name in categories or [None] if (result := read_results(folder, name)) is not None]
     name = repo_id.split("/")[-1]
     backbone = pipe.feature_extractor.config.backbone_name
-    record = _read_record(folder)
+    record = read_record(folder)
     datasets = dict.fromkeys([*datasets, *filter(None, [data_set_of(record)])])
     data = front_matter(name, backbone, results, license, datasets)
     trained_on = record.get("held_out") if isinstance(record.get("held_out"), dict) else {}
@@ -55,7 +55,7 @@ def build_model_card(pipe, folder, repo_id, license="apache-2.0", datasets=()):
         f"# {name}: finds defects in pictures of parts",
         f"{INTRODUCTION} Pictures are squashed to {pipe.resolution}×{pipe.resolution} pixels for it, and its maps come "
         "back at their own size.",
-        results_section(results),
+        results_section(results, {result["category"]: find_sheet(folder, result["category"]) for result in results}),
         use_section(repo_id, categories),
         promise_section(calibrations),
         training_section(record, backbone),
@@ -76,12 +76,3 @@ def has_edited_card(folder):
     """Whether a checkpoint's own card was edited, so that it is sent as it is."""
     path = Path(folder) / CARD
     return path.is_file() and is_edited(path.read_text(errors="replace"))
-
-
-def _read_record(folder):
-    """The content of `training.json`; {} where there is none that can be read."""
-    path = Path(folder) / TRAINING_RECORD
-    try:
-        return read_json(path)
-    except (ValueError, OSError):
-        return {}

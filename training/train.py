@@ -36,7 +36,7 @@ from training.checkpointing import (
 )
 from training.data import GoodImages
 from training.data_statistics import fit_data_statistics
-from training.finish import finish_pipeline, settings_to_record
+from training.finish import finish_pipeline
 from training.losses import DenoisingLoss
 from training.model import build_scheduler, build_unet, load_pretrained_extractor
 from training.process import (
@@ -53,6 +53,7 @@ from training.publish import open_repository, push_finished
 from training.run_record import check_settings, describe_run, read_run, restore_splits
 from training.sharing import mean_over_processes, on_any_process
 from training.training_data import find_training_data
+from training.training_record import settings_to_record
 from training.training_state import check_state, load_state
 
 OTHER_FAILURE = "Another process cannot read a picture."

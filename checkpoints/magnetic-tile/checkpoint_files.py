@@ -39,6 +39,10 @@ TRAINING_RECORD = "training.json"
 CARD = "README.md"
 CARD_MARK = "<!-- Written by save_pretrained. Remove this line to keep the card as you edit it. -->"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
+HALF_PRECISION_VARIANT = "fp16"
+HALF_PRECISION_WEIGHTS = f"diffusion_pytorch_model.{HALF_PRECISION_VARIANT}.safetensors"
+"""A second name of half-precision weights. diffusers refuses `variant="fp16"` where no component has such a file, and
+takes the plain name of those that have none: in a folder the smallest component that all checkpoints have does."""
 
 
 def save_checkpoint(pipe, save_components, save_directory, half_precision, options):
@@ -52,17 +56,16 @@ def save_checkpoint(pipe, save_components, save_directory, half_precision, optio
         save_components: `DiffusionPipeline.save_pretrained` bound to it.
         save_directory (`str` or `Path`): where to.
         half_precision (`bool`): whether `HALF_PRECISION_COMPONENTS` are stored in float16.
-        options (`dict`): further arguments for `save_components`.
+        options (`dict`): further arguments for `save_components`; `variant="fp16"` means `half_precision`.
 
     Raises:
-        ValueError: if the folder cannot be written, or an option asks for pickled weights.
+        ValueError: if the folder cannot be written, or an option asks for pickled weights or another variant.
     """
     if not options.pop("safe_serialization", True):
         raise ValueError("weights are saved as safetensors only; leave safe_serialization at True.")
-    if options.pop("variant", None):
-        raise ValueError("weights are saved without a variant; half_precision=True takes half the space.")
     if options.pop("push_to_hub", False):
         raise ValueError("save_pretrained does not push; save the folder, then push it with training/publish.py.")
+    half_precision |= is_half_precision_variant(options.pop("variant", None))
     save_directory = Path(save_directory)
     try:
         save_directory.mkdir(parents=True, exist_ok=True)
@@ -75,6 +78,8 @@ def save_checkpoint(pipe, save_components, save_directory, half_precision, optio
                 for component in HALF_PRECISION_COMPONENTS:
                     if (partial / component).is_dir():
                         _store_half_precision(partial / component / WEIGHTS)
+                extractor = partial / "feature_extractor"
+                shutil.copyfile(extractor / WEIGHTS, extractor / HALF_PRECISION_WEIGHTS)
             _forget_origin(partial)
             _write_code(pipe, partial)
             if _owns_card(save_directory / CARD):
@@ -126,6 +131,13 @@ def _write_code(pipe, folder):
         module = write_component_code(Path(inspect.getfile(type(component))), folder / name)
         index[name] = [module, type(component).__name__]
     index_path.write_text(json.dumps(index, indent=2) + "\n")
+
+
+def is_half_precision_variant(variant):
+    """Whether a `variant` asks for float16; a ValueError if it is none that there is."""
+    if variant not in (None, HALF_PRECISION_VARIANT):
+        raise ValueError(f"variant is {variant!r}; {HALF_PRECISION_VARIANT!r} is accepted, and None for what there is.")
+    return variant is not None
 
 
 def _store_half_precision(path):
