@@ -237,7 +237,7 @@ def main(argv=None):
     parser.add_argument("--model", required=True, help="checkpoint folder or Hub id")
     parser.add_argument("--data_dir", required=True, help="good pictures the model was not trained on")
     parser.add_argument("--category", help="what they show, for a checkpoint of several categories")
-    parser.add_argument("--output_dir", help="where the recalibrated checkpoint goes; the default replaces --model's folder")
+    parser.add_argument("--output_dir", help="where the recalibrated checkpoint goes; default: --model's")
     parser.add_argument("--timesteps", type=int, nargs="+", help="T of Eq. 11; the default keeps the checkpoint's")
     parser.add_argument(
         "--alpha", type=float, help="weight of the pixel part; the default is chosen on planted defects"
