@@ -63,7 +63,7 @@ class FeatureGaussian(Float32Component, ConfigMixin):
         deviation = F.adaptive_avg_pool2d(features.float(), size) - self.mean
         white = self._unpacked() @ by_cell(deviation, cells)
         inside = size // cells
-        distance = white.square().mean(dim=1).sqrt().view(cells, cells, len(features), inside, inside)
+        distance = white.square().mean(dim=1).sqrt().view(cells, cells, features.shape[0], inside, inside)
         return distance.permute(2, 0, 3, 1, 4).reshape(-1, size, size)
 
     def _unpacked(self):

@@ -99,6 +99,18 @@ def discretized_gaussian_nll(sample, mean, log_variance, bin_width):
     return -log_upper - (-torch.expm1(log_lower - log_upper)).log()
 
 
+def posterior_kl(sample, noisy_sample, predicted_noise, predicted_variance, alphas_cumprod, timesteps, step_size=1):
+    """KL(q(x_{t-1} | x_t, x_0) || p_theta(x_{t-1} | x_t)) per element, in nats: Eq. 7 (and Eq. 9).
+
+    Arguments and what is returned are those of `variational_bound`, which differs at the last step alone.
+    """
+    mean1, log_variance1 = true_posterior(sample, noisy_sample, alphas_cumprod, timesteps, step_size)
+    mean2, log_variance2 = model_gaussian(
+        noisy_sample, predicted_noise, predicted_variance, alphas_cumprod, timesteps, step_size
+    )
+    return gaussian_kl(mean1, log_variance1, mean2, log_variance2)
+
+
 def variational_bound(
     sample, noisy_sample, predicted_noise, predicted_variance, alphas_cumprod, timesteps, bin_width, step_size=1
 ):
@@ -115,15 +127,12 @@ def variational_bound(
     Returns:
         `torch.Tensor`: float32, the shape of `sample`.
     """
-    mean1, log_variance1 = true_posterior(sample, noisy_sample, alphas_cumprod, timesteps, step_size)
-    mean2, log_variance2 = model_gaussian(
-        noisy_sample, predicted_noise, predicted_variance, alphas_cumprod, timesteps, step_size
-    )
-    bound = gaussian_kl(mean1, log_variance1, mean2, log_variance2)
+    terms = (noisy_sample, predicted_noise, predicted_variance, alphas_cumprod, timesteps, step_size)
+    bound = posterior_kl(sample, *terms)
     is_last_step = timesteps < step_size
     if not is_last_step.any():
         return bound
-    nll = discretized_gaussian_nll(sample.float(), mean2, log_variance2, bin_width)
+    nll = discretized_gaussian_nll(sample.float(), *model_gaussian(*terms), bin_width)
     return torch.where(is_last_step.to(sample.device).view(-1, 1, 1, 1), nll, bound)
 
 

@@ -43,8 +43,12 @@ def read_pictures(images):
 
 def to_samples(pictures, resolution):
     """Squash what `read_pictures` returned: float32 in [-1, 1], (batch, 3, resolution, resolution)."""
-    squares = np.stack([_squash(picture, resolution) for picture in pictures])
-    return torch.from_numpy(squares).permute(0, 3, 1, 2).contiguous().mul_(2).sub_(1)
+    return squares_to_samples(torch.from_numpy(np.stack([_squash(picture, resolution) for picture in pictures])))
+
+
+def squares_to_samples(squares):
+    """Squashed pictures, (batch, resolution, resolution, 3) in [0, 1], as samples, (batch, 3, …) in [-1, 1]."""
+    return squares.permute(0, 3, 1, 2).contiguous() * 2 - 1
 
 
 def normalize_contrast(sample, data_mean, data_std):

@@ -12,7 +12,7 @@ from .denoising_network import has_bfloat16, predict
 from .feature_extraction import TimmFeatureExtractor
 from .feature_gaussian import FeatureGaussian
 from .feature_memory import FeatureMemory
-from .gaussian_diffusion import add_noise, variational_bound
+from .gaussian_diffusion import add_noise, posterior_kl, variational_bound
 from .image_preprocessing import contrast_scale, normalize_contrast
 from .score_calibration import Measurement, ScoreCalibration
 
@@ -146,7 +146,8 @@ class TrainedModel:
         Returns:
             `Measurement`: averages over the cells of the score grid.
         """
-        device, count, grid = self.unet.device, len(timesteps), self.config.score_grid
+        device, grid = self.unet.device, self.config.score_grid
+        batch, count = samples.shape[0], len(timesteps)
         sample = samples.to(device)
         features = self.feature_extractor(sample)
         distances = [
@@ -155,21 +156,23 @@ class TrainedModel:
         ]
         sample = normalize_contrast(sample, self.config.data_mean, self.config.data_std)
         sample = sample.repeat_interleave(count, dim=0)
-        t = torch.tensor(timesteps, device=device).repeat(len(samples))
+        t = torch.tensor(timesteps, device=device).repeat(batch)
         alphas_cumprod = self.scheduler.alphas_cumprod.to(device)
-        noisy_sample = add_noise(sample, noise.to(device).repeat(len(samples), 1, 1, 1), alphas_cumprod, t)
+        noisy_sample = add_noise(sample, noise.to(device).repeat(batch, 1, 1, 1), alphas_cumprod, t)
         predicted_noise, predicted_variance, predicted_features = self.predict(noisy_sample, t, mixed_precision)
-        predicted_features = predicted_features.unflatten(0, (len(samples), count))
+        predicted_features = predicted_features.unflatten(0, (batch, count))
         feature_error = (features[:, None] - predicted_features).square_().mean(dim=2)
         del features, predicted_features  # the largest tensors of the call
-        bin_width = 2 / 255 * contrast_scale(self.config.data_std)
-        kl = variational_bound(
-            sample, noisy_sample, predicted_noise, predicted_variance, alphas_cumprod, t, bin_width
-        ).mean(dim=1)
+        terms = (sample, noisy_sample, predicted_noise, predicted_variance, alphas_cumprod, t)
+        if 0 in timesteps:
+            kl = variational_bound(*terms, 2 / 255 * contrast_scale(self.config.data_std))
+        else:  # the same, without asking the device for the timesteps
+            kl = posterior_kl(*terms)
+        kl = kl.mean(dim=1)
         return Measurement(
-            F.adaptive_avg_pool2d(kl.unflatten(0, (len(samples), count)), grid),
+            F.adaptive_avg_pool2d(kl.unflatten(0, (batch, count)), grid),
             F.adaptive_avg_pool2d(feature_error, grid),
-            torch.cat(distances, dim=1) if distances else kl.new_zeros(len(samples), 0, grid, grid),
+            torch.cat(distances, dim=1) if distances else kl.new_zeros(batch, 0, grid, grid),
         )
 
     @torch.inference_mode()

@@ -34,6 +34,9 @@ from diffusers import ConfigMixin
 from diffusers.configuration_utils import register_to_config
 
 
+KEPT_AT_ONCE = 512
+"""Kept features that all places of a batch are compared with at once: with all of them, the distances fill memory."""
+
 
 class FeatureMemory(Float32Component, ConfigMixin):
     """Distance of features from the nearest feature of a good part, at any place.
@@ -68,5 +71,6 @@ class FeatureMemory(Float32Component, ConfigMixin):
             (batch, grid_size, grid_size).
         """
         size = self.config.grid_size
-        distances = [torch.cdist(rows, self.bank).amin(dim=1) for rows in self.whitened(features).split(size * size)]
-        return torch.stack(distances).view(-1, size, size) / self.bank.shape[1] ** 0.5
+        rows = self.whitened(features)
+        distances = [torch.cdist(rows, kept).amin(dim=1) for kept in self.bank.split(KEPT_AT_ONCE)]
+        return torch.stack(distances).amin(dim=0).view(-1, size, size) / self.bank.shape[1] ** 0.5
