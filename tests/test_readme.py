@@ -10,10 +10,12 @@ import sys
 import httpx
 import pytest
 from conftest import ROOT
+from PIL import Image
 from serving import mcp_is_installed
 
 from benchmarks.running_page import running_page
 from pipelines.component_code import write_component_code
+from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 
 
 def _printed(mark, language):
@@ -56,6 +58,41 @@ def test_the_embedded_checkpoint_carries_todays_code_and_stays_small(tmp_path):
         name = f"{write_component_code(ROOT / 'pipelines' / f'{source}.py', tmp_path / component)}.py"
         assert (checkpoint / component / name).read_text() == (tmp_path / component / name).read_text()
     assert sum(path.stat().st_size for path in checkpoint.rglob("*") if path.is_file()) < 40e6
+
+
+def test_an_exported_checkpoint_gives_the_same_verdicts_without_pytorch_as_printed(tmp_path):
+    if not (ROOT / "checkpoints" / "magnetic-tile").is_dir():
+        pytest.skip("the embedded checkpoint is not in this tree")
+    for name in ("onnx", "onnxscript"):
+        pytest.importorskip(name, reason=f"{name} is not installed")
+    for name in ("training", "checkpoints", "examples"):
+        (tmp_path / name).symlink_to(ROOT / name)
+
+    def run(line):
+        return subprocess.run(["bash", "-euo", "pipefail", "-c", line], cwd=tmp_path, capture_output=True, text=True)
+
+    install, score = _printed("elsewhere", "bash").strip().splitlines()
+    installed = run(install)
+    if installed.returncode:
+        pytest.skip(f"numpy, Pillow and onnxruntime cannot be installed: {installed.stderr.splitlines()[-1]}")
+    assert not list(tmp_path.glob(".venv/lib/*/site-packages/torch"))
+    exported = run(_printed("export", "bash").replace("python ", f"{sys.executable} ", 1))
+    assert exported.returncode == 0, exported.stderr
+    assert exported.stderr == ""
+    scored = run(score)
+    assert scored.returncode == 0, scored.stderr
+    pipe = AnomalyScoringPipeline.from_pretrained(ROOT / "checkpoints" / "magnetic-tile", mixed_precision="no")
+    files = sorted((ROOT / "examples").glob("*.jpg"))
+    images = [Image.open(path) for path in files]
+    expected = pipe(images)
+    for index, (path, line) in enumerate(zip(files, scored.stdout.splitlines(), strict=True)):
+        name, score, p_value, verdict = re.fullmatch(r"(.+): score (\S+), p-value (\S+), (\w+)", line).groups()
+        assert name == path.name
+        assert verdict == ("defect" if expected.is_anomalous[index] else "good")
+        # Pillow 13, which may have been installed there, enlarges pictures with other rounding than 12.
+        assert float(score) == pytest.approx(expected.anomaly_score[index], rel=0.05, abs=0.1)
+        assert float(p_value) == pytest.approx(expected.p_value[index], abs=0.03)
+        assert Image.open(tmp_path / "heat_maps" / f"{path.stem}.png").size == images[index].size
 
 
 PRINTED = "http://127.0.0.1:7860"
