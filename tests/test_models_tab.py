@@ -14,6 +14,7 @@ import pytest
 import torch
 from conftest import ROOT, TILES
 from hub_server import hub
+from PIL import Image
 from safetensors.torch import load_file
 from sentences import assert_sentence, refused
 from serving import served
@@ -26,6 +27,8 @@ from page.packing import pack_checkpoint
 from page.settings import Settings
 from pipelines.checkpoint_files import CARD, EVALUATION
 from training.card_sections import results_section
+from training.evaluate import main as evaluation_command
+from training.example_sheet import CELL
 from training.measured_results import find_sheet, forget_results, keep_results, read_results
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -158,6 +161,18 @@ def test_the_evaluation_leaves_its_figures_with_the_checkpoint_if_it_is_asked_to
     assert kept["speed"] == report["speed"]
     assert 0 < kept["speed"]["seconds_per_picture"] < 60
     assert kept["speed"]["batch_size"] == 8
+
+
+@pytest.mark.usefixtures("one_core")
+def test_the_evaluation_leaves_examples_with_the_checkpoint_if_it_is_asked_to(checkpoint, tmp_path):
+    arguments = ["--model", str(checkpoint), "--data_dir", str(TILES), "--no_native", "--sheet_rows", "1"]
+    evaluation_command([*arguments, "--keep_examples", "--output_dir", str(tmp_path / "out")])
+    assert read_results(checkpoint)["data"] == TILES.name
+    with Image.open(checkpoint / find_sheet(checkpoint)) as sheet:
+        assert sheet.width > 4 * CELL
+    with pytest.raises(SystemExit) as ended:
+        evaluation_command(["--model", "team/tile", "--data_dir", str(TILES), "--keep_examples"])
+    assert_sentence(ended.value.code, "--keep_examples", "team/tile")
 
 
 # What is shown

@@ -176,7 +176,7 @@ def main(argv=None):
     parser.add_argument(
         "--keep_examples",
         action="store_true",
-        help="leave test pictures with heat maps and repairs in the checkpoint; publishing shows them to everybody",
+        help="leave test pictures with heat maps and repairs there as well; publishing shows them to everybody",
     )
     parser.add_argument("--sheet_rows", type=int, default=4, help="pictures of each type on the sheet")
     args = parser.parse_args(argv)
@@ -197,7 +197,7 @@ def main(argv=None):
         output_dir = Path(args.output_dir or Path("outputs") / "evaluation" / Path(args.data_dir).resolve().name)
         output_dir.mkdir(parents=True, exist_ok=True)
         (output_dir / "report.json").write_text(json.dumps(report, indent=2) + "\n")
-        if args.keep_with_model:
+        if args.keep_with_model or args.keep_examples:
             keep_results(args.model, args.category, Path(args.data_dir).resolve().name, report)
         if args.keep_examples:
             sheet = example_sheet(pipe, labelled, computed["scores"], report["promised_false_alarm_rate"])
