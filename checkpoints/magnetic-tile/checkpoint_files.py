@@ -32,6 +32,10 @@ MODEL_INDEX = "model_index.json"
 CARD = "README.md"
 CARD_MARK = "<!-- Written by save_pretrained. Remove this line to keep the card as you edit it. -->"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
+HALF_PRECISION_VARIANT = "fp16"
+HALF_PRECISION_WEIGHTS = f"diffusion_pytorch_model.{HALF_PRECISION_VARIANT}.safetensors"
+"""A second name of half-precision weights. diffusers refuses `variant="fp16"` where no component has such a file, and
+takes the plain name of those that have none: in a folder the smallest component that all checkpoints have does."""
 
 
 def save_checkpoint(pipe, save_components, save_directory, half_precision, options):
@@ -44,15 +48,16 @@ def save_checkpoint(pipe, save_components, save_directory, half_precision, optio
         save_components: `DiffusionPipeline.save_pretrained` bound to it.
         save_directory (`str` or `Path`): where to.
         half_precision (`bool`): whether `HALF_PRECISION_COMPONENTS` are stored in float16.
-        options (`dict`): further arguments for `save_components`.
+        options (`dict`): further arguments for `save_components`; `variant="fp16"` means `half_precision`.
 
     Raises:
-        ValueError: if the folder cannot be written, or an option asks for pickled weights.
+        ValueError: if the folder cannot be written, or an option asks for pickled weights or another variant.
     """
     if not options.pop("safe_serialization", True):
         raise ValueError("weights are saved as safetensors only; leave safe_serialization at True.")
     if options.pop("push_to_hub", False):
         raise ValueError("save_pretrained does not push; save the folder, then push it with training/publish.py.")
+    half_precision |= _is_half_precision_variant(options.pop("variant", None))
     save_directory = Path(save_directory)
     try:
         save_directory.mkdir(parents=True, exist_ok=True)
@@ -63,6 +68,8 @@ def save_checkpoint(pipe, save_components, save_directory, half_precision, optio
                 for component in HALF_PRECISION_COMPONENTS:
                     if (partial / component).is_dir():
                         _store_half_precision(partial / component / WEIGHTS)
+                extractor = partial / "feature_extractor"
+                shutil.copyfile(extractor / WEIGHTS, extractor / HALF_PRECISION_WEIGHTS)
             _forget_origin(partial)
             _write_code(pipe, partial)
             if _owns_card(save_directory / CARD):
@@ -86,17 +93,19 @@ def load_components(name_or_path, pipeline_class, classes, options):
         name_or_path (`str` or `Path`): a folder, or a Hub id.
         pipeline_class: the pipeline; scalars in `model_index.json` that its `__init__` takes are returned as well.
         classes (`dict[str, type]`): component name to class.
-        options (`dict`): `torch_dtype`, options for the Hub, and components or scalars that replace the checkpoint's.
+        options (`dict`): `dtype` (or `torch_dtype`), `variant`, options for the Hub, and components or scalars that
+            replace the checkpoint's.
 
     Returns:
         `dict`: arguments for `pipeline_class`.
 
     Raises:
-        ValueError: if the folder is no checkpoint of this project, or of a later format.
+        ValueError: if the folder is no checkpoint of this project, or of a later format, or has no such variant.
     """
     options = dict(options)
     hub = {k: options.pop(k) for k in ("revision", "token", "cache_dir", "local_files_only") if k in options}
-    loading = {k: options.pop(k) for k in ("torch_dtype", "dtype", "variant") if options.get(k) is not None}
+    loading = {k: options.pop(k) for k in ("torch_dtype", "dtype") if options.get(k) is not None}
+    wants_half_precision = _is_half_precision_variant(options.pop("variant", None))
     options.pop("trust_remote_code", None)
     folder = locate_checkpoint(name_or_path, **hub)
     index = _read_index(folder)
@@ -120,6 +129,8 @@ def load_components(name_or_path, pipeline_class, classes, options):
             raise ValueError(
                 f"{name_or_path} has a damaged or incomplete {name} ({type(error).__name__}); fetch or save it again."
             ) from error
+    if wants_half_precision and not is_half_precision(folder):
+        raise ValueError(f"{name_or_path} stores its weights in float32 only; leave variant='fp16' out.")
     return arguments | options
 
 
@@ -138,7 +149,8 @@ def locate_checkpoint(name_or_path, **hub_options):
         return folder
     if str(name_or_path).count("/") != 1 or str(name_or_path).startswith((".", "/")):
         raise ValueError(f"{name_or_path} is neither a folder nor a Hub id (organisation/name).")
-    return Path(snapshot_download(str(name_or_path), allow_patterns=["*.json", "*.safetensors", CARD], **hub_options))
+    patterns = {"allow_patterns": ["*.json", f"*/{WEIGHTS}", CARD]}
+    return Path(snapshot_download(str(name_or_path), **patterns, **hub_options))
 
 
 def _read_index(folder):
@@ -193,6 +205,12 @@ def _write_code(pipe, folder):
         module = write_component_code(Path(inspect.getfile(type(component))), folder / name)
         index[name] = [module, type(component).__name__]
     index_path.write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _is_half_precision_variant(variant):
+    if variant not in (None, HALF_PRECISION_VARIANT):
+        raise ValueError(f"variant is {variant!r}; {HALF_PRECISION_VARIANT!r} is accepted, and None for what there is.")
+    return variant is not None
 
 
 def _store_half_precision(path):

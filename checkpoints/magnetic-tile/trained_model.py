@@ -203,7 +203,8 @@ class TrainedModel:
 
         Args:
             pretrained_model_name_or_path (`str` or `Path`): a folder that `save_pretrained` wrote, or a Hub id.
-            **kwargs: `torch_dtype`; components or scalars to use instead of the checkpoint's; `revision`, `token`,
+            **kwargs: `dtype` (or `torch_dtype`); `variant="fp16"`, for a checkpoint that is stored in half precision
+                the same as without it; components or scalars to use instead of the checkpoint's; `revision`, `token`,
                 `cache_dir` and `local_files_only` for the Hub.
         """
         classes = {
@@ -237,6 +238,7 @@ class TrainedModel:
         Args:
             save_directory (`str` or `Path`): created if it does not exist.
             half_precision (`bool`): whether networks and references take half the space; they are read back as float32.
+            **kwargs: those of diffusers, safetensors only; `variant="fp16"` means `half_precision`.
         """
         save_checkpoint(self, super().save_pretrained, save_directory, half_precision, kwargs)
 
