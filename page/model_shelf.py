@@ -49,10 +49,14 @@ class Model:
 
     @property
     def card(self):
-        """The checkpoint's model card as Markdown, without its front matter; "" if it has none."""
+        """The checkpoint's model card as Markdown; "" if it has none.
+
+        It lacks the front matter, and paragraphs that begin with a picture beside it: only the card itself is at hand.
+        """
         path = self.folder / CARD
         text = path.read_text(errors="replace") if path.is_file() else ""
-        return re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.DOTALL).strip()
+        text = re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.DOTALL)
+        return re.sub(r"^!\[[^\]\n]*\]\((?!https?:)[^\n]*(\n[^\n]+)*", "", text, flags=re.MULTILINE).strip()
 
     @property
     def smallest_percent(self):

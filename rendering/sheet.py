@@ -1,12 +1,41 @@
-"""A sheet of pictures: input, truth, the parts of the map and the map over the input, one row for each picture."""
+"""Sheets of pictures, one captioned row for each: views of any kind, or input, truth and the parts of the map."""
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from .heat_map import colormap, outline, overlay
 
 MARGIN = 6
 TEXT_HEIGHT = 16
+
+
+def view_sheet(rows, columns, cell=192):
+    """Draw views of pictures, a row for each picture.
+
+    Args:
+        rows: (caption, views) each: views are `PIL.Image.Image`, at most one for each column. They keep their shapes.
+        columns (`tuple[str]`): names of the columns.
+        cell (`int`): height and width that a view is scaled to fit into, in pixels.
+
+    Returns:
+        `PIL.Image.Image`: RGB, white where there is no view.
+    """
+    rows = [
+        (caption, [ImageOps.contain(view.convert("RGB"), (cell, cell)) for view in views]) for caption, views in rows
+    ]
+    heights = [TEXT_HEIGHT + max(view.height for view in views) + 2 * MARGIN for _, views in rows]
+    sheet = Image.new("RGB", (len(columns) * (cell + MARGIN) + MARGIN, TEXT_HEIGHT + MARGIN + sum(heights)), "white")
+    draw = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(12)
+    for place, name in enumerate(columns):
+        draw.text((MARGIN + place * (cell + MARGIN), 1), name, fill="black", font=font)
+    top = TEXT_HEIGHT + MARGIN
+    for (caption, views), height in zip(rows, heights, strict=True):
+        draw.text((MARGIN, top + 1), caption, fill="black", font=font)
+        for place, view in enumerate(views):
+            sheet.paste(view, (MARGIN + place * (cell + MARGIN), top + TEXT_HEIGHT))
+        top += height
+    return sheet
 
 
 def picture_sheet(rows, columns, saturation, cell=192):
@@ -22,23 +51,13 @@ def picture_sheet(rows, columns, saturation, cell=192):
     Returns:
         `PIL.Image.Image`: RGB.
     """
-    width = len(columns) * (cell + MARGIN) + MARGIN
-    height = TEXT_HEIGHT + len(rows) * (cell + TEXT_HEIGHT + MARGIN)
-    sheet = Image.new("RGB", (width, height), "white")
-    draw = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default(12)
-    for place, name in enumerate(columns):
-        draw.text((MARGIN + place * (cell + MARGIN), 1), name, fill="black", font=font)
-    for number, (caption, image, mask, maps) in enumerate(rows):
-        top = TEXT_HEIGHT + number * (cell + TEXT_HEIGHT + MARGIN)
-        draw.text((MARGIN, top + 1), caption, fill="black", font=font)
+    drawn = []
+    for caption, image, mask, maps in rows:
         pictures = [image, _grey(mask), *(_coloured(part, saturation) for part in maps[:-1])]
         contour = np.asarray(Image.fromarray(mask.astype(np.uint8)).resize(image.shape[1::-1]), bool)
         pictures.append(outline(overlay(image, maps[-1], saturation), contour))
-        for place, picture in enumerate(pictures):
-            resized = Image.fromarray(picture).resize((cell, cell))
-            sheet.paste(resized, (MARGIN + place * (cell + MARGIN), top + TEXT_HEIGHT))
-    return sheet
+        drawn.append((caption, [Image.fromarray(picture).resize((cell, cell)) for picture in pictures]))
+    return view_sheet(drawn, columns, cell)
 
 
 def _grey(mask):

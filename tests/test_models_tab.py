@@ -14,6 +14,7 @@ import pytest
 import torch
 from conftest import ROOT, TILES
 from hub_server import hub
+from PIL import Image
 from safetensors.torch import load_file
 from sentences import assert_sentence, refused
 
@@ -22,7 +23,11 @@ from page.model_words import describe_calibration, describe_results
 from page.models_tab import NO_CARD, _open, _pack, _show
 from page.packing import pack_checkpoint
 from page.settings import Settings
-from training.measured_results import EVALUATION, forget_results, keep_results, read_results
+from pipelines.checkpoint_files import CARD
+from training.card_sections import results_section
+from training.evaluate import main as evaluation_command
+from training.example_sheet import CELL
+from training.measured_results import EVALUATION, find_sheet, forget_results, keep_results, read_results
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 FIGURES = {"image_auroc": 0.95, "pixel_auroc": 0.765, "pixel_ap": 0.256, "pro": 0.769, "detection_rate": 0.59}
@@ -85,6 +90,18 @@ def test_results_of_each_category_are_kept_apart_and_measured_again_replaced(tmp
     assert read_results(tmp_path) is None
 
 
+SPEED = {"seconds_per_picture": 0.2, "device": "CPU (X)", "threads": 2, "batch_size": 8, "precision": "float32"}
+
+
+def test_speed_is_kept_and_older_results_have_none(tmp_path):
+    keep_results(tmp_path, None, "tiles", REPORT)
+    assert read_results(tmp_path)["speed"] is None
+    (tmp_path / EVALUATION).write_text(json.dumps([{"category": None, "data": "d"} | REPORT]))
+    assert read_results(tmp_path)["data"] == "d"
+    keep_results(tmp_path, None, "tiles", REPORT | {"speed": SPEED})
+    assert read_results(tmp_path)["speed"] == SPEED
+
+
 def damaged(**changes):
     result = {"category": None, "data": "d"} | REPORT | changes
     return json.dumps([result])
@@ -102,6 +119,11 @@ def damaged(**changes):
         damaged(groups={"all": FIGURES}),
         damaged(groups={"all": dict.fromkeys([*FIGURES, "false_alarm_rate"], "<script>")}),
         damaged(pictures={"good": "<script>"}),
+        damaged(speed=[0.2]),
+        damaged(speed=SPEED | {"seconds_per_picture": "<script>"}),
+        damaged(speed=SPEED | {"seconds_per_picture": float("nan")}),
+        damaged(speed=SPEED | {"threads": None}),
+        damaged(speed=SPEED | {"device": ["<script>"]}),
         damaged(promised_false_alarm_rate=7),
         damaged(promised_false_alarm_rate=10**400),
     ],
@@ -111,20 +133,51 @@ def test_results_of_another_shape_are_taken_for_none(content, tmp_path):
     assert read_results(tmp_path) is None
 
 
-def test_the_evaluation_leaves_its_figures_with_the_checkpoint_if_it_is_asked_to(checkpoint, environment, tmp_path):
+def evaluate(checkpoint, environment, output_dir, *options):
     command = [sys.executable, "training/evaluate.py", "--model", checkpoint, "--data_dir", TILES, "--no_native"]
-    command += ["--keep_with_model", "--output_dir", tmp_path / "out", "--sheet_rows", "1"]
+    command += ["--output_dir", output_dir, "--sheet_rows", "1", *options]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_evaluation_leaves_its_figures_with_the_checkpoint_if_it_is_asked_to(checkpoint, environment, tmp_path):
+    evaluate(checkpoint, environment, tmp_path / "out", "--keep_with_model")
+    assert find_sheet(checkpoint) is None  # test pictures are published only if somebody says so
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     kept = read_results(checkpoint)
     assert kept["data"] == TILES.name
     assert kept["pictures"] == report["pictures"]
     assert kept["groups"]["all"]["pro"] == pytest.approx(report["groups"]["all"]["pro"], abs=1e-4)
     assert kept["groups"].keys() == report["groups"].keys()
+    assert kept["speed"] == report["speed"]
+    assert 0 < kept["speed"]["seconds_per_picture"] < 60
+    assert kept["speed"]["batch_size"] == 8
+
+
+@pytest.mark.usefixtures("one_core")
+def test_the_evaluation_leaves_examples_with_the_checkpoint_if_it_is_asked_to(checkpoint, tmp_path):
+    arguments = ["--model", str(checkpoint), "--data_dir", str(TILES), "--no_native", "--sheet_rows", "1"]
+    evaluation_command([*arguments, "--keep_examples", "--output_dir", str(tmp_path / "out")])
+    assert read_results(checkpoint)["data"] == TILES.name
+    with Image.open(checkpoint / find_sheet(checkpoint)) as sheet:
+        assert sheet.width > 4 * CELL
+    with pytest.raises(SystemExit) as ended:
+        evaluation_command(["--model", "team/tile", "--data_dir", str(TILES), "--keep_examples"])
+    assert_sentence(ended.value.code, "--keep_examples", "team/tile")
 
 
 # What is shown
+
+
+def test_a_card_is_shown_without_the_picture_that_lies_beside_it(page, checkpoint):
+    sheet = {None: "examples/sheet.webp"}
+    result = {"category": None, "data": "d", **REPORT}
+    (checkpoint / CARD).write_text(f"# Tiles\n\n{results_section([result], sheet)}\n\nThe end.")
+    card = page.shelf.get("tile").card
+    assert "sheet.webp" not in card
+    assert "Cyan" not in card
+    assert "| all defects | 85 |" in card
+    assert card.endswith("The end.")
 
 
 def test_facts_and_card_are_those_of_the_model(page, checkpoint):

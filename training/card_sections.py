@@ -15,6 +15,10 @@ from training.measured_results import ALL
 
 NOT_MEASURED = "Not measured."
 
+EXAMPLES = """Test pictures, of each kind those in the middle when sorted by score, judged at the promised rate. Cyan:
+what is marked as a defect. Yellow: what was labelled as one. The last column is the second pipeline's drawing of the
+part without what was rejected; of accepted parts there is none."""
+
 SHARES = ("detection_rate", "false_alarm_rate")
 
 UNSTATED = ("resume_from_checkpoint", "checkpointing_steps", "checkpoints_total_limit", "dataloader_num_workers")
@@ -27,8 +31,13 @@ def as_text(value):
     return re.sub(r"([\\`*_{}\[\]()#+!|~$:@-])", r"\\\1", html.escape(one_line(value), quote=False))
 
 
-def results_section(results):
-    """Every measured figure, a table for each category."""
+def results_section(results, sheets=None):
+    """Every measured figure, a table for each category, and examples.
+
+    Args:
+        results (`list[dict]`): as `training.measured_results` reads them.
+        sheets (`dict[str, str]`, *optional*): path of each category's examples, None for those that have none.
+    """
     lines = ["## Results", ""]
     if not results:
         return "\n".join([*lines, f"{NOT_MEASURED} `training/evaluate.py --keep_with_model` measures and keeps them."])
@@ -50,7 +59,9 @@ def results_section(results):
             )
             figures = " | ".join(_figure(figure, metrics[figure]) for figure in TITLES)
             lines.append(f"| {name} | {count} | {figures} |")
-        lines.append("")
+        lines += ["", f"Speed: {_speed(result.get('speed'))}.", ""]
+        if sheet := (sheets or {}).get(result["category"]):
+            lines += [f"![Test pictures, heat maps, labelled defects and repairs]({sheet})  ", EXAMPLES, ""]
     lines.append("1 is perfect; AUROC is 0.5 for guessing. AP and PRO say how well the marked pixels are the defect's.")
     return "\n".join(lines)
 
@@ -138,8 +149,7 @@ Every other setting is the preset's default. Features: {as_text(backbone)}, from
 
 - Time: {f"{seconds / 60:.0f} minutes" if _is_number(seconds) else "not measured"}.
 - Peak memory: {f"{memory:.1f} GB" if _is_number(memory) else "not measured"}.
-- Carbon emitted: not measured.
-- Speed of scoring: not measured here; `benchmarks/speed.py` measures it on your machine."""
+- Carbon emitted: not measured."""
 
 
 LIMITS = """## Intended use, and what is out of scope
@@ -195,6 +205,18 @@ def _changed_settings(settings, preset):
         else:
             values = value if isinstance(value, list) else [value]
             yield name, " ".join(shlex.quote(one_line(item)) for item in values)
+
+
+def _speed(speed):
+    """As `training.evaluate` measured it, in words."""
+    if speed is None:
+        return "not measured; `benchmarks/speed.py` measures it on your machine"
+    threads = f", {speed['threads']} threads" if speed["threads"] > 1 else ", one thread"
+    return (
+        f"{speed['seconds_per_picture']:.2g} s a picture on {as_text(speed['device'])}"
+        f"{threads if speed['device'].startswith('CPU') else ''}, in batches of {speed['batch_size']}, "
+        f"{as_text(speed['precision'])}; reading files is not counted"
+    )
 
 
 def _figure(figure, value):

@@ -9,7 +9,9 @@ those of the calibrated verdict.
 
 import argparse
 import json
+import statistics
 import sys
+import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -25,9 +27,10 @@ from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from rendering.heat_map import saturation_of
 from rendering.sheet import picture_sheet
 from training.data import find_labelled_images, in_batches, read_image
-from training.measured_results import ALL, keep_results
+from training.example_sheet import example_sheet, save_sheet
+from training.measured_results import ALL, keep_results, sheet_path
 from training.metrics import image_metrics, pixel_metrics
-from training.process import keep_large_buffers, use_all_cores
+from training.process import describe_device, keep_large_buffers, use_all_cores
 
 
 def evaluate(pipe, labelled, batch_size=8, false_alarm_rate=None, alpha=None, native=True):
@@ -43,7 +46,8 @@ def evaluate(pipe, labelled, batch_size=8, false_alarm_rate=None, alpha=None, na
 
     Returns:
         `tuple[dict, dict]`: report (see `format_report`) and what was computed: one array or list per key of scores,
-        p_values, is_anomalous, maps, kl_maps, feature_maps (on the model's square), masks and sizes.
+        p_values, is_anomalous, maps, kl_maps, feature_maps (on the model's square), masks and sizes. Seconds a picture
+        are the median of batches, without reading files.
     """
     computed = _score(pipe, labelled, batch_size, false_alarm_rate, alpha)
     defects = np.array([item.defect for item in labelled])
@@ -55,6 +59,13 @@ def evaluate(pipe, labelled, batch_size=8, false_alarm_rate=None, alpha=None, na
         "alpha": pipe.alpha if alpha is None else alpha,
         "timesteps": list(pipe.config.timesteps),
         "pictures": {name: int((defects == name).sum()) for name in ["good", *types]},
+        "speed": {
+            "seconds_per_picture": float(f"{computed['seconds_per_picture']:.3g}"),
+            "device": describe_device(pipe.unet.device),
+            "threads": torch.get_num_threads(),
+            "batch_size": batch_size,
+            "precision": "bfloat16" if pipe._uses_bfloat16() else str(pipe.unet.dtype).removeprefix("torch."),
+        },
         "groups": {},
     }
     for name, chosen in tqdm(groups.items(), desc="metrics", unit="group"):
@@ -78,6 +89,7 @@ def format_report(report):
         f"pictures: {', '.join(f'{name} {count}' for name, count in report['pictures'].items())}",
         f"false alarm rate: promised at most {report['promised_false_alarm_rate']:.3f}, "
         f"measured {report['groups'][ALL]['false_alarm_rate']:.3f}",
+        f"{report['speed']['seconds_per_picture']:.3g} s a picture on {report['speed']['device']}",
         "",
     ]
     for columns in (square, native):
@@ -93,12 +105,14 @@ def format_report(report):
 def _score(pipe, labelled, batch_size, false_alarm_rate, alpha):
     """Run the pipeline on the model's square, so that both tables come from one pass."""
     collected = {key: [] for key in ("scores", "p_values", "is_anomalous", "maps", "kl_maps", "feature_maps")}
-    masks, sizes, rate = [], [], None
+    masks, sizes, seconds, rate = [], [], [], None
     with tqdm(total=len(labelled), desc="scoring", unit="image") as progress:
         for batch in in_batches(labelled, batch_size):
             pictures = [to_rgb(read_image(item.path), item.path.name) for item in batch]
             squares, batch_sizes = preprocess(pictures, pipe.resolution)
+            started = time.perf_counter()
             output = pipe((squares + 1) / 2, alpha=alpha, false_alarm_rate=false_alarm_rate, batch_size=batch_size)
+            seconds.append((time.perf_counter() - started) / len(batch))
             for key, values in (
                 ("scores", output.anomaly_score),
                 ("p_values", output.p_value),
@@ -114,7 +128,8 @@ def _score(pipe, labelled, batch_size, false_alarm_rate, alpha):
             progress.update(len(batch))
     for key in ("scores", "p_values", "is_anomalous"):
         collected[key] = np.array(collected[key])
-    return collected | {"masks": masks, "sizes": sizes, "false_alarm_rate": rate}
+    measured = {"seconds_per_picture": statistics.median(seconds), "false_alarm_rate": rate}
+    return collected | {"masks": masks, "sizes": sizes} | measured
 
 
 def nearest_mask(mask, resolution):
@@ -150,13 +165,19 @@ def main(argv=None):
     parser.add_argument("--alpha", type=float, help="weight of the pixel part; default the checkpoint's")
     parser.add_argument("--no_native", action="store_true", help="leave out the table at native size")
     parser.add_argument("--keep_with_model", action="store_true", help="leave the figures in the checkpoint too")
+    parser.add_argument(
+        "--keep_examples",
+        action="store_true",
+        help="leave test pictures with heat maps and repairs there as well; publishing shows them to everybody",
+    )
     parser.add_argument("--sheet_rows", type=int, default=4, help="pictures of each type on the sheet")
     args = parser.parse_args(argv)
     keep_large_buffers()
     use_all_cores()
     try:
-        if args.keep_with_model and not Path(args.model).is_dir():
-            raise ValueError(f"--keep_with_model needs a checkpoint folder, and {args.model} is none.")
+        for option in ("keep_with_model", "keep_examples"):
+            if getattr(args, option) and not Path(args.model).is_dir():
+                raise ValueError(f"--{option} needs a checkpoint folder, and {args.model} is none.")
         labelled = find_labelled_images(args.data_dir)
         pipe = AnomalyScoringPipeline.from_pretrained(args.model).for_category(args.category)
         if torch.cuda.is_available():
@@ -167,8 +188,11 @@ def main(argv=None):
         output_dir = Path(args.output_dir or Path("outputs") / "evaluation" / Path(args.data_dir).resolve().name)
         output_dir.mkdir(parents=True, exist_ok=True)
         (output_dir / "report.json").write_text(json.dumps(report, indent=2) + "\n")
-        if args.keep_with_model:
+        if args.keep_with_model or args.keep_examples:
             keep_results(args.model, args.category, Path(args.data_dir).resolve().name, report)
+        if args.keep_examples:
+            sheet = example_sheet(pipe, labelled, computed["scores"], report["promised_false_alarm_rate"])
+            save_sheet(sheet, sheet_path(args.model, args.category))
         _write_sheet(output_dir / "sheet.png", pipe, labelled, computed, args.sheet_rows)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")

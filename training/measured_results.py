@@ -1,14 +1,20 @@
-"""What was measured of a checkpoint, kept in its folder as `evaluation.json`: figures, and nothing about a picture."""
+"""What was measured of a checkpoint, kept in its folder: figures in `evaluation.json`, and examples if asked for."""
 
+import hashlib
 import json
 import math
-from pathlib import Path
+import re
+from pathlib import Path, PurePosixPath
 
 EVALUATION = "evaluation.json"
 FIGURES = ("image_auroc", "pixel_auroc", "pixel_ap", "pro", "detection_rate", "false_alarm_rate")
 ALL = "all"
 MAX_GROUPS = 200
 """A file with more kinds of defects than this is not one of ours."""
+
+
+SHEETS = "examples/sheet*.webp"
+"""Test pictures with heat maps and repairs, one file for each category."""
 
 
 def keep_results(folder, category, data, report):
@@ -29,6 +35,7 @@ def keep_results(folder, category, data, report):
         "data": data,
         "pictures": report["pictures"],
         "promised_false_alarm_rate": round(float(report["promised_false_alarm_rate"]), 4),
+        "speed": report.get("speed"),
         "groups": groups,
     }
     others = [other for other in _read(folder) if other["category"] != category]
@@ -46,6 +53,27 @@ def read_results(folder, category=None):
 def forget_results(folder):
     """Take them away: they measured a model that is no more."""
     (Path(folder) / EVALUATION).unlink(missing_ok=True)
+    for sheet in Path(folder).glob(SHEETS):
+        sheet.unlink()
+
+
+def sheet_path(folder, category=None):
+    """Where the examples of a category are kept in a checkpoint; names that no file may have get a hash instead."""
+    name = "sheet" if category is None else f"sheet-{category}"
+    if not re.fullmatch(r"[\w-]{1,80}", name, re.ASCII):
+        name = f"sheet-{hashlib.sha256(category.encode()).hexdigest()[:16]}"
+    return Path(folder) / "examples" / f"{name}.webp"
+
+
+def find_sheet(folder, category=None):
+    """Path of a category's examples within its checkpoint, as a model card names it; None if there are none."""
+    path = sheet_path(folder, category)
+    return path.relative_to(folder).as_posix() if path.is_file() else None
+
+
+def is_sheet(name):
+    """Whether a file of a checkpoint, named by its path there, is one that `sheet_path` names."""
+    return PurePosixPath(name).match(SHEETS) and name.count("/") == 1
 
 
 def _read(folder):
@@ -67,6 +95,7 @@ def _is_result(result):
     return (
         isinstance(result.get("data"), str)
         and _is_share(result.get("promised_false_alarm_rate"))
+        and _is_speed(result.get("speed"))
         and isinstance(pictures, dict)
         and all(isinstance(count, int) for count in pictures.values())
         and isinstance(groups, dict)
@@ -74,6 +103,20 @@ def _is_result(result):
         and len(groups) <= MAX_GROUPS
         and all(isinstance(metrics, dict) for metrics in groups.values())
         and all(_is_share(metrics.get(figure)) for metrics in groups.values() for figure in FIGURES)
+    )
+
+
+def _is_speed(speed):
+    """As `training.evaluate` measures it; None in results that are older."""
+    if not isinstance(speed, dict):
+        return speed is None
+    seconds = speed.get("seconds_per_picture")
+    counts = speed.get("threads"), speed.get("batch_size")
+    return (
+        isinstance(seconds, int | float)
+        and 0 < seconds < math.inf
+        and all(isinstance(count, int) for count in counts)
+        and all(isinstance(speed.get(name), str) for name in ("device", "precision"))
     )
 
 

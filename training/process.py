@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import platform
 import re
 import signal
 import threading
@@ -49,6 +50,15 @@ def peak_memory_gb():
     except ImportError:  # Windows
         return None
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**30, 2)  # macOS counts bytes
+
+
+def describe_device(device):
+    """What computes, in words: the name of a GPU, or of the processor."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpuinfo = Path("/proc/cpuinfo")
+    named = re.search(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(), re.MULTILINE) if cpuinfo.exists() else None
+    return f"CPU ({named.group(1) if named else platform.machine()})"
 
 
 @contextmanager
