@@ -32,9 +32,9 @@ from benchmarks.plotting import pyplot, require_matplotlib
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from pipelines.score_calibration import Measurement, ScoreCalibration
 from training.calibration import FITTED_SHARE, fit_image_ranks
-from training.data import GoodImages, find_images
-from training.finish import TRAINING_RECORD
+from training.data import GoodImages, find_good_images, find_images, hold_out
 from training.process import keep_large_buffers, use_all_cores
+from training.training_record import TRAINING_RECORD, hash_names
 
 RATES = (0.01, 0.02, 0.05, 0.1, 0.2)
 MIN_HELD_OUT = 20
@@ -114,25 +114,43 @@ def run(args):
 
 
 def find_held_out(model, data_dir, category=None):
-    """The pictures of `data_dir`/train/good that a checkpoint's training record names as held out, `list[Path]`.
+    """The pictures of `data_dir`/train/good that a checkpoint's training held out, `list[Path]`, by its record.
+
+    A published record names none; they are found by its seed and compared with its hash.
 
     Raises:
-        ValueError: if there is no record, or it names fewer than `MIN_HELD_OUT` or others than are there.
+        ValueError: if there is no record, or it has fewer than `MIN_HELD_OUT` or others than are there.
     """
     path, folder = Path(model) / TRAINING_RECORD, Path(data_dir) / "train" / "good"
     if not path.is_file():
         raise ValueError(f"{model} has no {TRAINING_RECORD}, which names the pictures it was not trained on.")
-    held_out = json.loads(path.read_text()).get("held_out")
+    record = json.loads(path.read_text())
+    held_out = record.get("held_out")
     if not isinstance(held_out, dict):
         raise ValueError(f"{path} does not name held-out pictures by category; train the model with this version.")
     category = next(iter(held_out)) if len(held_out) == 1 else category
     names = held_out.get(category, [])
+    if isinstance(names, dict):
+        names = _names_by_seed(path, record, data_dir, names)
     if len(names) < MIN_HELD_OUT:
         raise ValueError(f"{path} names {len(names)} held-out pictures; at least {MIN_HELD_OUT} are needed.")
     files = [file for file in find_images(folder) if file.name in set(names)]
     if len(files) != len(names):
         raise ValueError(f"{path} names {len(names)} held-out pictures, but {folder} holds {len(files)} of that name.")
     return files
+
+
+def _names_by_seed(path, record, data_dir, published):
+    """Names of the held-out pictures, found by the seed of a record that does not name them."""
+    settings = record.get("settings") or {}
+    fraction, seed = settings.get("calibration_fraction", 0.25), settings.get("seed", 0)
+    names = [file.name for file in hold_out(find_good_images(data_dir), fraction, seed)[1]]
+    if hash_names(names) != published.get("sha256"):
+        raise ValueError(
+            f"{path} was published without names, and by its seed other pictures of {data_dir} would be held out; name "
+            "the pictures that it was trained on."
+        )
+    return names
 
 
 def measure_pictures(pipe, files):

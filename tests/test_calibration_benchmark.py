@@ -26,6 +26,8 @@ from benchmarks.calibration import (
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from pipelines.score_calibration import Measurement, ScoreCalibration
 from training.calibration import fit_image_ranks
+from training.data import hold_out
+from training.training_record import publishable_record, read_record, write_record
 
 CALIBRATION = ScoreCalibration(timesteps=[5], resolution=8, grid_size=4)
 
@@ -240,6 +242,22 @@ def test_of_several_categories_the_one_asked_for_is_found(tile_files, tmp_path):
     names = [path.name for path in tile_files]
     record(tmp_path, {"nut": ["1.png"] * 30, "tile": names[:20]})
     assert find_held_out(tmp_path, TILES, "tile") == tile_files[:20]
+
+
+def test_pictures_that_a_published_record_does_not_name_are_found_by_its_seed(tile_files, tmp_path):
+    held_out = hold_out(tile_files, 0.9, 3)[1]
+    settings = {"calibration_fraction": 0.9, "seed": 3}
+    write_record(tmp_path, settings, None, None, {"tile": held_out})
+    assert find_held_out(tmp_path, TILES) == held_out
+    for _ in range(2):  # published again it stays the same
+        published = publishable_record(read_record(tmp_path))
+        (tmp_path / "training.json").write_text(json.dumps(published))
+        assert not [path for path in held_out if path.name in json.dumps(published)]
+        assert find_held_out(tmp_path, TILES) == held_out
+    published["settings"]["seed"] = 4
+    (tmp_path / "training.json").write_text(json.dumps(published))
+    with refused(ValueError, "published without names", str(TILES)):
+        find_held_out(tmp_path, TILES)
 
 
 def test_records_that_do_not_fit_are_refused_with_a_sentence(tile_files, tmp_path):

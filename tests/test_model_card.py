@@ -1,21 +1,38 @@
 """The model card: every measured figure, what was not measured, the Hub's own reading of it, and hostile names."""
 
+import hashlib
 import json
+import re
 import shlex
 import shutil
+from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
-from conftest import ROOT
+from conftest import ROOT, TILES
 from huggingface_hub import ModelCard, ModelCardData
+from PIL import Image
 
 from pipelines.checkpoint_files import CARD, CARD_MARK
 from training.arguments import parse_args
 from training.card_front_matter import front_matter, hub_id_of_backbone
 from training.card_sections import as_text, results_section, training_section, use_section
-from training.finish import settings_to_record
-from training.measured_results import FIGURES, keep_results, read_results
+from training.checkpoint_contents import is_ours
+from training.data import LabelledImage, find_labelled_images
+from training.example_sheet import CELL, MAX_BYTES, MAX_ROWS, choose_examples, example_sheet, save_sheet
+from training.measured_results import (
+    FIGURES,
+    find_sheet,
+    forget_results,
+    is_sheet,
+    keep_results,
+    read_results,
+    sheet_path,
+)
 from training.model_card import build_model_card, has_edited_card, is_edited
+from training.publish import prepare_shipment
+from training.training_record import publishable_record, settings_to_record, write_record
 
 EVIL = "a\n---\n# <script>alert(1)</script> [x](http://evil) `b` | c\r\n```"
 
@@ -54,6 +71,89 @@ def test_the_hubs_reading_of_the_front_matter_has_every_figure(tiny_pipeline, ch
     for figure in ("0.500", "0.710", "54.0%"):
         assert figure in card.text
     assert "@article{huang2020surface" in card.text
+
+
+def test_every_entry_of_the_model_index_is_well_formed(tiny_pipeline, checkpoint):
+    keep_results(checkpoint, None, "my tiles", report_of(all=0.5, crack=0.7))
+    content = card_of(tiny_pipeline, checkpoint).content
+    data = yaml.safe_load(content.split("---\n")[1])
+    assert data["pipeline_tag"] in ("image-segmentation",)  # one of the Hub's tasks: regions of a picture
+    (model,) = data["model-index"]
+    assert model["name"] == "tile"
+    for result in model["results"]:
+        assert set(result) == {"task", "dataset", "metrics"}
+        assert result["task"]["type"] == data["pipeline_tag"]
+        assert set(result["dataset"]) == {"name", "type", "config", "split"}
+        assert re.fullmatch(r"[a-z0-9_.-]+", result["dataset"]["type"])
+        for metric in result["metrics"]:
+            assert set(metric) == {"type", "value", "name"}
+            assert metric["type"] in FIGURES
+            assert 0 <= metric["value"] <= 1
+    assert sorted(len(result["metrics"]) for result in model["results"]) == [len(FIGURES)] * 2
+
+
+def test_a_card_shows_the_speed_and_the_examples_of_a_checkpoint(tiny_pipeline, checkpoint):
+    speed = {"seconds_per_picture": 0.2134, "device": "CPU (X)", "threads": 2, "batch_size": 8, "precision": "float32"}
+    keep_results(checkpoint, None, "d", report_of(all=0.5) | {"speed": speed})
+    text = card_of(tiny_pipeline, checkpoint).text
+    assert "0.21 s a picture on CPU \\(X\\), 2 threads, in batches of 8, float32" in text
+    assert "](examples/" not in text
+    keep_results(checkpoint, None, "d", report_of(all=0.5))
+    labelled = find_labelled_images(TILES)
+    sheet = example_sheet(tiny_pipeline, labelled, np.arange(float(len(labelled))), 0.04)
+    save_sheet(sheet, sheet_path(checkpoint))
+    text = card_of(tiny_pipeline, checkpoint).text
+    assert "Speed: not measured" in text
+    (shown,) = re.findall(r"!\[[^\]]+\]\((.+?)\)", text)
+    assert shown in prepare_shipment(checkpoint, "team/tile").files
+    with Image.open(checkpoint / shown) as sheet:
+        assert sheet.width > 4 * CELL
+        assert sheet.height > 5 * CELL / 2  # five pictures of tiles, none of them more than twice as wide as high
+        colors = {color for _, color in sheet.convert("RGB").getcolors(2**24)}
+        assert len(colors) > 1000
+    assert (checkpoint / shown).stat().st_size <= MAX_BYTES
+    forget_results(checkpoint)
+    assert find_sheet(checkpoint) is None
+    assert is_ours(shown, {})
+    assert not is_ours("examples/part.webp", {})
+
+
+def test_examples_are_those_in_the_middle_of_each_kind_and_bounded_in_size(tmp_path):
+    kinds = ["scratch"] * 9 + ["good"] * 9
+    labelled = [LabelledImage(Path(f"{i}.png"), kind, None) for i, kind in enumerate(kinds)]
+    scores = np.array([*range(9), *range(9)], float)[::-1]
+    chosen = choose_examples(labelled, scores)
+    assert [kinds[place] for place in chosen] == ["good"] * 4 + ["scratch"] * 4
+    assert scores[chosen].tolist() == [1, 3, 5, 7] * 2
+    many = [LabelledImage(Path("x.png"), f"kind {i}", None) for i in range(20)]
+    assert len(choose_examples([*many, labelled[-1]], np.zeros(21))) == MAX_ROWS
+    noise = np.random.default_rng(0).integers(0, 256, (1728, 798, 3), "uint8")
+    save_sheet(Image.fromarray(noise), tmp_path / "examples" / "sheet.webp")
+    assert (tmp_path / "examples" / "sheet.webp").stat().st_size <= MAX_BYTES
+
+
+@pytest.mark.parametrize("category", ["nut", "a/b", "../x", "Mutter ß", "x" * 200, "a\n", ""])
+def test_examples_of_any_category_have_a_file_of_their_own(category, tmp_path):
+    path = sheet_path(tmp_path, category)
+    assert path.parent == tmp_path / "examples"
+    assert path != sheet_path(tmp_path)
+    assert is_sheet(path.relative_to(tmp_path).as_posix())
+    assert re.fullmatch(r"sheet-[\w-]*\.webp", path.name, re.ASCII)
+
+
+def test_a_published_record_names_no_picture(checkpoint):
+    settings = {"seed": 3, "resume_from_checkpoint": "/home/me/out/checkpoint-7"}
+    write_record(checkpoint, settings, 1.5, 2.0, {"tile": [Path("part-4711.png"), Path("part-4712.png")]})
+    shipment = prepare_shipment(checkpoint, "team/tile").files
+    assert json.loads(shipment["training.json"]) == {
+        "settings": {"seed": 3},
+        "training_seconds": 1.5,
+        "peak_memory_gb": 2.0,
+        "held_out": {"tile": {"pictures": 2, "sha256": hashlib.sha256(b"part-4711.png\npart-4712.png").hexdigest()}},
+    }
+    assert b"part-47" not in b"".join(source for source in shipment.values() if isinstance(source, bytes))
+    assert "part-4711.png" in (checkpoint / "training.json").read_text()
+    assert publishable_record({"held_out": ["part-4711.png"], "more": "part-4711.png"}) == {}
 
 
 def test_a_card_says_what_was_not_measured(tiny_pipeline, checkpoint):
@@ -149,8 +249,10 @@ def test_a_card_that_was_edited_is_known_by_its_missing_mark(checkpoint):
 
 def test_the_embedded_checkpoints_card_has_the_figures_of_its_evaluation():
     folder = ROOT / "checkpoints" / "magnetic-tile"
-    text = results_section([read_results(folder)])
+    text = results_section([read_results(folder)], {None: find_sheet(folder)})
     assert "| all defects | 392 | 0.950 | 0.765 | 0.256 | 0.769 | 58.9% | 0.5% |" in text
+    assert "](examples/sheet.webp)" in text
+    assert "Speed: 0.27 s a picture on CPU" in text
     record = json.loads((folder / "training.json").read_text())
     assert "Time: not measured" in training_section(record, "tf_efficientnet_lite0")
 

@@ -74,6 +74,9 @@ def test_training_pushes_its_checkpoint_without_a_trace_of_the_token(server, env
     assert pushed["model_index.json"].content == (output_dir / "model_index.json").read_bytes()
     assert not [name for name in pushed if name.startswith("checkpoint-")]
     assert "hub_token" not in json.loads(pushed["training.json"].content)["settings"]
+    names = {path.name for path in (TILES / "train" / "good").iterdir()}
+    assert json.loads(pushed["training.json"].content)["held_out"][TILES.name]["pictures"] == 6
+    assert not [name for blob in pushed.values() for name in names if name.encode() in blob.content]
     for content in (done.stdout, done.stderr, *(blob.content.decode(errors="replace") for blob in pushed.values())):
         assert TOKEN not in content
     for path in output_dir.rglob("*"):

@@ -5,9 +5,9 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.checkpoint_files import CARD, ENTRY_MODULES, MODEL_INDEX, WEIGHTS
-from training.finish import TRAINING_RECORD
-from training.measured_results import EVALUATION
+from pipelines.checkpoint_files import CARD, ENTRY_MODULES, HALF_PRECISION_WEIGHTS, MODEL_INDEX, WEIGHTS
+from training.measured_results import EVALUATION, is_sheet
+from training.training_record import TRAINING_RECORD
 
 TRAINING_LEFTOVERS = ("checkpoint-*", "logs", "progress.jsonl", "__pycache__", ".*")
 """At the top of the folder: what only the training itself needs."""
@@ -16,7 +16,7 @@ PICKLES = (".bin", ".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".joblib")
 """Loading one of these can run any code."""
 
 ROOT_FILES = (MODEL_INDEX, CARD, EVALUATION, TRAINING_RECORD, "LICENSE", "CITATION.cff")
-COMPONENT_FILES = ("config.json", "scheduler_config.json", WEIGHTS)
+COMPONENT_FILES = ("config.json", "scheduler_config.json", WEIGHTS, HALF_PRECISION_WEIGHTS)
 PICTURE_FOLDER = "examples"
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -92,6 +92,8 @@ def is_ours(name, components):
 
     Cards, pictures and whatever else somebody put there stay.
     """
+    if is_sheet(name):
+        return True
     parent, _, file = name.rpartition("/")
     if not parent:
         return file in (MODEL_INDEX, EVALUATION, TRAINING_RECORD) or file.endswith(".py")

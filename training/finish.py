@@ -1,8 +1,6 @@
 """The end of a training run: averaged weights, calibration and settings become one saved pipeline."""
 
-import json
 import logging
-from pathlib import Path
 
 from pipelines.category_bank import CategoryBank
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
@@ -11,16 +9,9 @@ from training.feature_reference import fit_feature_reference
 from training.measured_results import forget_results
 from training.model import round_to_half
 from training.process import peak_memory_gb
+from training.training_record import settings_to_record, write_record
 
 logger = logging.getLogger(__name__)
-
-TRAINING_RECORD = "training.json"
-
-
-def settings_to_record(args):
-    """The settings of a training that others may read, `dict`: no folders of this machine, no token."""
-    hidden = ("hub_token", "hub_model_id", "hub_private_repo", "push_to_hub")
-    return {name: value for name, value in vars(args).items() if not name.endswith("_dir") and name not in hidden}
 
 
 def finish_pipeline(args, unet, scheduler, extractor, data_mean, data_std, categories, splits, training_seconds, log):
@@ -69,13 +60,8 @@ def finish_pipeline(args, unet, scheduler, extractor, data_mean, data_std, categ
         pipe = AnomalyScoringPipeline(**shared, categories=CategoryBank.from_pipelines(pipelines))
     log.log_phase("saving")
     pipe.to("cpu").save_pretrained(args.output_dir, half_precision=True)
-    record = {
-        "settings": settings_to_record(args),
-        "training_seconds": training_seconds,
-        "peak_memory_gb": peak_memory_gb(),
-        "held_out": {name: [path.name for path in held_out] for name, (_, held_out) in splits.items()},
-    }
-    (Path(args.output_dir) / TRAINING_RECORD).write_text(json.dumps(record, indent=2) + "\n")
+    held_out = {name: files for name, (_, files) in splits.items()}
+    write_record(args.output_dir, settings_to_record(args), training_seconds, peak_memory_gb(), held_out)
     forget_results(args.output_dir)
     log.log_phase("finished")
     logger.info("saved to %s", args.output_dir)

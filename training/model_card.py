@@ -4,7 +4,6 @@
 edited (its mark is gone) is left as it is.
 """
 
-import json
 import re
 from pathlib import Path
 
@@ -20,8 +19,8 @@ from training.card_sections import (
     training_section,
     use_section,
 )
-from training.finish import TRAINING_RECORD
-from training.measured_results import read_results
+from training.measured_results import find_sheet, read_results
+from training.training_record import read_record
 
 INTRODUCTION = """Trained on pictures of good parts alone, this pipeline says whether a picture shows a defect, where,
 and how sure it is. It follows [Removing Anomalies as Noises for Industrial Defect
@@ -48,13 +47,13 @@ def build_model_card(pipe, folder, repo_id, license="apache-2.0", datasets=()):
     name = repo_id.split("/")[-1]
     backbone = pipe.feature_extractor.config.backbone_name
     data = front_matter(name, backbone, results, license, datasets)
-    record = _read_record(folder)
+    record = read_record(folder)
     trained_on = record.get("held_out") if isinstance(record.get("held_out"), dict) else {}
     sections = [
         f"# {name}: finds defects in pictures of parts",
         f"{INTRODUCTION} Pictures are squashed to {pipe.resolution}×{pipe.resolution} pixels for it, and its maps come "
         "back at their own size.",
-        results_section(results),
+        results_section(results, {result["category"]: find_sheet(folder, result["category"]) for result in results}),
         use_section(repo_id, categories),
         promise_section(calibrations),
         training_section(record, backbone),
@@ -75,13 +74,3 @@ def has_edited_card(folder):
     """Whether a checkpoint's own card was edited, so that it is sent as it is."""
     path = Path(folder) / CARD
     return path.is_file() and is_edited(path.read_text(errors="replace"))
-
-
-def _read_record(folder):
-    """The content of `training.json`; {} where there is none that can be read."""
-    path = Path(folder) / TRAINING_RECORD
-    try:
-        record = json.loads(path.read_text()) if path.is_file() else {}
-    except (ValueError, RecursionError):
-        return {}
-    return record if isinstance(record, dict) else {}

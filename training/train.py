@@ -27,12 +27,13 @@ from pipelines.image_preprocessing import contrast_scale, normalize_contrast
 from training.arguments import parse_args
 from training.checkpointing import check_output_dir, find_checkpoint, prepare_output_dir, save_checkpoint, step_of
 from training.data import GoodImages, ShuffledRotatedImages, find_categories, hold_out
-from training.finish import finish_pipeline, settings_to_record
+from training.finish import finish_pipeline
 from training.losses import DenoisingLoss
 from training.model import build_scheduler, build_unet, fit_feature_statistics, load_pretrained_extractor
 from training.process import TERMINATED, ignore_termination, keep_large_buffers, noted_termination, use_all_cores
 from training.progress import LOSSES, ProgressLog
 from training.publish import open_repository, prepare_shipment, push
+from training.training_record import settings_to_record
 
 STATISTICS_PICTURES = 256
 """Channel statistics and contrast are measured on this many pictures, shared out among the categories."""

@@ -1,0 +1,68 @@
+"""What a training says of itself in its checkpoint, `training.json`; what is published of it names no picture."""
+
+import hashlib
+import json
+from pathlib import Path
+
+TRAINING_RECORD = "training.json"
+
+
+def settings_to_record(args):
+    """The settings of a training that others may read, `dict`: no folders of this machine, no token."""
+    hidden = ("hub_token", "hub_model_id", "hub_private_repo", "push_to_hub")
+    return {name: value for name, value in vars(args).items() if not name.endswith("_dir") and name not in hidden}
+
+
+def write_record(folder, settings, training_seconds, peak_memory_gb, held_out):
+    """Leave the record in a checkpoint.
+
+    Args:
+        folder (`str` or `Path`): the checkpoint.
+        settings (`dict`): as `settings_to_record` gives them.
+        training_seconds, peak_memory_gb (`float`, *optional*): None where they were not measured.
+        held_out (`dict[str, list[Path]]`): each category's pictures that calibrate it.
+    """
+    record = {
+        "settings": settings,
+        "training_seconds": training_seconds,
+        "peak_memory_gb": peak_memory_gb,
+        "held_out": {name: [path.name for path in files] for name, files in held_out.items()},
+    }
+    (Path(folder) / TRAINING_RECORD).write_text(json.dumps(record, indent=2) + "\n")
+
+
+def read_record(folder):
+    """The content of a checkpoint's record; {} where there is none that can be read."""
+    path = Path(folder) / TRAINING_RECORD
+    try:
+        record = json.loads(path.read_text()) if path.is_file() else {}
+    except (ValueError, RecursionError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def publishable_record(record):
+    """What of a record others may read, `dict`: of held-out pictures their number and a hash of all their names.
+
+    The split follows from names and seed alone (`training.data.hold_out`), so that whoever has the pictures finds it
+    again, and sees by the hash whether it is the same.
+    """
+    shared = {name: record[name] for name in ("training_seconds", "peak_memory_gb") if name in record}
+    if isinstance(record.get("settings"), dict):
+        hidden = "resume_from_checkpoint"  # may be a folder of this machine
+        shared["settings"] = {name: value for name, value in record["settings"].items() if name != hidden}
+    if isinstance(record.get("held_out"), dict):
+        shared["held_out"] = {name: _without_names(names) for name, names in record["held_out"].items()}
+    return shared
+
+
+def hash_names(names):
+    """SHA-256 of file names, in whatever order they come, as hexadecimal digits."""
+    return hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()
+
+
+def _without_names(names):
+    if isinstance(names, list):
+        return {"pictures": len(names), "sha256": hash_names(map(str, names))}
+    names = names if isinstance(names, dict) else {}
+    return {key: names.get(key) for key in ("pictures", "sha256")}  # of a record that was published before
