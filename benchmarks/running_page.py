@@ -1,6 +1,7 @@
 """Start `app.py` as its owner does, in a process of its own, and wait until it is ready."""
 
 import contextlib
+import os
 import socket
 import subprocess
 import sys
@@ -14,11 +15,15 @@ STARTUP_SECONDS = 300
 
 
 @contextlib.contextmanager
-def running_page(options=()):
+def running_page(options=(), python=sys.executable, cwd=ROOT, env=os.environ, **process):
     """Run the page on a free port of this machine.
 
     Args:
         options (`list[str]`): of `app.py`.
+        python (`str` or `Path`): what runs it.
+        cwd (`Path`): where `app.py` lies.
+        env (`dict`): its environment, to which the port is added and, if it is not there, the address.
+        **process: further arguments of `subprocess.Popen`.
 
     Yields:
         `tuple[str, int]`: its address without a slash at the end, and the process's id.
@@ -29,9 +34,10 @@ def running_page(options=()):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "app.py", "--host", "127.0.0.1", "--port", str(port), *options]
+    env = {"GRADIO_SERVER_NAME": "127.0.0.1"} | dict(env) | {"GRADIO_SERVER_PORT": str(port)}
     url = f"http://127.0.0.1:{port}"
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL) as page:
+    process = {"stdout": subprocess.DEVNULL} | process
+    with subprocess.Popen([python, "app.py", *options], cwd=cwd, env=env, **process) as page:
         try:
             _wait_until_ready(url, page)
             yield url, page.pid

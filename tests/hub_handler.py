@@ -113,6 +113,14 @@ class HubHandler(BaseHTTPRequestHandler):
         files = [{"rfilename": path} for path in repository.tree(commit)]
         self._answer_json({"id": repo_id, "sha": commit, "private": repository.private, "siblings": files})
 
+    def read_variables(self, _, kind, repo_id):
+        self._answer_json(_listed(self._repository(kind, repo_id, write=True).variables))
+
+    def set_variable(self, body, kind, repo_id):
+        asked, repository = json.loads(body), self._repository(kind, repo_id, write=True)
+        repository.variables[asked["key"]] = asked["value"]
+        self._answer_json(_listed(repository.variables))
+
     def list_tree(self, _, kind, repo_id, revision):
         repository = self._repository(kind, repo_id)
         self._answer_json(_listing(repository.tree(self._commit_of(repository, revision))))
@@ -141,8 +149,9 @@ class HubHandler(BaseHTTPRequestHandler):
         answer = []
         for file in json.loads(body)["files"]:
             path = file["path"]
-            oid = None if path not in tree else tree[path].sha256 if is_large(path) else tree[path].git_oid
-            mode = "lfs" if is_large(path) else "regular"
+            large = is_large(path, file["size"])
+            oid = None if path not in tree else tree[path].sha256 if large else tree[path].git_oid
+            mode = "lfs" if large else "regular"
             answer.append({"path": path, "uploadMode": mode, "shouldIgnore": False, "oid": oid})
         self._answer_json({"files": answer})
 
@@ -248,6 +257,10 @@ def _ref(name, commit):
     return {"name": name, "ref": name if name.startswith("refs/") else f"refs/heads/{name}", "targetCommit": commit}
 
 
+def _listed(variables):
+    return {name: {"key": name, "value": value} for name, value in variables.items()}
+
+
 def _listing(tree):
     listing = []
     for path, blob in tree.items():
@@ -264,6 +277,8 @@ ROUTES = (
     ("POST", "/api/validate-yaml", HubHandler.validate_yaml),
     ("GET", API, HubHandler.describe),
     ("GET", API + "/revision/(?P<revision>[^/]+)", HubHandler.describe),
+    ("GET", API + "/variables", HubHandler.read_variables),
+    ("POST", API + "/variables", HubHandler.set_variable),
     ("GET", API + "/tree/(?P<revision>[^/]+)", HubHandler.list_tree),
     ("POST", API + "/paths-info/(?P<revision>[^/]+)", HubHandler.paths_info),
     ("GET", API + "/refs", HubHandler.list_refs),

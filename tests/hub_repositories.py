@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 LARGE_SUFFIXES = (".safetensors", ".png", ".jpg", ".jpeg", ".zip")
 """Kept by their SHA-256 and uploaded apart, as `.gitattributes` on the Hub says."""
 
+MAX_REGULAR_BYTES = 10 * 2**20
+"""Larger files are kept like that whatever their names."""
+
 
 @dataclass(frozen=True)
 class Blob:
@@ -32,8 +35,8 @@ class Blob:
         return hashlib.sha1(b"blob %d\0" % len(kept) + kept).hexdigest()
 
 
-def is_large(path):
-    return path.endswith(LARGE_SUFFIXES)
+def is_large(path, size=0):
+    return path.endswith(LARGE_SUFFIXES) or size > MAX_REGULAR_BYTES
 
 
 class Repository:
@@ -42,6 +45,7 @@ class Repository:
     def __init__(self, repo_id, kind="model", private=False):
         self.repo_id, self.kind, self.private = repo_id, kind, private
         self.messages = []
+        self.variables = {}
         self.pull_requests = 0
         self._trees = {}
         self.refs = {"main": self._add({}, "initial commit")}

@@ -6,13 +6,16 @@ import shutil
 import subprocess
 import sys
 
+import httpx
 import pytest
 from conftest import ROOT
 from fresh_process import FreshProcess
 from hub_repositories import User
 from hub_server import Hub, environment_of, read_folder
+from huggingface_hub import SpaceCard
 from sentences import assert_sentence, refused
 
+from page.settings import parse_settings
 from pipelines.checkpoint_files import CARD, CARD_MARK
 from training.checkpoint_contents import list_contents
 from training.measured_results import EVALUATION
@@ -185,31 +188,100 @@ def test_what_a_checkpoint_has_no_more_goes_and_what_others_put_there_stays(publ
 # The Space
 
 
-def test_this_repository_becomes_a_space_in_one_commit(process, server, tmp_path):
+@pytest.fixture
+def clone(tmp_path):
+    """A git clone with a few of this repository's files, one that is not sent, and one that git does not know."""
     clone = tmp_path / "clone"
-    (clone / "tests").mkdir(parents=True)
-    for name in ("app.py", "README.md", "tests/test_app.py"):
+    for name in ("app.py", "README.md", "docs/page.png", "tests/test_app.py"):
+        (clone / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / name, clone / name)
+    (clone / "checkpoints" / "own").mkdir(parents=True)
+    (clone / "checkpoints" / "own" / "model_index.json").write_text("{}")
+    (clone / "checkpoints" / "own" / "large").write_bytes(bytes(10 * 2**20 + 1))
     git = ["git", "-C", clone, "-c", "user.name=me", "-c", "user.email=me@example.com"]
     for arguments in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "page"]):
         subprocess.run([*git, *arguments], check=True)
     (clone / "untracked.txt").write_text("x")
-    code = (
-        f"from training.space import push_space\nanswer = push_space('team/page', token={TOKEN!r}, root={str(clone)!r})"
-    )
-    status, printed, answer = process.run(code)
+    return clone
+
+
+@pytest.fixture
+def push_space(process, server, clone):
+    """Pushes the clone to team/page: exit status, what was printed, and the answer."""
+
+    def push(*models):
+        options = f"token={TOKEN!r}, root={str(clone)!r}, models={models!r}"
+        return process.run(f"from training.space import push_space\nanswer = push_space('team/page', {options})")
+
+    return push
+
+
+def space_card(server):
+    content = server.repositories.get("space", "team/page").tree("main")["README.md"].content.decode()
+    return SpaceCard(content)
+
+
+def test_this_repository_becomes_a_space_in_one_commit(push_space, server, clone):
+    status, printed, answer = push_space()
     assert status == 0, printed
-    assert "has all 2 files" in answer
+    assert "has all 5 files" in answer
     space = server.repositories.get("space", "team/page")
-    assert {name: blob.content for name, blob in space.tree("main").items()} == {
-        name: (ROOT / name).read_bytes() for name in ("app.py", "README.md")
-    }
-    assert "nothing to send" in process.run(code)[2]
+    files = {name: blob.content for name, blob in space.tree("main").items()}
+    sent = ("README.md", "app.py", "checkpoints/own/large", "checkpoints/own/model_index.json", "docs/page.png")
+    assert sorted(files) == sorted(sent)
+    assert all(files[name] == (clone / name).read_bytes() for name in sent[1:])
+    assert space.tree("main")["checkpoints/own/large"].is_large
+    assert "nothing to send" in push_space()[2]
     assert len(space.messages) == 2
     (clone / "app.py").write_text("changed")
-    status, _, answer = process.run(code)
+    status, _, answer = push_space()
     assert status == 2
     assert_sentence(answer["message"], "app.py", "not committed")
+
+
+def test_the_front_matter_of_a_space_names_what_exists_only_there(push_space, server, clone):
+    assert push_space()[0] == 0
+    ours, sent = SpaceCard((clone / "README.md").read_text()), space_card(server)
+    assert sent.text == ours.text
+    thumbnail = f"{server.url}/spaces/team/page/resolve/main/docs/page.png"
+    assert sent.data.to_dict() == ours.data.to_dict() | {"thumbnail": thumbnail}
+    assert httpx.get(thumbnail, follow_redirects=True).content == (clone / "docs" / "page.png").read_bytes()
+    assert server.repositories.get("space", "team/page").variables == {}
+
+
+def test_a_space_opens_the_models_that_were_named_and_keeps_them(push_space, publish, server, checkpoint):
+    assert publish(checkpoint)[0] == 0
+    status, printed, answer = push_space("checkpoints/own", "team/tile")
+    assert status == 0, printed
+    assert answer.endswith("Its page opens checkpoints/own, team/tile.")
+    space = server.repositories.get("space", "team/page")
+    assert space.variables == {"MODELS": "checkpoints/own,team/tile"}
+    assert space_card(server).data.models == ["team/tile"]
+    assert parse_settings([], space.variables).models == ("checkpoints/own", "team/tile")
+    assert "nothing to send" in push_space()[2]
+    assert space_card(server).data.models == ["team/tile"]
+    server.repositories.get("model", "team/tile").private = True
+    assert "team/tile is private: give the Space a secret HF_TOKEN" in push_space("team/tile")[2]
+    assert space.variables == {"MODELS": "team/tile"}
+    assert push_space("checkpoints/own")[0] == 0
+    assert space_card(server).data.models is None
+
+
+@pytest.mark.parametrize(
+    ("models", "words"),
+    [
+        (["team/none"], ["team/none does not exist"]),
+        (["team/empty"], ["team/empty holds no model_index.json"]),
+        (["a/b/c"], ["'a/b/c'", "organisation/name"]),
+        (["team/own", "checkpoints/own"], ["two models are named own"]),
+    ],
+)
+def test_a_space_names_no_model_that_is_not_there(push_space, server, models, words):
+    server.repositories.create("model", "team/empty")
+    status, _, answer = push_space(*models)
+    assert status == 2
+    assert_sentence(answer["message"], *words)
+    assert server.repositories.get("space", "team/page") is None
 
 
 # Failures

@@ -7,6 +7,7 @@ push that was interrupted is repeated with the same command.
 """
 
 import argparse
+import json
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -18,12 +19,13 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ge
 from huggingface_hub.errors import LocalTokenNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
-from pipelines.checkpoint_files import CARD
+from pipelines.checkpoint_files import CARD, HALF_PRECISION_WEIGHTS, WEIGHTS, is_half_precision
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from training.checkpoint_contents import is_ours, list_components, list_contents
 from training.hub_errors import hub_sentences
 from training.model_card import build_model_card, has_edited_card, is_edited
 from training.space import list_space_files, push_space
+from training.training_record import TRAINING_RECORD, publishable_record, read_record
 
 COMMIT_MESSAGE = "Upload a checkpoint"
 LICENSE = "apache-2.0"
@@ -79,6 +81,11 @@ def prepare_shipment(folder, repo_id, license=LICENSE, datasets=()):
             )
     pipe = AnomalyScoringPipeline.from_pretrained(folder)  # what does not load is not shared
     files = {name: folder / name for name in contents.shared}
+    if is_half_precision(folder):  # for variant="fp16"; a file under two names is sent and kept once
+        weights = {name: path for name, path in files.items() if path.name == WEIGHTS}
+        files |= {name.replace(WEIGHTS, HALF_PRECISION_WEIGHTS): path for name, path in weights.items()}
+    if TRAINING_RECORD in files:
+        files[TRAINING_RECORD] = (json.dumps(publishable_record(read_record(folder)), indent=2) + "\n").encode()
     has_own_card = has_edited_card(folder)
     if not has_own_card:
         files[CARD] = build_model_card(pipe, folder, repo_id, license, datasets).content.encode()
@@ -154,7 +161,8 @@ def describe_shipment(shipment, repo_id, revision=None):
     lines = [f"to {repo_id}, {revision or 'main'}:"]
     for name, size in shipment.sizes.items():
         lines.append(f"{size / 1000:12,.1f} kB  {name}" + (f" ({card})" if name == CARD else ""))
-    lines.append(f"{sum(shipment.sizes.values()) / 1000:12,.1f} kB  in {len(shipment.files)} files")
+    once = {source: shipment.sizes[name] for name, source in shipment.files.items()}
+    lines.append(f"{sum(once.values()) / 1000:12,.1f} kB  in {len(shipment.files)} files, equal ones counted once")
     return "\n".join([*lines, *_describe_left_out(shipment)])
 
 
@@ -174,6 +182,7 @@ def _parse_args(argv):
     parser.add_argument("--model", help="checkpoint folder")
     parser.add_argument("--repo_id", help="organisation/name on the Hub; created if it does not exist")
     parser.add_argument("--space", help="organisation/name of a Space: this repository's page, instead of a checkpoint")
+    parser.add_argument("--models", nargs="+", help="with --space: Hub ids and embedded folders that its page opens")
     parser.add_argument("--private", action="store_true", default=None, help="a new repository is private")
     parser.add_argument("--revision", help="branch to push to, created if there is none; default main")
     parser.add_argument("--create_pr", action="store_true", help="open a pull request instead of pushing")
@@ -187,13 +196,15 @@ def _parse_args(argv):
     if args.space is None and (args.model is None or args.repo_id is None):
         parser.error("--model and --repo_id are needed, or --space")
     if args.space is not None and (args.model or args.repo_id or args.revision or args.create_pr or args.card_only):
-        parser.error("--space goes with --private, --commit_message, --token and --dry_run only")
+        parser.error("--space goes with --models, --private, --commit_message, --token and --dry_run only")
+    if args.models is not None and args.space is None:
+        parser.error("--models goes with --space")
     return args
 
 
 def _push_space(args):
     message = "Update the Space" if args.commit_message == COMMIT_MESSAGE else args.commit_message
-    return push_space(args.space, args.private, message, args.token)
+    return push_space(args.space, args.private, message, args.token, models=args.models or ())
 
 
 def main(argv=None):
