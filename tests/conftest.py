@@ -5,6 +5,11 @@ import shutil
 import sys
 from pathlib import Path
 
+WORKER = os.environ.get("PYTEST_XDIST_WORKER")
+if WORKER is not None:  # each of several test processes, and what it starts, has a core of its own
+    CORES = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {CORES[int(WORKER.removeprefix("gw")) % len(CORES)]})
+
 import numpy as np
 import pytest
 import torch

@@ -107,7 +107,7 @@ def test_files_that_were_not_uploaded_are_not_read(url, tmp_path):
 def test_missing_checkpoint_ends_the_command_with_one_sentence(tmp_path):
     with pytest.raises(SystemExit) as caught:
         app.main(["--models", str(tmp_path / "missing")])
-    assert_sentence(caught.value.code, "missing is neither a folder nor a Hub id")
+    assert_sentence(caught.value.code, "missing", "is neither a folder nor a Hub id")
 
 
 def test_mcp_without_its_package_ends_the_command_with_one_sentence(monkeypatch):

@@ -1,6 +1,7 @@
 """Commands in two real processes on the CPU: the same split, losses, weights, calibration and figures as in one."""
 
 import json
+import sys
 
 import pytest
 import torch
@@ -60,11 +61,14 @@ def test_two_processes_end_with_the_weights_and_the_calibration_of_one(finished,
 def test_two_processes_measure_what_one_measures(environment, finished, tmp_path):
     arguments = ["--model", finished, "--data_dir", TILES, "--batch_size", 4, "--no_native"]
     alone = run(
-        ["python", "training/evaluate.py", *map(str, arguments), "--output_dir", str(tmp_path / "one")], environment
+        [sys.executable, "training/evaluate.py", *map(str, arguments), "--output_dir", str(tmp_path / "one")],
+        environment,
     )
     shared = run_in_two_processes(environment, "training/evaluate.py", *arguments, "--output_dir", tmp_path / "two")
     assert (alone.returncode, shared.returncode) == (0, 0), alone.stderr + shared.stderr
     reports = [json.loads((tmp_path / name / "report.json").read_text()) for name in ("one", "two")]
+    seconds = [report.pop("speed")["seconds_per_picture"] for report in reports]
+    assert min(seconds) > 0
     assert reports[0] == reports[1]
 
 
