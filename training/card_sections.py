@@ -128,6 +128,8 @@ def training_section(record, backbone):
     if not settings:
         return f"## Training\n\nIts settings were not recorded. Features: {as_text(backbone)}, from timm."
     folders = record.get("held_out") if isinstance(record.get("held_out"), dict) else {}
+    if settings.get("init_from"):
+        settings = settings | {"init_from": "FIRST_CHECKPOINT"}  # it may be a folder of the machine that trained
     command = repeat_command(settings, list(folders) or ["FOLDER_OF_GOOD_IMAGES"])
     seconds, memory = record.get("training_seconds"), record.get("peak_memory_gb")
     return f"""## Training
