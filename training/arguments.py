@@ -129,6 +129,11 @@ def _build_parser():
 
     model = parser.add_argument_group("model (defaults from the preset)")
     model.add_argument("--preset", choices=sorted(PRESETS), default="fast", help="fast for a CPU, paper for a GPU")
+    model.add_argument(
+        "--init_from",
+        help="finished checkpoint, a folder or a Hub id, to start from: to train it further, or on more categories, "
+        "where the folders of the old ones are named too; its feature extractor is kept",
+    )
     model.add_argument("--patch_size", type=int, help="pixel-unshuffle factor of the UNet's input")
     model.add_argument("--block_out_channels", type=int, nargs="+", help="UNet channels per level")
     model.add_argument("--layers_per_block", type=int, help="residual blocks per UNet level")

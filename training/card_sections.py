@@ -6,27 +6,19 @@ Whatever comes out of a file (names of categories, kinds of defects, settings) i
 import html
 import math
 import re
-import shlex
 
-from training.arguments import PRESETS, parse_args
 from training.calibration import describe
-from training.card_front_matter import HUB_ID, TITLES, one_line
+from training.card_front_matter import TITLES, one_line
 from training.measured_results import ALL
+from training.repeat_command import repeat_command
 
 NOT_MEASURED = "Not measured."
-
-MAX_LISTED = 200
-"""Folders, or values of a setting, that a card lists."""
 
 EXAMPLES = """Test pictures, of each kind those in the middle when sorted by score, judged at the promised rate. Cyan:
 what is marked as a defect. Yellow: what was labelled as one. The last column is the second pipeline's drawing of the
 part without what was rejected; of accepted parts there is none."""
 
 SHARES = ("detection_rate", "false_alarm_rate")
-
-UNSTATED = ("resume_from_checkpoint", "checkpointing_steps", "checkpoints_total_limit", "dataloader_num_workers")
-UNSTATED += ("report_to", "logging_dir", "preset", "alpha", "dataset_name")
-"""Settings that do not change what is trained, or are named apart."""
 
 
 def as_text(value):
@@ -135,16 +127,17 @@ def training_section(record, backbone):
     settings = record.get("settings") if isinstance(record.get("settings"), dict) else {}
     if not settings:
         return f"## Training\n\nIts settings were not recorded. Features: {as_text(backbone)}, from timm."
-    preset = settings.get("preset") if settings.get("preset") in PRESETS else "fast"
-    source = f"--dataset_name {trained_on}" if (trained_on := data_set_of(record)) else _folders_of(record)
-    options = "".join(f" \\\n    --{name} {value}" for name, value in _changed_settings(settings, preset))
+    folders = record.get("held_out") if isinstance(record.get("held_out"), dict) else {}
+    if settings.get("init_from"):
+        settings = settings | {"init_from": "FIRST_CHECKPOINT"}  # it may be a folder of the machine that trained
+    command = repeat_command(settings, list(folders) or ["FOLDER_OF_GOOD_IMAGES"])
     seconds, memory = record.get("training_seconds"), record.get("peak_memory_gb")
     return f"""## Training
 
 On pictures of good parts alone; a part of them was held out for the calibration. With the repository of the code:
 
 ````bash
-accelerate launch training/train.py --preset {preset} {source} --output_dir OUT{options}
+{command}
 ````
 
 Every other setting is the preset's default. Features: {as_text(backbone)}, from timm.
@@ -191,35 +184,6 @@ TILE_CITATION = """
 def citation_section(data):
     """The paper, and the data where it is known; `data` are names of data sets and categories."""
     return CITATION + (TILE_CITATION if "magnetic_tile" in data else "")
-
-
-def data_set_of(record):
-    """Hub id of the data set that a training record names; None if it was trained on folders."""
-    settings = record.get("settings")
-    name = settings.get("dataset_name") if isinstance(settings, dict) else None
-    return name if isinstance(name, str) and re.fullmatch(HUB_ID, name) else None
-
-
-def _folders_of(record):
-    folders = record.get("held_out") if isinstance(record.get("held_out"), dict) else {}
-    folders = [shlex.quote(one_line(name)) for name in list(folders)[:MAX_LISTED]] or ["FOLDER_OF_GOOD_IMAGES"]
-    return f"--train_data_dir {' '.join(folders)}"
-
-
-def _changed_settings(settings, preset):
-    """Name and shell words of every known setting that differs from the preset's default."""
-    defaults = vars(parse_args(["--preset", preset, "--train_data_dir", "X", "--output_dir", "X"]))
-    if settings.get("alpha") is not None:
-        yield "alpha", shlex.quote(one_line(settings["alpha"]))
-    for name, default in defaults.items():
-        value = settings.get(name, default)
-        if name in UNSTATED or name.startswith(("hub_", "push_to_")) or value in (default, None):
-            continue
-        if isinstance(default, bool):
-            yield (name if value else f"no-{name}"), ""
-        else:
-            values = value[:MAX_LISTED] if isinstance(value, list) else [value]
-            yield name, " ".join(shlex.quote(one_line(item)) for item in values)
 
 
 def _speed(speed):

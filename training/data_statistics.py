@@ -19,7 +19,7 @@ def fit_data_statistics(extractor, categories, batch_size, normalize_contrast, s
     """Fit the extractor's channel statistics, and measure brightness and contrast of each category.
 
     Args:
-        extractor (`TimmFeatureExtractor`): changed in place.
+        extractor (`TimmFeatureExtractor`, *optional*): changed in place.
         categories (`list[GoodImages]`): training pictures of each.
         batch_size (`int`): pictures per forward pass.
         normalize_contrast (`bool`): without it brightness and contrast are 0 and 0.5, which leaves pictures alone.
@@ -33,10 +33,10 @@ def fit_data_statistics(extractor, categories, batch_size, normalize_contrast, s
     for images in categories:
         places = torch.linspace(0, len(images) - 1, min(len(images), share)).long().tolist()
         chosen.append(list(DataLoader(Subset(images, places), batch_size=batch_size)))
-    count = sum(len(batch) for batches in chosen for batch in batches)
-    progress = tqdm(total=count, desc="feature statistics", unit="image", disable=not shows_progress)
-    fit_feature_statistics(extractor, chain.from_iterable(chosen), progress)
-    progress.close()
+    if extractor is not None:
+        count = sum(len(batch) for batches in chosen for batch in batches)
+        with tqdm(total=count, desc="feature statistics", unit="image", disable=not shows_progress) as progress:
+            fit_feature_statistics(extractor, chain.from_iterable(chosen), progress)
     if not normalize_contrast:
         return torch.zeros(len(categories)), torch.full((len(categories),), 0.5)
     pixels = [torch.cat(batches) for batches in chosen]

@@ -9,6 +9,7 @@ from training.feature_reference import fit_feature_reference
 from training.measured_results import forget_results
 from training.model import round_to_half
 from training.process import peak_memory_gb
+from training.repeat_command import repeat_command
 from training.sharing import is_main_process
 from training.training_record import settings_to_record, write_record
 
@@ -68,6 +69,7 @@ def finish_pipeline(args, unet, scheduler, extractor, data_mean, data_std, categ
         pipe.save_pretrained(args.output_dir, half_precision=True)
         held_out = {name: pictures for name, (_, pictures) in splits.items()}
         write_record(args.output_dir, settings_to_record(args), training_seconds, peak_memory_gb(), held_out)
-        logger.info("saved to %s", args.output_dir)
+        logger.info("saved to %s; the same again:", args.output_dir)
+        logger.info(repeat_command(vars(args), args.train_data_dir or [], args.output_dir))
     log.log_phase("finished")
     return pipe

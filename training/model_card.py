@@ -14,13 +14,13 @@ from training.card_front_matter import front_matter
 from training.card_sections import (
     LIMITS,
     citation_section,
-    data_set_of,
     promise_section,
     results_section,
     training_section,
     use_section,
 )
 from training.measured_results import find_sheet, read_results
+from training.repeat_command import data_set_of
 from training.training_record import read_record
 
 INTRODUCTION = """Trained on pictures of good parts alone, this pipeline says whether a picture shows a defect, where,
@@ -48,7 +48,7 @@ def build_model_card(pipe, folder, repo_id, license="apache-2.0", datasets=()):
     name = repo_id.split("/")[-1]
     backbone = pipe.feature_extractor.config.backbone_name
     record = read_record(folder)
-    datasets = dict.fromkeys([*datasets, *filter(None, [data_set_of(record)])])
+    datasets = dict.fromkeys([*datasets, *filter(None, [data_set_of(record.get("settings"))])])
     data = front_matter(name, backbone, results, license, datasets)
     trained_on = record.get("held_out") if isinstance(record.get("held_out"), dict) else {}
     sections = [

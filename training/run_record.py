@@ -12,6 +12,7 @@ from training.data import split_key
 RUN_RECORD = "run.json"
 
 FIXED_SETTINGS = (
+    "init_from",
     "seed",
     "resolution",
     "rotation_degrees",

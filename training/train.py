@@ -35,10 +35,9 @@ from training.checkpointing import (
     step_of,
 )
 from training.data import GoodImages
-from training.data_statistics import fit_data_statistics
 from training.finish import finish_pipeline
+from training.initial_weights import build_networks
 from training.losses import DenoisingLoss
-from training.model import build_scheduler, build_unet, load_pretrained_extractor
 from training.process import (
     TERMINATED,
     are_on_cpu,
@@ -104,18 +103,8 @@ def train(args):
 
     # 1. What training starts from
     categories = [GoodImages(chosen, args.resolution, replaces_unreadable=True) for chosen, _ in splits.values()]
-    scheduler = build_scheduler(args.prediction_type)
-    extractor = load_pretrained_extractor(args.feature_extractor, args.feature_grid, args.feature_strides)
-    data_mean, data_std = fit_data_statistics(
-        extractor, categories, args.train_batch_size, args.normalize_contrast, accelerator.is_local_main_process
-    )
-    unet = build_unet(
-        args.resolution,
-        args.patch_size,
-        extractor.num_features,
-        args.block_out_channels,
-        args.layers_per_block,
-        num_classes=len(categories) if len(categories) > 1 else None,
+    scheduler, extractor, unet, data_mean, data_std = build_networks(
+        args, categories, list(splits), accelerator.is_local_main_process
     )
     extractor.to(accelerator.device)
     prepare_output_dir(output_dir)  # nothing is written before everything that can be refused has been checked

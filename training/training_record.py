@@ -49,8 +49,8 @@ def publishable_record(record):
     """
     shared = {name: record[name] for name in ("training_seconds", "peak_memory_gb") if name in record}
     if isinstance(record.get("settings"), dict):
-        hidden = "resume_from_checkpoint"  # may be a folder of this machine
-        shared["settings"] = {name: value for name, value in record["settings"].items() if name != hidden}
+        hidden = ("resume_from_checkpoint", "init_from")  # may be folders of this machine
+        shared["settings"] = {name: value for name, value in record["settings"].items() if name not in hidden}
     if isinstance(record.get("held_out"), dict):
         shared["held_out"] = {name: _without_names(names) for name, names in record["held_out"].items()}
     return shared

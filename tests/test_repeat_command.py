@@ -1,0 +1,42 @@
+"""The command that repeats a training gives the very settings it was made from, whatever they hold."""
+
+import shlex
+
+import pytest
+
+from training.arguments import parse_args
+from training.repeat_command import repeat_command
+from training.training_record import settings_to_record
+
+
+def settings_of(command):
+    words = shlex.split(command.replace("\\\n", ""))
+    assert words[:3] == ["accelerate", "launch", "training/train.py"]
+    return parse_args(words[3:])
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        [],
+        ["--preset", "paper", "--train_batch_size", "4", "--no-normalize_contrast"],
+        ["--alpha", "0.2", "--timesteps", "10", "60", "--seed", "3", "--block_out_channels", "32", "64"],
+        ["--feature_extractor", "a folder; of 'mine'", "--streaming", "--dataset_name", "org/data"],
+    ],
+)
+def test_the_command_repeats_the_settings(given):
+    source = [] if "--dataset_name" in given else ["--train_data_dir", "my tiles", "NUTS"]
+    args = parse_args([*source, "--output_dir", "to here", *given])
+    again = settings_of(repeat_command(settings_to_record(args), args.train_data_dir or [], args.output_dir))
+    assert settings_to_record(again) == settings_to_record(args)
+    assert (again.train_data_dir, again.output_dir) == (args.train_data_dir, "to here")
+
+
+def test_what_others_recorded_cannot_add_words_or_lines_to_the_command():
+    evil = "x\n--push_to_hub; rm -rf ~ $(id)"
+    command = repeat_command({"feature_extractor": evil, "preset": evil, "dataset_name": evil}, [evil])
+    assert len(command.splitlines()) == 2
+    args = settings_of(command)
+    assert args.push_to_hub is False
+    assert args.train_data_dir == [" ".join(evil.split())]
+    assert args.feature_extractor == " ".join(evil.split())

@@ -1,0 +1,54 @@
+"""The command that trains a checkpoint again: preset, pictures, and every setting that differs from the preset."""
+
+import re
+import shlex
+
+from training.arguments import PRESETS, parse_args
+from training.card_front_matter import HUB_ID, one_line
+
+MAX_LISTED = 200
+"""Folders, or values of a setting, that a command lists."""
+
+UNSTATED = ("resume_from_checkpoint", "checkpointing_steps", "checkpoints_total_limit", "dataloader_num_workers")
+UNSTATED += ("report_to", "logging_dir", "preset", "alpha", "dataset_name", "config", "train_data_dir", "output_dir")
+"""Settings that do not change what is trained, or are named apart."""
+
+
+def repeat_command(settings, folders, output_dir="OUT"):
+    """A command for a shell, over several lines; whatever the settings hold is quoted.
+
+    Args:
+        settings (`dict`): as `training.json` records them, perhaps by somebody else.
+        folders (`list[str]`): of good pictures; a data set that the settings name stands instead of them.
+        output_dir (`str`): where the checkpoint goes.
+
+    Returns:
+        `str`
+    """
+    preset = settings.get("preset") if settings.get("preset") in PRESETS else "fast"
+    data_set = data_set_of(settings)
+    source = ["--dataset_name", data_set] if data_set else ["--train_data_dir", *folders[:MAX_LISTED]]
+    first = ["accelerate", "launch", "training/train.py", "--preset", preset, *source, "--output_dir", output_dir]
+    lines = [first, *([f"--{name}", *values] for name, values in _changed_settings(settings, preset))]
+    return " \\\n    ".join(shlex.join(one_line(word) for word in line) for line in lines)
+
+
+def data_set_of(settings):
+    """Hub id of the data set that settings name; None if it was trained on folders."""
+    name = settings.get("dataset_name") if isinstance(settings, dict) else None
+    return name if isinstance(name, str) and re.fullmatch(HUB_ID, name) else None
+
+
+def _changed_settings(settings, preset):
+    """Name and values of every known setting that differs from the preset's default."""
+    defaults = vars(parse_args(["--preset", preset, "--train_data_dir", "X", "--output_dir", "X"]))
+    if settings.get("alpha") is not None:
+        yield "alpha", [settings["alpha"]]
+    for name, default in defaults.items():
+        value = settings.get(name, default)
+        if name in UNSTATED or name.startswith(("hub_", "push_to_")) or value in (default, None):
+            continue
+        if isinstance(default, bool):
+            yield (name if value else f"no-{name}"), []
+        else:
+            yield name, value[:MAX_LISTED] if isinstance(value, list) else [value]
