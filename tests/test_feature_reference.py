@@ -7,7 +7,7 @@ from scipy.spatial import cKDTree
 from scipy.spatial.distance import mahalanobis
 
 from pipelines.feature_gaussian import FeatureGaussian, by_cell
-from pipelines.feature_memory import FeatureMemory
+from pipelines.feature_memory import KEPT_AT_ONCE, FeatureMemory
 from pipelines.image_preprocessing import preprocess
 from training.data import GoodImages
 from training.feature_reference import (
@@ -82,6 +82,14 @@ def test_memory_distance_is_that_of_the_nearest_kept_feature_in_the_whitened_spa
     rows = (features.permute(0, 2, 3, 1).reshape(-1, 6) @ memory.whitening).numpy()
     expected = cKDTree(memory.bank.numpy()).query(rows)[0].reshape(3, 4, 4) / 6**0.5
     np.testing.assert_allclose(memory(features).numpy(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_large_memory_is_searched_in_pieces_without_a_difference():
+    memory = FeatureMemory(num_features=6, grid_size=4, size=2 * KEPT_AT_ONCE + 7)
+    memory.bank.copy_(normal(2 * KEPT_AT_ONCE + 7, 6))
+    features = normal(3, 6, 4, 4, seed=1)
+    expected = torch.cdist(memory.whitened(features), memory.bank).amin(dim=1).view(3, 4, 4) / 6**0.5
+    torch.testing.assert_close(memory(features), expected, atol=1e-6, rtol=0)
 
 
 def test_a_places_distance_does_not_depend_on_the_batch_it_comes_in():

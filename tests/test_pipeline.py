@@ -3,12 +3,20 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from sentences import refused
 
 from pipelines.anomaly_maps import render, resize_map
 from pipelines.denoising_network import has_bfloat16
-from pipelines.image_preprocessing import preprocess
+from pipelines.gaussian_diffusion import (
+    add_noise,
+    discretized_gaussian_nll,
+    gaussian_kl,
+    model_gaussian,
+    true_posterior,
+)
+from pipelines.image_preprocessing import contrast_scale, normalize_contrast, preprocess
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from training.calibration import fit_calibration
 
@@ -154,6 +162,23 @@ def test_parts_are_standardised_measurements_averaged_over_the_timesteps_asked_f
             np.testing.assert_allclose(getattr(result, name)[0], expected, atol=1e-4)
     spread = np.std([single[timestep][0] for timestep in single], axis=0).max()
     assert spread > 0.1
+
+
+def test_at_timestep_0_the_pixel_part_is_equation_6_and_elsewhere_equation_9(pipe, tiles):
+    samples, _ = preprocess(tiles[0], 64)
+    noise, timesteps = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 50])
+    measured = pipe.measure(samples, timesteps.tolist(), noise, "no").kl[0]
+    sample = normalize_contrast(samples, pipe.config.data_mean, pipe.config.data_std).repeat(2, 1, 1, 1)
+    alphas_cumprod = pipe.scheduler.alphas_cumprod
+    noisy_sample = add_noise(sample, noise, alphas_cumprod, timesteps)
+    with torch.no_grad():
+        predicted = pipe.predict(noisy_sample, timesteps, "no")[:2]
+    mean, log_variance = model_gaussian(noisy_sample, *predicted, alphas_cumprod, timesteps)
+    bin_width = 2 / 255 * contrast_scale(pipe.config.data_std)
+    likelihood = discretized_gaussian_nll(sample[:1], mean[:1], log_variance[:1], bin_width)
+    divergence = gaussian_kl(*true_posterior(sample, noisy_sample, alphas_cumprod, timesteps), mean, log_variance)[1:]
+    expected = torch.cat([likelihood, divergence]).mean(dim=1)
+    torch.testing.assert_close(measured, F.avg_pool2d(expected[None], 4)[0], atol=1e-5, rtol=1e-4)
 
 
 def test_without_references_the_feature_part_is_equation_10_alone(pipe, tile_files, tiles):
