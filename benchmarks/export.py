@@ -47,7 +47,7 @@ def openvino_model(folder, threads):
 
     settings = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
     model = openvino.compile_model(folder / "model.xml", "CPU", settings)
-    return lambda squares: [model(squares)[index] for index in range(3)]
+    return lambda squares: list(model(squares).to_tuple())
 
 
 RUNTIMES = {"onnx": ("onnxruntime", onnxruntime_model), "openvino": ("openvino", openvino_model)}

@@ -1,14 +1,11 @@
 """A token is read nowhere but in the header that it is for: no output, no message, no file, whatever becomes of it."""
 
-import importlib.util
 import shutil
 
 import pytest
-from conftest import TILES
 from fresh_process import FreshProcess
 from hub_repositories import User
 from hub_server import Hub, read_folder
-from launching import TINY, launch
 from sentences import assert_sentence
 
 TOKEN, WRONG = "hf_secret_that_is_easily_found", "hf_wrong_but_secret_all_the_same"
@@ -116,19 +113,3 @@ def test_pulls_that_succeed_and_pulls_that_fail_keep_it_secret(way, server, proc
         assert_sentence(answer["message"])
         assert answer["raised"][0] == "ValueError"
     assert_kept_secret(*(printed for _, printed, _ in outcomes), process.stderr, folders=[tmp_path, home])
-
-
-def test_a_training_that_tracks_and_fails_to_push_keeps_it_secret(server, environment, tmp_path):
-    """`accelerate` prints the command line of what fails, unless it is quiet: the help of --hub_token says so."""
-    tracker = ["--report_to", "tensorboard"] if importlib.util.find_spec("tensorboard") else []
-    server.fail("POST", "/commit/", status=500)
-    variables = environment | {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_ENDPOINT": server.url}
-    variables |= {"HF_HOME": str(tmp_path / "home")}
-    variables.pop("HF_TOKEN", None)
-    arguments = ["--train_data_dir", TILES, "--output_dir", tmp_path / "out", *TINY, "--max_train_steps", "1"]
-    arguments += ["--push_to_hub", "--hub_model_id", "team/tile", "--hub_token", TOKEN, *tracker]
-    done = launch(variables, *arguments, quiet=True)
-    assert done.returncode == 1, done.stderr
-    assert_sentence(next(line for line in done.stderr.splitlines() if line.startswith("error: ")), "was not pushed")
-    assert bool(list(tmp_path.rglob("*tfevents*"))) == bool(tracker)
-    assert_kept_secret(done.stdout, done.stderr, folders=[tmp_path])

@@ -196,9 +196,7 @@ def main(argv=None):
     parser.add_argument("--category", help="what they show, for a checkpoint of several categories")
     parser.add_argument("--output_dir", help="for the recalibrated checkpoint; default --model's own folder")
     parser.add_argument("--timesteps", type=int, nargs="+", help="T of Eq. 11; the default keeps the checkpoint's")
-    parser.add_argument(
-        "--alpha", type=float, help="weight of the pixel part; the default is chosen on planted defects"
-    )
+    parser.add_argument("--alpha", type=float, help="weight of the pixel part; default: chosen on planted defects")
     parser.add_argument("--batch_size", type=int, default=8, help="pictures per UNet call")
     parser.add_argument("--seed", type=int, default=0, help="draws the noise fields and splits the pictures")
     args = parser.parse_args(argv)
@@ -247,16 +245,12 @@ def replace_calibration(pipe, category, calibration):
 def describe(calibration):
     """One sentence on what the calibration promises."""
     config = calibration.config
-    smallest = 1 / (config.num_ranked + 1)
+    rates = f"false alarm rates from {1 / (config.num_ranked + 1):.1%} up are"
     if config.cross_fitted:
-        return (
-            f"calibrated on {config.num_ranked} good pictures by cross-fitting: false alarm rates from {smallest:.1%} "
-            f"up are estimates; {MIN_DISJOINT} or more pictures would make them a guarantee."
-        )
-    return (
-        f"calibrated on {config.num_fitted} + {config.num_ranked} good pictures: false alarm rates from "
-        f"{smallest:.1%} up are guaranteed for new good parts."
-    )
+        remedy = f"{MIN_DISJOINT} or more pictures would make them a guarantee"
+        return f"calibrated on {config.num_ranked} good pictures by cross-fitting: {rates} estimates; {remedy}."
+    pictures = f"{config.num_fitted} + {config.num_ranked} good pictures"
+    return f"calibrated on {pictures}: {rates} guaranteed for new good parts."
 
 
 if __name__ == "__main__":

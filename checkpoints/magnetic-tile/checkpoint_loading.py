@@ -106,7 +106,7 @@ def locate_checkpoint(name_or_path, with_code=False, **hub_options):
     if folder.is_dir():
         return folder
     if not is_hub_id(name_or_path):
-        raise ValueError(f"{str(name_or_path)!r} is neither a folder nor a Hub id (organisation/name).")
+        raise ValueError(f"{repr(str(name_or_path))[1:-1]} is neither a folder nor a Hub id (organisation/name).")
     repo_id = str(name_or_path)
     with hub_sentences(repo_id, hub_options.get("token"), writes=False):
         if not (hub_options.get("local_files_only") or constants.HF_HUB_OFFLINE):
