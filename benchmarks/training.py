@@ -88,7 +88,7 @@ class StepTimer:
             finally:
                 self._sums[part] += _now() - began
                 if part == "UNet forward":
-                    self.unet_call = (args, kwargs)
+                    self.unet_call = args, kwargs, torch.is_autocast_enabled(args[1].device.type)
 
         return timed
 
@@ -137,13 +137,12 @@ def run(arguments, times_parts=True):
 
 
 def floor(unet_call, repeats):
-    """Median seconds of the UNet's forward and backward on what a step gave it, nothing else."""
-    (unet, sample, *rest), kwargs = unet_call
-    precision = torch.bfloat16 if sample.dtype == torch.bfloat16 or torch.is_autocast_enabled() else None
+    """Median seconds of the UNet's forward and backward on what a step gave it, in its precision, nothing else."""
+    (unet, sample, *rest), kwargs, autocasts = unet_call
     times = []
     for _ in range(repeats + 2):
         began = _now()
-        with torch.autocast(sample.device.type, precision or torch.bfloat16, enabled=precision is not None):
+        with torch.autocast(sample.device.type, torch.bfloat16, enabled=autocasts):
             output = unet(sample, *rest, **kwargs)[0]
         output.float().square().mean().backward()
         times.append(_now() - began)
