@@ -236,7 +236,9 @@ def main(argv=None):
         defective = [item.path for item in labelled if item.defect != "good"]
         if not good:
             raise ValueError(f"{args.data_dir} has no good test pictures to plant defects into.")
-        samples = [read_good(path) for path in _evenly(good, max(args.num_planted, 1))]
+        if args.num_planted < 1:
+            raise ValueError(f"--num_planted is {args.num_planted}; it must be at least 1.")
+        samples = [read_good(path) for path in _evenly(good, args.num_planted)]
         planted = plant_defects(samples, args.num_planted, args.seed)
         output_dir = Path(args.output_dir)
         output_dir.mkdir(parents=True, exist_ok=True)
