@@ -15,8 +15,10 @@ from sentences import assert_sentence, refused
 
 from pipelines import checkpoint_files
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
-from training.data import find_good_images
+from training.arguments import parse_args
+from training.data import find_good_images, hold_out, split_key
 from training.progress import loss_curve, read_progress
+from training.run_record import describe_run, restore_splits
 from training.train import main
 
 TILES = ROOT / "tests" / "fixtures" / "magnetic_tile"
@@ -204,3 +206,12 @@ def test_a_save_that_is_cut_off_leaves_no_mixture_of_two_checkpoints(tiny_pipeli
         tiny_pipeline.save_pretrained(tmp_path)
     with refused(ValueError, "model_index.json"):
         AnomalyScoringPipeline.from_pretrained(tmp_path)
+
+
+def test_pictures_of_the_same_name_in_folders_of_the_same_name_stay_on_their_side_of_the_split(tmp_path):
+    files = [tmp_path / line / "good" / f"{number}.png" for line in "abc" for number in range(12)]
+    splits = {"part": hold_out(files, 17 / 36, 0)}
+    assert {split_key(path) for path in splits["part"][0]} & {split_key(path) for path in splits["part"][1]}
+    arguments = parse_args(["--train_data_dir", str(tmp_path), "--output_dir", str(tmp_path / "out")])
+    run = describe_run(arguments, splits, 8)
+    assert restore_splits(tmp_path / "checkpoint-1", run, splits) == splits

@@ -72,6 +72,33 @@ def test_two_processes_measure_what_one_measures(environment, finished, tmp_path
     assert reports[0] == reports[1]
 
 
+REFERENCES = """
+import sys
+sys.path.insert(0, {root!r})
+from safetensors.torch import save_file
+from training.data import GoodImages, find_good_images
+from training.feature_reference import fit_feature_reference
+from training.model import load_pretrained_extractor
+from training.sharing import is_main_process, start_processes
+start_processes()
+extractor = load_pretrained_extractor("tf_efficientnet_lite0", 16)
+gaussian, memory = fit_feature_reference(extractor, GoodImages(find_good_images({tiles!r}), 64), batch_size=2)
+if is_main_process():
+    save_file({{"mean": gaussian.mean, "bank": memory.bank}}, sys.argv[1])
+"""
+
+
+def test_two_processes_remember_the_features_that_one_remembers(environment, tmp_path):
+    script = tmp_path / "references.py"
+    script.write_text(REFERENCES.format(root=str(ROOT), tiles=str(TILES)))
+    alone = run([sys.executable, str(script), str(tmp_path / "one")], environment)
+    shared = run_in_two_processes(environment, script, tmp_path / "two")
+    assert (alone.returncode, shared.returncode) == (0, 0), alone.stderr + shared.stderr
+    expected, found = (load_file(tmp_path / name) for name in ("one", "two"))
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, atol=1e-3, rtol=1e-3)
+
+
 @pytest.mark.parametrize("count", [1, 7, 8, 9, 40])
 def test_shares_are_whole_batches_that_together_are_all_pictures(count, monkeypatch):
     class State:

@@ -63,6 +63,7 @@ def fit_feature_reference(extractor, images, seed=0, batch_size=8):
     # every process draws for all pictures, so that which ones are its own makes no difference
     chosen = [torch.randperm(size * size, generator=generator)[:per_picture] for _ in range(len(images))]
     own = own_share(len(images), batch_size)
+    first = own.start
     candidates = [torch.zeros(0, per_picture, channels)]
     with tqdm(total=len(own), desc="features of good parts", unit="image", disable=not is_main_process()) as progress:
         for sample in DataLoader(Subset(images, own), batch_size=batch_size):
@@ -72,8 +73,8 @@ def fit_feature_reference(extractor, images, seed=0, batch_size=8):
             places = by_cell(features, cells).double()
             products += places @ places.transpose(1, 2)
             rows = features.flatten(2).transpose(1, 2)
-            first = own[progress.n]
             places = torch.stack(chosen[first : first + len(sample)])
+            first += len(sample)
             candidates.append(rows.gather(1, places[..., None].expand(-1, -1, channels)))
             progress.update(len(sample))
 

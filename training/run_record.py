@@ -6,6 +6,7 @@ seconds trained so far. It stays on the machine that trains: nothing of a `check
 
 import json
 import logging
+from collections import defaultdict
 
 from training.data import split_key
 
@@ -104,16 +105,19 @@ def restore_splits(checkpoint, run, splits):
         )
     restored = {}
     for category, split in splits.items():
-        now = {split_key(file): file for file in (*split[0], *split[1])}
+        now = defaultdict(list)
+        for file in sorted((*split[0], *split[1]), reverse=True):
+            now[split_key(file)].append(file)
         former = run["pictures"][category]
-        training, held_out = ([now[key] for key in keys if key in now] for keys in former)
+        # of files that are known by the same key, `hold_out` holds the first out
+        held_out, training = ([now[key].pop() for key in keys if now[key]] for keys in reversed(former))
         if not training or len(held_out) < min(MIN_HELD_OUT, len(former[1])):
             raise ValueError(
                 f"only {len(training)} + {len(held_out)} of the {len(former[0])} + {len(former[1])} pictures that "
                 f"{checkpoint.name} trained on and held out are left in {category}; restore them."
             )
         gone = len(former[0]) + len(former[1]) - len(training) - len(held_out)
-        new = len(now) - len(training) - len(held_out)
+        new = sum(map(len, now.values()))
         if gone or new:
             logger.warning("%s: since %s %d pictures are gone, %d are new", category, checkpoint.name, gone, new)
             logger.warning("what is gone is left out, and what is new is not used by a run that is resumed")
