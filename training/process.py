@@ -16,6 +16,9 @@ import torch
 TERMINATED = 128 + signal.SIGTERM
 """Exit status of a process that ended because it was asked to."""
 
+READER_NICENESS = 10
+"""How far processes that read pictures stand back behind the one that trains, as in `os.nice`."""
+
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -2, -3, -8
 
 
@@ -85,12 +88,16 @@ def noted_termination():
         signal.signal(signal.SIGTERM, former)
 
 
-def ignore_termination(*_):
-    """For processes that a training started: SIGTERM to the whole group is the training's to answer; it ends them.
+def stand_back(*_):
+    """For processes that read pictures for a training: let its threads go first, and leave SIGTERM to it.
 
-    Python would wait for ever at its exit for one that is still there: see `end_children_at_exit`.
+    A step's threads wait for each other, so that a reader on the core of one of them holds up all; it finds time
+    enough while they are not all busy. SIGTERM to the whole group is the training's to answer, which ends its readers:
+    Python would wait for ever at its exit for one that is still there (see `end_children_at_exit`).
     """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if hasattr(os, "nice"):  # not on Windows
+        os.nice(READER_NICENESS)
 
 
 def end_children_at_exit():

@@ -42,9 +42,9 @@ from training.process import (
     TERMINATED,
     are_on_cpu,
     end_children_at_exit,
-    ignore_termination,
     keep_large_buffers,
     noted_termination,
+    stand_back,
     use_all_cores,
 )
 from training.progress import LOSSES, ProgressLog
@@ -107,20 +107,24 @@ def train(args):
         args, categories, list(splits), accelerator.is_local_main_process
     )
     extractor.to(accelerator.device)
+    if args.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
     prepare_output_dir(output_dir)  # nothing is written before everything that can be refused has been checked
     if accelerator.is_main_process:
         clear_leftovers(output_dir)
         data.keep_revision(output_dir)
 
     # 2. Optimizer, schedule, moving average, data
-    optimizer = torch.optim.AdamW(unet.parameters(), lr=args.learning_rate, weight_decay=args.adam_weight_decay)
+    optimizer = torch.optim.AdamW(
+        unet.parameters(), lr=args.learning_rate, weight_decay=args.adam_weight_decay, fused=True
+    )
     lr_scheduler = get_scheduler(
         args.lr_scheduler,
         optimizer,
         num_warmup_steps=args.lr_warmup_steps * accelerator.num_processes,
         num_training_steps=args.max_train_steps * accelerator.num_processes,
     )
-    ema = EMAModel(unet.parameters(), decay=args.ema_max_decay, use_ema_warmup=True, power=0.75)
+    ema = EMAModel(unet.parameters(), decay=args.ema_max_decay, use_ema_warmup=True, power=0.75, foreach=True)
     ema.to(accelerator.device)
     start_step = step_of(checkpoint)
     dataloader = _build_dataloader(args, data, categories, start_step, accelerator)
@@ -213,7 +217,7 @@ def train(args):
 
     # 4. The averaged weights become the pipeline
     accelerator.wait_for_everyone()
-    unet = accelerator.unwrap_model(unet, keep_fp32_wrapper=False)  # without its autocast
+    unet = accelerator.unwrap_model(unet, keep_fp32_wrapper=False, keep_torch_compile=False)  # and its autocast
     ema.copy_to(unet.parameters())
     pipe = finish_pipeline(
         args, unet, scheduler, extractor, data_mean, data_std, categories, splits, training_seconds, log
@@ -281,7 +285,7 @@ def _build_dataloader(args, data, categories, start_step, accelerator):
         batch_size=args.train_batch_size,
         num_workers=args.dataloader_num_workers,
         prefetch_factor=4 if args.dataloader_num_workers else None,
-        worker_init_fn=ignore_termination,
+        worker_init_fn=stand_back,
     )
 
 

@@ -27,7 +27,7 @@ def save_state(folder, accelerator, unet, optimizer, lr_scheduler, ema):
         unet, optimizer, lr_scheduler: the prepared ones; the optimizer is AdamW.
         ema (`EMAModel`): of the UNet's parameters.
     """
-    save_file(_contiguous(accelerator.unwrap_model(unet).state_dict()), folder / MODEL)
+    save_file(_contiguous(accelerator.unwrap_model(unet, keep_torch_compile=False).state_dict()), folder / MODEL)
     save_file(_contiguous(dict(_numbered(ema.shadow_params))), folder / AVERAGE)
     moments = {
         f"{name}.{index}": tensor
@@ -73,7 +73,7 @@ def load_state(folder, accelerator, unet, optimizer, lr_scheduler, ema):
 
 
 def _load_state(folder, accelerator, unet, optimizer, lr_scheduler, ema):
-    unet = accelerator.unwrap_model(unet)
+    unet = accelerator.unwrap_model(unet, keep_torch_compile=False)
     parameters, device = list(unet.parameters()), accelerator.device
     counters = _read_counters(folder / COUNTERS, bool(_scaling(accelerator)))
     unet.load_state_dict(_read(folder / MODEL, unet.state_dict()))
