@@ -143,7 +143,8 @@ class TrainingRun:
         }
         options = [str(part) for name, value in arguments.items() for part in (f"--{name}", value)]
         launcher = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "training/train.py"]
-        return [*launcher, *options, *self._request.options]
+        # a report holds pictures, which a page does not keep
+        return [*launcher, *options, "--no-report", *self._request.options]
 
     def _lines(self):
         """What this process, and none before it, has said of its progress."""

@@ -11,7 +11,7 @@ from page.model_shelf import ModelShelf
 from page.settings import Settings
 from page.training_run import TrainingStatus
 from page.training_words import describe_training, list_left_out
-from page.verdict import duration
+from rendering.words import duration
 from training.data import find_good_images
 
 PATIENCE = 240_000
