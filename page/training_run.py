@@ -10,7 +10,7 @@ import threading
 import time
 from dataclasses import dataclass, field
 
-from training.progress import loss_curve, read_progress
+from training.progress import loss_curve, read_progress, separation_curve
 
 from .settings import ROOT
 
@@ -127,9 +127,10 @@ class TrainingRun:
             self._message if ended else "",
         )
 
-    def loss_curve(self):
-        """The losses over the steps so far, as `training.progress.loss_curve` gives them."""
-        return loss_curve(read_progress(self.output))
+    def curves(self):
+        """What `training.progress.loss_curve` and `separation_curve` give of the steps so far, a pair of them."""
+        entries = read_progress(self.output)
+        return loss_curve(entries), separation_curve(entries)
 
     def _command(self, pictures):
         arguments = {

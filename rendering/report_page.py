@@ -10,7 +10,7 @@ body { font: 15px/1.5 system-ui, sans-serif; color: #1c2733; background: #fff; m
 h1 { font-size: 1.7rem; margin: 0 0 4px } h2 { font-size: 1.25rem; margin: 36px 0 8px; border-top: 1px solid #d5dbe1;
   padding-top: 20px } h3 { font-size: 1.05rem; margin: 24px 0 6px }
 p { margin: 6px 0; max-width: 78ch } .lead { font-size: 1.05rem }
-.facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 10px; margin: 16px 0; padding: 0 }
+.facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 10px; margin: 16px 0 }
 .facts div { background: #f2f5f8; border-radius: 6px; padding: 10px 12px }
 .facts dt { font-size: .8rem; color: #52606d } .facts dd { margin: 0; font-size: 1.15rem; font-weight: 600 }
 .curves { display: grid; grid-template-columns: repeat(auto-fit, minmax(290px, 1fr)); gap: 12px }

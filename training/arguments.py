@@ -23,7 +23,7 @@ PRESETS = {
         "learning_rate": 4e-4,
         "normalize_contrast": True,
         "low_noise_share": 0.5,
-        "validation_steps": 200,
+        "validation_steps": 100,
     },
     "paper": {
         "patch_size": 1,

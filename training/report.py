@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from pipelines.checkpoint_reading import one_line
+from pipelines.denoising_network import has_bfloat16
 from pipelines.pipeline_gradient_denoise import GradientDenoisePipeline
 from rendering import report_page as html
 from rendering.curves import curves_svg
@@ -89,8 +90,8 @@ def build_report(pipe, args, categories, splits, validation, training_seconds, p
     trained, held_out = (sum(len(split[side]) for split in splits.values()) for side in (0, 1))
     more = " and more that were streamed" if args.streaming else ""
     lead = (
-        f"A model of {count_of(trained, 'good picture')}{more}, trained for {count_of(args.max_train_steps, 'step')} in "
-        f"{duration(training_seconds)}. It was calibrated on {count_of(held_out, 'other')}, which were held out."
+        f"A model of {count_of(trained, 'good picture')}{more}, trained for {count_of(args.max_train_steps, 'step')} "
+        f"in {duration(training_seconds)}. It was calibrated on {count_of(held_out, 'other')}, which were held out."
     )
     return html.page(
         f"Training report: {', '.join(splits)}",
@@ -115,7 +116,8 @@ def draw_samples(pipe, pictures, seed):
     Returns:
         `list[PIL.Image.Image]`: RGB, of the pictures' sizes.
     """
-    repair = GradientDenoisePipeline.from_pipe(pipe)
+    precision = "bf16" if has_bfloat16(pipe.unet.device) else "no"  # nothing is scored
+    repair = GradientDenoisePipeline.from_pipe(pipe, mixed_precision=precision)
     repair.set_progress_bar_config(disable=True)
     return repair(
         pictures,
@@ -153,7 +155,7 @@ def _curves(entries):
         yield html.paragraph(
             "How well the network alone tells synthetic defects, planted into held-out good pictures, from what is "
             "good: 1 is perfect, 0.5 a guess. It is measured on few pictures, so that small steps up or down mean "
-            "nothing; the finished model also compares with references of good features, and separates better."
+            "nothing. The finished model also compares pictures with references of good features."
         )
         yield html.side_by_side(
             curves_svg(
@@ -177,16 +179,16 @@ def _category_parts(pipe, images, validated, sheet, seed):
     )
     if len(planted):
         caption += (
-            f" Coloured: {len(planted)} held-out pictures with a synthetic defect, some of them faint, scored by the "
-            f"finished model; {(planted > threshold).sum()} of them are rejected (vermilion), the others accepted (blue)."
+            f" Coloured: {len(planted)} held-out pictures with a synthetic defect, some of them faint, scored by "
+            f"the finished model: {(planted > threshold).sum()} are rejected (vermilion), the others accepted (blue)."
         )
     yield html.drawing(histogram_svg(good, planted, threshold, "synthetic defects"), caption, "histogram")
     yield html.table(_weights(calibration.config))
     if sheet is not None:
         yield html.picture(
             sheet,
-            "The last validation: synthetic defects in held-out pictures, and what each part of the network alone makes "
-            "of them. The colours end at one and a half times the largest value that these good pictures show.",
+            "The last validation: synthetic defects in held-out pictures, and what each part of the network alone "
+            "makes of them. The colours end at one and a half times the largest value that is usual in a good one.",
         )
     places = np.linspace(0, len(images) - 1, NUM_SAMPLES).round().astype(int)
     pictures = [picture_of(images[place]) for place in places]
@@ -196,8 +198,8 @@ def _category_parts(pipe, images, validated, sheet, seed):
     ]
     yield html.picture(
         view_sheet(rows, ("",) * NUM_SAMPLES, SAMPLE_CELL),
-        f"Above, good pictures. Below, what the network draws from pure noise in {SAMPLE_STEPS} steps: the more it looks "
-        "like a good part, the more it has learned. Scoring needs far less of it than drawing whole parts does.",
+        f"Above, good pictures. Below, what the network draws from pure noise in {SAMPLE_STEPS} steps: the more it "
+        "looks like a good part, the more it has learned. Scoring asks for less: it adds only a little noise.",
     )
 
 

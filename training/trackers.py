@@ -30,7 +30,8 @@ def check_trackers(names):
         if name not in known:
             raise ValueError(f"--report_to is {name}; {', '.join(known)} are accepted.")
         if name not in available:
-            raise ValueError(f"--report_to {name} needs a package: pip install {PACKAGES.get(name, name)}")
+            package = PACKAGES.get(name, name)
+            raise ValueError(f"--report_to {name} needs a package that is not here; pip install {package} adds it.")
 
 
 def start_trackers(accelerator, settings):

@@ -33,8 +33,8 @@ MIN_PICTURES = 4
 """Of each category, however many there are."""
 
 BATCH_SIZE = 8
-SHOWN_GOOD = 2
-COLUMNS = ("picture", "planted defect", "KL (Eq. 9)", "feature error (Eq. 10), defect outlined")
+SHOWN_GOOD, CELL = 2, 160
+COLUMNS = ("picture", "planted defect", "KL (Eq. 9)", "feature error (Eq. 10)")
 
 
 @dataclass
@@ -126,7 +126,8 @@ class Validation:
     def draw_sheets(self):
         """A sheet of each category, `dict[str, PIL.Image.Image]`, of what was measured last.
 
-        One planted defect of each kind, then good pictures. The colours end above the largest value of a good picture.
+        One planted defect of each kind, then good pictures. The colours end above the largest value that is usual in a good picture (the
+        median of theirs).
         """
         return {name: _draw_sheet(category) for name, category in self.categories.items()}
 
@@ -203,7 +204,8 @@ def separation_of(pipe, maps, masks):
 def _draw_sheet(category):
     pipe, count = category.pipe, category.num_good
     maps = render(category.maps, pipe.resolution, pipe.config.smoothing_sigma)
-    maps = maps / maps[:count].amax(dim=(0, 2, 3)).clamp(min=1e-6).view(-1, 1, 1)  # 1: the largest of a good picture
+    usual = maps[:count].amax(dim=(2, 3)).median(dim=0).values.clamp(min=1e-6)
+    maps = maps / usual.view(-1, 1, 1)
     kinds = list(KINDS)[:count]
     rows = [(kind, count + place) for place, kind in enumerate(kinds)]
     rows += [("good", place) for place in range(SHOWN_GOOD)]
@@ -214,6 +216,7 @@ def _draw_sheet(category):
         ],
         COLUMNS,
         SATURATION_FACTOR,
+        CELL,
     )
 
 
