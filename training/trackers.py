@@ -11,6 +11,8 @@ from pipelines.checkpoint_reading import one_line
 RUN = "training"
 """What a run is called in all of them."""
 
+SHEET = "validation"
+
 PACKAGES = {"comet_ml": "comet-ml"}
 """Packages that are not named as their tracker."""
 
@@ -62,15 +64,16 @@ def start_trackers(accelerator, settings):
         ) from error
 
 
-def log_pictures(accelerator, pictures, step):
-    """Give pictures to every tracker that takes some.
+def log_sheets(accelerator, sheets, step):
+    """Give the sheets of a validation to every tracker that takes pictures.
 
     Args:
         accelerator (`Accelerator`): whose trackers were started.
-        pictures (`dict[str, PIL.Image.Image]`): by the names that they are shown under.
+        sheets (`dict[str, PIL.Image.Image]`): of each category; a single one is called "validation".
         step (`int`): of the training.
     """
-    arrays = {name: np.asarray(picture.convert("RGB")) for name, picture in pictures.items()}
+    names = [SHEET] if len(sheets) == 1 else [f"{SHEET}/{name}" for name in sheets]
+    arrays = dict(zip(names, map(np.asarray, sheets.values()), strict=True))
     for tracker in accelerator.trackers:
         if tracker.name == "trackio":  # accelerate gives it none
             import trackio

@@ -50,7 +50,7 @@ from training.progress import LOSSES, SEPARATION, ProgressLog
 from training.publish import open_repository, push_finished
 from training.run_record import check_settings, describe_run, read_run, restore_splits
 from training.sharing import mean_over_processes, on_any_process
-from training.trackers import check_trackers, log_pictures, start_trackers
+from training.trackers import check_trackers, log_sheets, start_trackers
 from training.training_data import find_training_data
 from training.training_record import settings_to_record
 from training.training_state import check_state, load_state
@@ -212,7 +212,7 @@ def train(args):
             log.log_step(step + 1, pictures, scalars, validated)
             accelerator.log(tracked, step=step + 1)
             if validated and accelerator.trackers:
-                log_pictures(accelerator, validation.draw_sheets(), step + 1)
+                log_sheets(accelerator, validation.draw_sheets(), step + 1)
             is_stopped = on_any_process(asked_to_end.is_set()) and not is_last
             if (step + 1) % args.checkpointing_steps == 0 or is_last or is_stopped:
                 save(step + 1)

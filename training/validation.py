@@ -126,8 +126,8 @@ class Validation:
     def draw_sheets(self):
         """A sheet of each category, `dict[str, PIL.Image.Image]`, of what was measured last.
 
-        One planted defect of each kind, then good pictures. The colours end above the largest value that is usual in a good picture (the
-        median of theirs).
+        One planted defect of each kind, then good pictures. The colours end above the largest value that is usual
+        in a good picture, the median of theirs.
         """
         return {name: _draw_sheet(category) for name, category in self.categories.items()}
 
