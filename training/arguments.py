@@ -198,7 +198,7 @@ def _build_parser():
         type=int,
         help="steps between two validations, of which one follows the last step: how well the network tells planted "
         "defects from good pictures, on held-out ones that fit the calibration; 0 for none. It changes nothing of what "
-        "is trained",
+        "is trained. The default is the preset's",
     )
     running.add_argument(
         "--report_to",

@@ -25,7 +25,6 @@ from tqdm.auto import tqdm
 from pipelines.denoising_network import has_bfloat16
 from pipelines.image_preprocessing import contrast_scale, normalize_contrast
 from training.arguments import parse_args
-from training.batches import OTHER_FAILURE, build_dataloader, read_batches, sentence_of
 from training.checkpointing import (
     check_output_dir,
     clear_leftovers,
@@ -51,10 +50,12 @@ from training.publish import open_repository, push_finished
 from training.run_record import check_settings, describe_run, read_run, restore_splits
 from training.sharing import mean_over_processes, on_any_process
 from training.trackers import check_trackers, log_sheets, start_trackers
-from training.training_data import find_training_data
+from training.training_data import build_dataloader, find_training_data
 from training.training_record import settings_to_record
 from training.training_state import check_state, load_state
 from training.validation import Validation
+
+OTHER_FAILURE = "Another process cannot read a picture."
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +70,7 @@ def main(argv=None):
     try:
         train(args)
     except ValueError as error:
-        sys.exit(f"error: {sentence_of(error)}")
+        sys.exit(f"error: {_sentence_of(error)}")
 
 
 def train(args):
@@ -170,7 +171,7 @@ def train(args):
 
     with noted_termination() as asked_to_end:
         for step in range(start_step, args.max_train_steps):
-            micro_batches, failure = read_batches(batches, args.gradient_accumulation_steps)
+            micro_batches, failure = _read_batches(batches, args.gradient_accumulation_steps)
             if on_any_process(failure is not None):
                 if step > start_step:
                     save(step)
@@ -234,6 +235,18 @@ def train(args):
         logger.info(push_finished(output_dir, repo_id, args.hub_token))
     accelerator.end_training()
     return pipe
+
+
+def _read_batches(batches, count):
+    """The batches of a step, and None; or None, and the sentence of the picture that cannot be read any more."""
+    try:
+        return [next(batches) for _ in range(count)], None
+    except ValueError as error:
+        return None, _sentence_of(error)
+
+
+def _sentence_of(error):
+    return str(error).rpartition("ValueError: ")[2].strip()  # a loader's process puts its traceback before it
 
 
 def _mean_losses(losses):
