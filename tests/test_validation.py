@@ -20,24 +20,24 @@ from training.validation import NUM_PICTURES, Validation, choose_pictures, separ
 RESOLUTION = 64
 
 
+def train(environment, folder, steps):
+    """The training of `finished` with a validation after so many steps each."""
+    arguments = ["--train_data_dir", TILES, "--output_dir", folder / "out", *TWELVE_STEPS]
+    done = launch(environment, *arguments, "--validation_steps", steps)
+    assert done.returncode == 0, done.stderr
+    return folder / "out"
+
+
 @pytest.fixture(scope="module")
 def validated(environment, tmp_path_factory):
-    """The training of `finished` with a validation after every third step."""
-    output_dir = tmp_path_factory.mktemp("validated") / "out"
-    arguments = ["--train_data_dir", TILES, "--output_dir", output_dir, *TWELVE_STEPS, "--validation_steps", 3]
-    done = launch(environment, *arguments)
-    assert done.returncode == 0, done.stderr
-    return output_dir
+    """The output folder of one that validates often."""
+    return train(environment, tmp_path_factory.mktemp("validated"), 3)
 
 
 @pytest.fixture(scope="module")
 def unvalidated(environment, tmp_path_factory):
-    """The same training without any."""
-    output_dir = tmp_path_factory.mktemp("unvalidated") / "out"
-    arguments = ["--train_data_dir", TILES, "--output_dir", output_dir, *TWELVE_STEPS, "--validation_steps", 0]
-    done = launch(environment, *arguments)
-    assert done.returncode == 0, done.stderr
-    return output_dir
+    """The output folder of one that never does."""
+    return train(environment, tmp_path_factory.mktemp("unvalidated"), 0)
 
 
 def test_validation_changes_no_byte_of_what_is_trained(validated, unvalidated):
