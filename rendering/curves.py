@@ -5,8 +5,8 @@ import math
 
 import numpy as np
 
-WIDTH, HEIGHT = 420, 220
-LEFT, RIGHT, TOP, BOTTOM = 52, 14, 28, 40
+WIDTH, HEIGHT = 320, 200
+LEFT, RIGHT, TOP, BOTTOM = 44, 12, 28, 38
 NUM_TICKS = 4
 COLORS = ("#0072b2", "#d55e00", "#009e73")
 """Blue, vermilion and green, which the colour-blind tell apart."""

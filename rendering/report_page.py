@@ -13,13 +13,14 @@ p { margin: 6px 0; max-width: 78ch } .lead { font-size: 1.05rem }
 .facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 10px; margin: 16px 0 }
 .facts div { background: #f2f5f8; border-radius: 6px; padding: 10px 12px }
 .facts dt { font-size: .8rem; color: #52606d } .facts dd { margin: 0; font-size: 1.15rem; font-weight: 600 }
-.curves { display: grid; grid-template-columns: repeat(auto-fit, minmax(290px, 1fr)); gap: 12px }
+.curves { display: grid; grid-template-columns: repeat(auto-fill, minmax(290px, 1fr)); gap: 12px }
 figure { margin: 12px 0; break-inside: avoid } figcaption { color: #52606d; font-size: .9rem; max-width: 90ch }
 img { max-width: 100%; height: auto; border: 1px solid #d5dbe1 }
 .histogram { max-width: 700px }
 table { border-collapse: collapse; font-size: .9rem } th { text-align: left; font-weight: 600 }
 td, th { padding: 3px 16px 3px 0; border-bottom: 1px solid #e4e8ec; vertical-align: top; overflow-wrap: anywhere }
-pre { background: #f2f5f8; padding: 12px; border-radius: 6px; overflow-x: auto; font-size: .85rem }
+pre { background: #f2f5f8; padding: 12px; border-radius: 6px; white-space: pre-wrap; overflow-wrap: anywhere;
+  font-size: .85rem }
 summary { cursor: pointer; font-weight: 600 }
 @media print { body { max-width: none; padding: 0 } .facts div, pre { border: 1px solid #d5dbe1 } }
 """

@@ -28,7 +28,7 @@ from training.training_record import settings_to_record
 from training.validation import picture_of
 
 NUM_SAMPLES = 4
-SAMPLE_STEPS = 25
+SAMPLE_STEPS = 20
 """Of the reverse process: its whole noise schedule is respaced to so many."""
 
 SAMPLE_CELL = 160
@@ -213,15 +213,13 @@ def _planted_scores(pipe, validated):
 
 def _weights(config):
     """What the score and the map are made of, and how they do on the planted defects they were chosen on."""
-    rows = {"Weights (chosen on synthetic defects)": "of the picture's score, and of the map"}
-    rows["KL (Eq. 9)"] = f"{config.alpha:.0%}, {config.alpha:.0%}"
+    rows = {"Part": "its weight in the picture's score / in the map, chosen on synthetic defects"}
+    rows["KL (Eq. 9)"] = f"{config.alpha:.0%} / {config.alpha:.0%}"
     names = ("feature error (Eq. 10)", *REFERENCE_NAMES)
     for name, image, maps in zip(names, config.image_weights, config.map_weights, strict=False):
-        rows[name] = ", ".join(f"{(1 - config.alpha) * share:.0%}" for share in (image, maps))
+        rows[name] = " / ".join(f"{(1 - config.alpha) * share:.0%}" for share in (image, maps))
     if config.planted_image_auroc is not None:
-        rows["On the defects they were chosen on"] = (
-            f"image AUROC {config.planted_image_auroc:.3f}, PRO {config.planted_pro:.3f}"
-        )
+        rows["all, on those defects"] = f"image AUROC {config.planted_image_auroc:.3f}, PRO {config.planted_pro:.3f}"
     return rows
 
 
