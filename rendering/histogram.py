@@ -1,5 +1,7 @@
 """Two histograms over the same bins, as SVG in the colours of the page it stands in: a batch over good pictures."""
 
+import html
+
 import numpy as np
 
 BINS = 24
@@ -70,7 +72,7 @@ def histogram_svg(good, batch, threshold, name="this batch"):
     ]
     labels.append(f'<text x="{WIDTH - RIGHT}" y="{floor + 18}" text-anchor="end">and above</text>')
     return (
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="Histogram of scores: {name} over the '
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="Histogram of scores: {html.escape(name)} over the '
         'good pictures of the calibration" font-size="12" fill="currentColor" style="width: 100%; height: auto">'
         f'<text x="{LEFT - 6}" y="{TOP + 4}" text-anchor="end">{top:.0%}</text>'
         f'<text x="{LEFT - 6}" y="{floor}" text-anchor="end">0%</text>'
