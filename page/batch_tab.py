@@ -6,6 +6,7 @@ import tempfile
 
 import gradio as gr
 
+from rendering.words import duration
 from training.data import IMAGE_SUFFIXES, MIN_IMAGES
 
 from .answering import answer_in_one_sentence
@@ -25,7 +26,6 @@ from .batch_words import (
 )
 from .recalibrating import Recalibration
 from .uploads import Folder
-from .verdict import duration
 
 ELSEWHERE = (
     "Models are not recalibrated on this server. On your own computer, `python training/calibration.py --model … "

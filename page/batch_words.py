@@ -3,9 +3,8 @@
 import html
 
 from rendering.histogram import ACCEPTED_COLOR, REJECTED_COLOR, histogram_svg
+from rendering.words import count_of, duration
 from training.drift import MIN_SCORES
-
-from .verdict import count_of, duration
 
 HEADERS = ["picture", "verdict", "score", "file", "p-value", "area (pixels)", "area (%)", "no."]
 DATATYPES = ["html", "str", "number", "str", "number", "number", "number", "number"]

@@ -3,10 +3,9 @@
 import html
 import math
 
+from rendering.words import count_of
 from training.card_front_matter import one_line
 from training.measured_results import ALL
-
-from .verdict import count_of
 
 COLUMNS = {
     "image_auroc": "image AUROC",

@@ -15,7 +15,8 @@ from .training_words import NO_TRAINING, describe_training, list_left_out
 from .trainings import MAX_STEPS
 
 LOOK_EVERY = 1.0
-PLOTTED = {"features": "Error in features", "noise": "Error in pixels"}
+LOSSES_PLOTTED = {"features": "Error in features", "noise": "Error in pixels"}
+PLOTTED = LOSSES_PLOTTED | {"features_pixel_auroc": "Synthetic defects found (1 is all)"}
 PLOT = {"height": 220, "min_width": 260, "tooltip": "all"}
 
 INTRODUCTION = """Give pictures of **good** parts only, taken as the inspected ones will be: same camera, same light.
@@ -75,7 +76,10 @@ def build_train_tab(page, demo):
             left_out = gr.HTML("", label="Files that were left out", elem_id="left-out")
             with gr.Row(visible=False) as plots:
                 curves = [
-                    gr.LinePlot(x="step", y=loss, y_title="error", **PLOT, title=PLOTTED[loss]) for loss in PLOTTED
+                    gr.LinePlot(
+                        x="step", y=name, y_title="error" if name in LOSSES_PLOTTED else "AUROC", **PLOT, title=title
+                    )
+                    for name, title in PLOTTED.items()
                 ]
             with gr.Row(visible=False) as trained:
                 use = gr.Button("Inspect with it", variant="primary", elem_id="use-trained")
@@ -155,7 +159,7 @@ def _look(page, shown):
     return (
         describe_training(run.name, status, run.is_stopping),
         gr.skip() if shown and now[:2] == tuple(shown)[:2] else list_left_out(run.left_out),  # it may be unfolded
-        *((gr.skip(),) * (1 + len(PLOTTED)) if now == shown else _drawn(run.loss_curve())),
+        *((gr.skip(),) * (1 + len(PLOTTED)) if now == shown else _drawn(*run.curves())),
         gr.update(interactive=not running),
         gr.update(interactive=running),
         leftover,
@@ -167,10 +171,13 @@ def _look(page, shown):
     )
 
 
-def _drawn(curve):
+def _drawn(losses, separation):
     """The row of plots, and one plot for each of `PLOTTED`."""
-    table = pd.DataFrame(curve)
-    return gr.update(visible=len(table) > 1), *(table[["step", loss]] for loss in PLOTTED)
+    losses, separation = pd.DataFrame(losses), pd.DataFrame(separation)
+    tables = (losses if name in LOSSES_PLOTTED else separation for name in PLOTTED)
+    return gr.update(visible=len(losses) > 1), *(
+        table[["step", name]] for table, name in zip(tables, PLOTTED, strict=True)
+    )
 
 
 @answer_in_one_sentence

@@ -10,7 +10,7 @@ import threading
 import time
 from dataclasses import dataclass, field
 
-from training.progress import loss_curve, read_progress
+from training.progress import loss_curve, read_progress, separation_curve
 
 from .settings import ROOT
 
@@ -127,9 +127,10 @@ class TrainingRun:
             self._message if ended else "",
         )
 
-    def loss_curve(self):
-        """The losses over the steps so far, as `training.progress.loss_curve` gives them."""
-        return loss_curve(read_progress(self.output))
+    def curves(self):
+        """What `training.progress.loss_curve` and `separation_curve` give of the steps so far, a pair of them."""
+        entries = read_progress(self.output)
+        return loss_curve(entries), separation_curve(entries)
 
     def _command(self, pictures):
         arguments = {
@@ -143,7 +144,8 @@ class TrainingRun:
         }
         options = [str(part) for name, value in arguments.items() for part in (f"--{name}", value)]
         launcher = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "training/train.py"]
-        return [*launcher, *options, *self._request.options]
+        # a report holds pictures, which a page does not keep
+        return [*launcher, *options, "--no-report", *self._request.options]
 
     def _lines(self):
         """What this process, and none before it, has said of its progress."""

@@ -2,7 +2,7 @@
 
 import html
 
-from .verdict import count_of, duration
+from rendering.words import count_of, duration
 
 PHASES = {
     "preparing": "Preparing: looking at the pictures",

@@ -7,6 +7,7 @@ import math
 from PIL import Image
 
 from rendering.heat_map import legend
+from rendering.words import count_of
 
 from .inspection import MAX_REGIONS
 
@@ -106,21 +107,6 @@ def list_regions(numbers):
 def _share(share):
     """A share that is not 0 in per cent: a small one never reads as nothing."""
     return f"{share:.1%}" if share >= 0.001 else f"{max(share, 1e-5):.3%}"
-
-
-def count_of(count, noun):
-    """How many of something, in words."""
-    return f"{count:,} {noun}" + ("" if count == 1 else "s")
-
-
-def duration(seconds):
-    """A time in words, rounded as one would say it."""
-    if seconds < 90:
-        return f"{max(1, round(seconds))} s"
-    if seconds < 5400:
-        return f"{round(seconds / 60)} min"
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours} h {minutes} min"
 
 
 def colour_scale(saturation, threshold):

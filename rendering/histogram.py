@@ -1,5 +1,7 @@
 """Two histograms over the same bins, as SVG in the colours of the page it stands in: a batch over good pictures."""
 
+import html
+
 import numpy as np
 
 BINS = 24
@@ -35,11 +37,12 @@ def score_bins(good, batch, threshold):
     return edges, *shares
 
 
-def histogram_svg(good, batch, threshold):
+def histogram_svg(good, batch, threshold, name="this batch"):
     """Draw both samples: good pictures as a pale ground, the batch as bars, the threshold as a dashed upright.
 
     Args:
         good, batch, threshold: as for `score_bins`.
+        name (`str`): of the second sample, as who cannot see it is told; no HTML.
 
     Returns:
         `str`: an SVG element as wide as its place.
@@ -69,8 +72,8 @@ def histogram_svg(good, batch, threshold):
     ]
     labels.append(f'<text x="{WIDTH - RIGHT}" y="{floor + 18}" text-anchor="end">and above</text>')
     return (
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="Histogram of scores: this batch over the good '
-        'pictures of the calibration" font-size="12" fill="currentColor" style="width: 100%; height: auto">'
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="Histogram of scores: {html.escape(name)} over the '
+        'good pictures of the calibration" font-size="12" fill="currentColor" style="width: 100%; height: auto">'
         f'<text x="{LEFT - 6}" y="{TOP + 4}" text-anchor="end">{top:.0%}</text>'
         f'<text x="{LEFT - 6}" y="{floor}" text-anchor="end">0%</text>'
         f"{''.join(pale)}{''.join(drawn)}"

@@ -17,7 +17,7 @@ from pipelines import checkpoint_files
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from training.arguments import parse_args
 from training.data import find_good_images, hold_out, split_key
-from training.progress import loss_curve, read_progress
+from training.progress import SEPARATION, loss_curve, read_progress, separation_curve
 from training.run_record import describe_run, restore_splits
 from training.train import main
 
@@ -32,9 +32,9 @@ def sentence_of(stderr):
 
 @pytest.fixture(scope="module")
 def resumed(environment, tmp_path_factory):
-    """The output folder of a run that was killed at its first checkpoint and taken up again."""
+    """The output folder of a run that was killed at its first checkpoint and taken up again; it validated often."""
     output_dir = tmp_path_factory.mktemp("resumed") / "out"
-    arguments = ["--train_data_dir", TILES, "--output_dir", output_dir, *TWELVE_STEPS]
+    arguments = ["--train_data_dir", TILES, "--output_dir", output_dir, *TWELVE_STEPS, "--validation_steps", 3]
     with started(environment, *arguments) as process:
         wait_until((output_dir / "checkpoint-2").exists, process)
     assert not (output_dir / "model_index.json").exists(), "the run was finished before it could be killed"
@@ -57,6 +57,13 @@ def test_a_killed_run_that_is_resumed_ends_with_the_very_weights_of_an_uninterru
         assert expected.keys() == weights.keys()
         for name, tensor in expected.items():
             assert torch.equal(weights[name], tensor), f"{component} {name}"
+
+
+def test_a_killed_run_that_is_resumed_has_validated_at_every_step_it_was_to_and_found_the_same(finished, resumed):
+    expected, found = (separation_curve(read_progress(folder)) for folder in (finished, resumed))
+    assert expected["step"] == [12]
+    assert found["step"] == [3, 6, 9, 12]
+    assert [found[name][-1] for name in SEPARATION] == [expected[name][-1] for name in SEPARATION]
 
 
 def test_a_resumed_run_counts_the_seconds_before_it_was_killed(finished, resumed):

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from training.progress import LOSSES, PROGRESS, ProgressLog, loss_curve, read_progress
+from training.progress import LOSSES, PROGRESS, SEPARATION, ProgressLog, loss_curve, read_progress, separation_curve
 
 
 def losses(value):
@@ -85,3 +85,39 @@ def test_a_long_curve_is_averaged(tmp_path):
     curve = loss_curve(read_progress(tmp_path), max_points=10)
     assert curve["bound"] == curve["step"] == [5.5 + 10 * index for index in range(10)]
     assert loss_curve([])["step"] == []
+
+
+def validated(value):
+    return dict.fromkeys(SEPARATION, value) | {"validation_seconds": 2.0}
+
+
+def test_a_validation_is_written_at_once_and_only_in_its_own_line(tmp_path):
+    log = ProgressLog(tmp_path, 0, 50, every=1000)
+    for step in range(1, 51):
+        log.log_step(step, step, losses(1), validated(step / 100) if step % 20 == 0 else None)
+    entries = read_progress(tmp_path)
+    assert [entry["step"] for entry in entries] == [1, 20, 40, 50]
+    assert ["validation_seconds" in entry for entry in entries] == [False, True, True, False]
+    assert loss_curve(entries)["step"] == [1, 20, 40, 50]
+    curve = separation_curve(entries)
+    assert curve["step"] == [20, 40]
+    assert curve["kl_image_auroc"] == [0.2, 0.4]
+
+
+def test_validations_of_a_resumed_run_replace_what_came_after_its_checkpoint(tmp_path):
+    first = ProgressLog(tmp_path, 0, 6, every=0)
+    for step in (1, 2, 3):
+        first.log_step(step, step, losses(1), validated(0.1))
+    second = ProgressLog(tmp_path, 1, 6, every=0)
+    second.log_phase("training")
+    second.log_step(2, 1, losses(1), validated(0.9))
+    assert separation_curve(read_progress(tmp_path))["features_pixel_auroc"] == [0.1, 0.9]
+    assert separation_curve([])["step"] == []
+
+
+def test_phases_are_timed(tmp_path):
+    log = ProgressLog(tmp_path, 0, 4, enabled=False)
+    for phase in ("references", "calibration", "references", "saving"):
+        log.log_phase(phase)
+    assert log.phase_seconds.keys() == {"references", "calibration"}
+    assert all(seconds >= 0 for seconds in log.phase_seconds.values())

@@ -102,6 +102,7 @@ def test_leftovers_and_strangers_stay_and_are_named(checkpoint):
     for name in (
         "checkpoint-7/optimizer.bin",
         "progress.jsonl",
+        "report.html",
         ".saving-x",
         "notes.txt",
         "evil.py",
@@ -117,6 +118,7 @@ def test_leftovers_and_strangers_stay_and_are_named(checkpoint):
         "evil.py",
         "notes.txt",
         "progress.jsonl",
+        "report.html",
         "unet/secret.json",
     ]
     assert "examples/part.png" in contents.shared

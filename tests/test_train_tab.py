@@ -11,7 +11,7 @@ from page.model_shelf import ModelShelf
 from page.settings import Settings
 from page.training_run import TrainingStatus
 from page.training_words import describe_training, list_left_out
-from page.verdict import duration
+from rendering.words import duration
 from training.data import find_good_images
 
 PATIENCE = 240_000
@@ -67,6 +67,7 @@ def test_a_visitor_trains_stops_comes_back_resumes_and_inspects_with_the_model(b
     page.locator("#resume-training").click()
     page.wait_for_selector("text=my-tiles is trained", timeout=PATIENCE)
     page.wait_for_selector("text=Error in features")
+    page.wait_for_selector("text=Synthetic defects found")
     page.locator("#pack-trained").click()
     page.wait_for_selector("#trained-zip a[href*='my-tiles.zip']")
     page.locator("#use-trained").click()

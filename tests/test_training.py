@@ -43,7 +43,7 @@ def test_a_run_keeps_the_checkpoints_it_was_told_to_keep(finished):
 
 def test_a_run_writes_no_pickle(finished):
     suffixes = {path.suffix for path in finished.rglob("*") if path.is_file()}
-    assert suffixes == {".safetensors", ".json", ".jsonl", ".md", ".py"}
+    assert suffixes == {".safetensors", ".json", ".jsonl", ".md", ".py", ".html"}
 
 
 def test_the_pipeline_holds_the_moving_average_of_the_weights_and_not_the_last_ones(finished):

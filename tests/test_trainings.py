@@ -105,7 +105,7 @@ def test_a_training_is_watched_stopped_resumed_and_ends_as_a_model_that_scores(t
     assert run.status().phase == "preparing"
     assert phases_until_the_end(run)[:1] == ["preparing"]
     assert (run.status().state, run.status().message) == ("finished", "")
-    assert run.loss_curve()["step"][-1] == step + 3
+    assert run.curves()[0]["step"][-1] == step + 3
     assert shelf.names[-1] == "tiles-2"
     assert np.isfinite(shelf.get("tiles-2").scoring(Image.open(find_good_images(TILES)[0])).anomaly_score).all()
     assert not (folder / "tiles-2.pictures").exists()

@@ -23,6 +23,7 @@ PRESETS = {
         "learning_rate": 4e-4,
         "normalize_contrast": True,
         "low_noise_share": 0.5,
+        "validation_steps": 100,
     },
     "paper": {
         "patch_size": 1,
@@ -37,6 +38,7 @@ PRESETS = {
         "learning_rate": 1e-4,
         "normalize_contrast": False,
         "low_noise_share": 0.0,
+        "validation_steps": 500,
     },
 }
 """fast: a CPU trains it in less than an hour. paper: the paper's network and settings, for a GPU."""
@@ -196,8 +198,27 @@ def _build_parser():
     running.add_argument("--checkpointing_steps", type=int, default=500, help="steps between two checkpoints")
     running.add_argument("--checkpoints_total_limit", type=int, default=2, help="checkpoints kept")
     running.add_argument("--resume_from_checkpoint", help="a checkpoint folder, or latest")
-    running.add_argument("--report_to", help="tracker of accelerate, such as tensorboard; none by default")
-    running.add_argument("--logging_dir", default="logs", help="folder of the tracker below output_dir")
+    running.add_argument(
+        "--validation_steps",
+        type=int,
+        help="steps between two validations, of which one follows the last step: how well the network tells planted "
+        "defects from good pictures, on held-out ones that fit the calibration; 0 for none. It changes nothing of what "
+        "is trained. The default is the preset's",
+    )
+    running.add_argument(
+        "--report_to",
+        nargs="+",
+        help="trackers of accelerate that get losses, validations and their sheets: tensorboard, wandb, trackio or "
+        "others that it knows, or all that are installed; none by default",
+    )
+    running.add_argument("--logging_dir", default="logs", help="folder below output_dir of trackers that write files")
+    running.add_argument(
+        "--report",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="write report.html into output_dir at the end: one page to look at, with pictures of parts; never "
+        "published",
+    )
 
     hub = parser.add_argument_group("sharing")
     hub.add_argument("--push_to_hub", action="store_true", help="push the finished checkpoint to the Hub")
@@ -215,6 +236,8 @@ def _check(parser, args):
     for name in ("train_batch_size", "max_train_steps", "gradient_accumulation_steps", "checkpointing_steps"):
         if getattr(args, name) < 1:
             parser.error(f"--{name} is {getattr(args, name)}; it must be at least 1")
+    if args.validation_steps < 0:
+        parser.error(f"--validation_steps is {args.validation_steps}; it must be at least 0, which is for none")
     if not 0 < args.calibration_fraction < 1:
         parser.error(f"--calibration_fraction is {args.calibration_fraction}; it must lie between 0 and 1")
     if args.snr_gamma is not None and not args.snr_gamma > 0:

@@ -70,8 +70,8 @@ def fit_calibration(pipe, files, timesteps, seed=0, batch_size=8, alpha=None, on
     """
     timesteps = sorted(timesteps)
     noise = draw_noise_fields(seed, timesteps, pipe.resolution)
+    ranked_files, fitted_files = split_held_out(files, seed)
     cross_fitted = len(files) < MIN_DISJOINT
-    ranked_files, fitted_files = (files, files) if cross_fitted else hold_out(files, FITTED_SHARE, f"ranks {seed}")
     even = [1 / (1 + len(pipe.references))] * (1 + len(pipe.references))
     calibration = ScoreCalibration(
         timesteps=timesteps,
@@ -100,7 +100,7 @@ def fit_calibration(pipe, files, timesteps, seed=0, batch_size=8, alpha=None, on
                 on_progress(progress.n, progress.total)
 
         def measured(images, mixed_precision="no"):
-            return _measure_all(pipe, images, timesteps, noise, batch_size, mixed_precision, on_batch)
+            return measure_all(pipe, images, timesteps, noise, batch_size, mixed_precision, on_batch)
 
         ranked = measured(ranked_images)[0]
         rough = measured(rough_images, "bf16")[0] if rough_images in measured_images else None
@@ -122,14 +122,43 @@ def fit_calibration(pipe, files, timesteps, seed=0, batch_size=8, alpha=None, on
     return calibration
 
 
-def _measure_all(pipe, images, timesteps, noise, batch_size, mixed_precision, on_batch):
-    """Measurement of every picture, and masks where `images` gives (sample, mask) pairs, shared out among processes."""
+def split_held_out(files, seed):
+    """Split held-out pictures into those whose scores are ranked and those that everything is fitted to and chosen on.
+
+    What looks at pictures of the second kind alone leaves the promised rate as it is.
+
+    Args:
+        files (`list[Path]` or `list[HubPicture]`): the pictures.
+        seed (`int`): of the training or the calibration.
+
+    Returns:
+        `tuple[list, list]`: ranked and fitted ones, disjoint; below `MIN_DISJOINT` both are all of them.
+    """
+    return (files, files) if len(files) < MIN_DISJOINT else hold_out(files, FITTED_SHARE, f"ranks {seed}")
+
+
+def measure_all(pipe, images, timesteps, noise, batch_size, mixed_precision="no", on_batch=None):
+    """Measure every picture; several processes share them out, and each of them has to call this.
+
+    Args:
+        pipe (`AnomalyScoringPipeline`): only its `measure` is called.
+        images: samples, or pairs of a sample and a mask: a data set or a list.
+        timesteps, noise, mixed_precision: as for `pipe.measure`.
+        batch_size (`int`): pictures per UNet call.
+        on_batch (*optional*): called after each batch with its number of pictures.
+
+    Returns:
+        `tuple[Measurement, torch.Tensor]`: on the CPU, in the order of the pictures, and the masks, (pictures, …).
+    """
     own = own_share(len(images), batch_size)
     batches = []
-    for batch in DataLoader(Subset(images, own or range(1)), batch_size=batch_size):  # of an empty share, the form
+    # of an empty share, the form; and a loader without a generator would draw from the process's own
+    loader = DataLoader(Subset(images, own or range(1)), batch_size=batch_size, generator=torch.Generator())
+    for batch in loader:
         samples, masks = batch if isinstance(batch, list) else (batch, torch.empty(len(batch), 0))
         batches.append([*(maps.cpu() for maps in pipe.measure(samples, timesteps, noise, mixed_precision)), masks])
-        on_batch(min(len(samples), len(own)))
+        if on_batch is not None:
+            on_batch(min(len(samples), len(own)))
     rows = (gather_rows(torch.cat(parts)[: len(own)], len(images), batch_size) for parts in zip(*batches, strict=True))
     *maps, masks = rows
     return Measurement(*maps), masks

@@ -18,9 +18,13 @@ from pipelines.checkpoint_files import (
 from pipelines.checkpoint_reading import leads_out, read_json
 from pipelines.safetensors_only import is_pickle
 from training.measured_results import is_sheet
+from training.progress import PROGRESS
 
-TRAINING_LEFTOVERS = ("checkpoint-*", "logs", "progress.jsonl", "__pycache__", ".*")
-"""At the top of the folder: what only the training itself needs."""
+REPORT = "report.html"
+"""What a training leaves to be looked at; it holds pictures of the parts."""
+
+TRAINING_LEFTOVERS = ("checkpoint-*", "logs", PROGRESS, REPORT, "__pycache__", ".*")
+"""At the top of the folder: what is for whoever trains, and for nobody else."""
 
 ROOT_FILES = (MODEL_INDEX, CARD, EVALUATION, TRAINING_RECORD, "LICENSE", "CITATION.cff")
 COMPONENT_FILES = ("config.json", "scheduler_config.json", WEIGHTS, HALF_PRECISION_WEIGHTS)

@@ -10,13 +10,16 @@ from training.measured_results import forget_results
 from training.model import round_to_half
 from training.process import peak_memory_gb
 from training.repeat_command import repeat_command
+from training.report import leave_report
 from training.sharing import is_main_process
 from training.training_record import settings_to_record, write_record
 
 logger = logging.getLogger(__name__)
 
 
-def finish_pipeline(args, unet, scheduler, extractor, data_mean, data_std, categories, splits, training_seconds, log):
+def finish_pipeline(
+    args, unet, scheduler, extractor, data_mean, data_std, categories, splits, training_seconds, log, validation=None
+):
     """Fit references to training pictures, calibrate on held-out ones, save; returns the pipeline.
 
     Weights are rounded to what is stored on disk before they are calibrated (the extractor's were when it was loaded),
@@ -31,7 +34,9 @@ def finish_pipeline(args, unet, scheduler, extractor, data_mean, data_std, categ
         splits (`dict[str, tuple]`): names of the categories, with their training and held-out pictures.
         training_seconds (`float`): spent in the training steps, by all runs that led here.
         log (`ProgressLog`): is told what is being done.
+        validation (`Validation`, *optional*): what the report shows of it; it has measured.
     """
+    device = unet.device
     unet.eval()
     round_to_half(unet)
     shared = {
@@ -69,6 +74,9 @@ def finish_pipeline(args, unet, scheduler, extractor, data_mean, data_std, categ
         pipe.save_pretrained(args.output_dir, half_precision=True)
         held_out = {name: pictures for name, (_, pictures) in splits.items()}
         write_record(args.output_dir, settings_to_record(args), training_seconds, peak_memory_gb(), held_out)
+        if args.report:
+            leave_report(pipe.to(device), args, categories, splits, validation, training_seconds, log.phase_seconds)
+            pipe.to("cpu")
         logger.info("saved to %s; the same again:", args.output_dir)
         logger.info(repeat_command(vars(args), args.train_data_dir or [], args.output_dir))
     log.log_phase("finished")

@@ -7,7 +7,8 @@ Every line is a whole JSON object and is written at once. A line says
     seconds             since this process began to train
     pid                 of the process: SIGTERM makes it write a checkpoint and end
 
-and, while it trains, `seconds_left` of the steps, `images_per_second` and the losses `noise`, `bound` and `features`.
+and, while it trains, `seconds_left` of the steps, `images_per_second` and the losses `noise`, `bound` and `features`;
+after a validation (`validation.py`) also each of `SEPARATION` and the `validation_seconds` that it took.
 A resumed run goes on in the same file; from the step it resumes at, its lines replace those before.
 """
 
@@ -20,6 +21,9 @@ import numpy as np
 
 PROGRESS = "progress.jsonl"
 LOSSES = ("noise", "bound", "features")
+SEPARATION = ("kl_image_auroc", "kl_pixel_auroc", "features_image_auroc", "features_pixel_auroc")
+"""How well the network's parts, KL (Eq. 9) and feature error (Eq. 10), tell planted defects from what is good."""
+
 WRITTEN_EVERY = 1.0
 """Seconds between two lines, at least; the first and the last step have one in any case."""
 
@@ -39,27 +43,35 @@ class ProgressLog:
         self.path = Path(folder) / PROGRESS
         self._step, self._max_steps, self._enabled, self._every = step, max_steps, enabled, every
         self._first, self._began, self._written = step, time.monotonic(), -np.inf
+        self._phase, self._phase_began = None, self._began
+        self.phase_seconds = {}
 
     def log_phase(self, phase):
-        """Say that a phase begins."""
+        """Say that a phase begins; `phase_seconds` says how long those before it took, `dict[str, float]`."""
+        now = time.monotonic()
+        if self._phase is not None:
+            self.phase_seconds[self._phase] = self.phase_seconds.get(self._phase, 0.0) + now - self._phase_began
+        self._phase, self._phase_began = phase, now
         self._write(phase)
 
-    def log_step(self, step, pictures, losses):
-        """Say that a step is done, if the last line is old enough.
+    def log_step(self, step, pictures, losses, validated=None):
+        """Say that a step is done, if the last line is old enough or there is a validation to tell of.
 
         Args:
             step (`int`): optimizer steps done.
             pictures (`int`): pictures that this process has trained on.
             losses (`dict[str, float]`): of this step, one for each of `LOSSES`.
+            validated (`dict[str, float]`, *optional*): what `Validation.measure` found after it.
         """
         self._step = step
         seconds = time.monotonic() - self._began
-        if seconds - self._written < self._every and step < self._max_steps:
+        if seconds - self._written < self._every and step < self._max_steps and not validated:
             return
         self._written = seconds
         seconds_left = seconds / (step - self._first) * (self._max_steps - step)
         speed = {"seconds_left": round(seconds_left, 1), "images_per_second": round(pictures / max(seconds, 1e-3), 2)}
-        self._write("training", **speed, **{name: round(losses[name], 6) for name in LOSSES})
+        values = {name: losses[name] for name in LOSSES} | (validated or {})
+        self._write("training", **speed, **{name: round(value, 6) for name, value in values.items()})
 
     def _write(self, phase, **values):
         if not self._enabled:
@@ -90,18 +102,34 @@ def loss_curve(entries, max_points=200):
 
     Lines of a run that was interrupted are left out from where it was resumed.
     """
-    kept = []
-    for entry in entries:
-        while kept and kept[-1]["step"] > entry["step"]:
-            kept.pop()
-        if all(name in entry for name in LOSSES):
-            kept.append(entry)
     names = ("step", *LOSSES)
+    kept = _lines_with(LOSSES, entries)
     if not kept:
         return {name: [] for name in names}
     values = np.array([[entry[name] for name in names] for entry in kept], float)
     means = np.stack([part.mean(axis=0) for part in np.array_split(values, min(max_points, len(values)))])
     return dict(zip(names, means.T.tolist(), strict=True))
+
+
+def separation_curve(entries):
+    """The validations, `dict[str, list]` with `step`, each of `SEPARATION` and `validation_seconds`.
+
+    Lines of a run that was interrupted are left out as in `loss_curve`.
+    """
+    names = ("step", *SEPARATION, "validation_seconds")
+    kept = _lines_with(names, entries)
+    return {name: [entry[name] for entry in kept] for name in names}
+
+
+def _lines_with(names, entries):
+    """Lines that hold all these names, without those that a resumed run has replaced."""
+    kept = []
+    for entry in entries:
+        while kept and kept[-1]["step"] > entry["step"]:
+            kept.pop()
+        if all(name in entry for name in names):
+            kept.append(entry)
+    return kept
 
 
 def _parse(line):

@@ -11,6 +11,7 @@ MAX_LISTED = 200
 
 UNSTATED = ("resume_from_checkpoint", "checkpointing_steps", "checkpoints_total_limit", "dataloader_num_workers")
 UNSTATED += ("report_to", "logging_dir", "preset", "alpha", "dataset_name", "config", "train_data_dir", "output_dir")
+UNSTATED += ("validation_steps", "report")
 """Settings that do not change what is trained, or are named apart."""
 
 

@@ -20,7 +20,6 @@ from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration, set_seed
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
-from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from pipelines.denoising_network import has_bfloat16
@@ -44,16 +43,17 @@ from training.process import (
     end_children_at_exit,
     keep_large_buffers,
     noted_termination,
-    stand_back,
     use_all_cores,
 )
-from training.progress import LOSSES, ProgressLog
+from training.progress import LOSSES, SEPARATION, ProgressLog
 from training.publish import open_repository, push_finished
 from training.run_record import check_settings, describe_run, read_run, restore_splits
 from training.sharing import mean_over_processes, on_any_process
-from training.training_data import find_training_data
+from training.trackers import check_trackers, log_sheets, start_trackers
+from training.training_data import build_dataloader, find_training_data
 from training.training_record import settings_to_record
 from training.training_state import check_state, load_state
+from training.validation import Validation
 
 OTHER_FAILURE = "Another process cannot read a picture."
 
@@ -78,6 +78,7 @@ def train(args):
     keep_large_buffers()
     if not torch.cuda.is_available():
         use_all_cores()
+    check_trackers(args.report_to or [])
     output_dir = check_output_dir(args.output_dir)
     checkpoint = find_checkpoint(output_dir, args.resume_from_checkpoint)
     if step_of(checkpoint) > args.max_train_steps:
@@ -106,6 +107,11 @@ def train(args):
     scheduler, extractor, unet, data_mean, data_std = build_networks(
         args, categories, list(splits), accelerator.is_local_main_process
     )
+    validation = None
+    if args.validation_steps:
+        validation = Validation(
+            args, unet, scheduler, extractor, data_mean, data_std, splits, accelerator.mixed_precision
+        )
     extractor.to(accelerator.device)
     if args.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
@@ -127,7 +133,7 @@ def train(args):
     ema = EMAModel(unet.parameters(), decay=args.ema_max_decay, use_ema_warmup=True, power=0.75, foreach=True)
     ema.to(accelerator.device)
     start_step = step_of(checkpoint)
-    dataloader = _build_dataloader(args, data, categories, start_step, accelerator)
+    dataloader = build_dataloader(args, data, categories, start_step, _global_batch(args, accelerator))
     unet, optimizer, lr_scheduler, dataloader = accelerator.prepare(unet, optimizer, lr_scheduler, dataloader)
     trained = unet, optimizer, lr_scheduler, ema
     if checkpoint:
@@ -150,7 +156,7 @@ def train(args):
         for name, (training_files, held_out) in splits.items():
             more = " and more that are streamed" if args.streaming else ""
             logger.info("%s: %d pictures%s to train on, %d held out", name, len(training_files), more, len(held_out))
-        accelerator.init_trackers("training", config={k: str(v) for k, v in settings_to_record(args).items()})
+        start_trackers(accelerator, settings_to_record(args))
     progress = tqdm(
         total=args.max_train_steps,
         initial=start_step,
@@ -202,11 +208,16 @@ def train(args):
                 {name: f"{scalars[name]:.4f}" for name in LOSSES}
                 | {"images/s": f"{pictures / (time.perf_counter() - started):.1f}"}
             )
-            log.log_step(step + 1, pictures, scalars)
-            accelerator.log(
-                {name: scalars[name] for name in LOSSES} | {"lr": lr_scheduler.get_last_lr()[0]}, step=step + 1
-            )
             is_last = step + 1 == args.max_train_steps
+            tracked = {name: scalars[name] for name in LOSSES} | {"lr": lr_scheduler.get_last_lr()[0]}
+            validated = {}
+            if validation and (is_last or (step + 1) % args.validation_steps == 0):
+                validated = validation.measure(ema)
+                tracked |= {f"validation/{name}": validated[name] for name in SEPARATION}
+            log.log_step(step + 1, pictures, scalars, validated)
+            accelerator.log(tracked, step=step + 1)
+            if validated and accelerator.trackers:
+                log_sheets(accelerator, validation.draw_sheets(), step + 1)
             is_stopped = on_any_process(asked_to_end.is_set()) and not is_last
             if (step + 1) % args.checkpointing_steps == 0 or is_last or is_stopped:
                 save(step + 1)
@@ -217,10 +228,12 @@ def train(args):
 
     # 4. The averaged weights become the pipeline
     accelerator.wait_for_everyone()
+    if validation and args.report and not validation.has_measured:  # resumed at its last step
+        validation.measure(ema)
     unet = accelerator.unwrap_model(unet, keep_fp32_wrapper=False, keep_torch_compile=False)  # and its autocast
     ema.copy_to(unet.parameters())
     pipe = finish_pipeline(
-        args, unet, scheduler, extractor, data_mean, data_std, categories, splits, training_seconds, log
+        args, unet, scheduler, extractor, data_mean, data_std, categories, splits, training_seconds, log, validation
     )
     if pushes:
         logger.info(push_finished(output_dir, repo_id, args.hub_token))
@@ -267,25 +280,6 @@ def _build_accelerator(args, output_dir):
         project_config=ProjectConfiguration(
             project_dir=str(output_dir), logging_dir=str(output_dir / args.logging_dir)
         ),
-    )
-
-
-def _build_dataloader(args, data, categories, start_step, accelerator):
-    """Batches of the remaining steps; accelerate deals them out to the processes in turn."""
-    pictures_per_step = _global_batch(args, accelerator)
-    dataset = data.sequence(
-        categories,
-        length=(args.max_train_steps - start_step) * pictures_per_step,
-        rotation_degrees=args.rotation_degrees,
-        seed=args.seed,
-        start=start_step * pictures_per_step,
-    )
-    return DataLoader(
-        dataset,
-        batch_size=args.train_batch_size,
-        num_workers=args.dataloader_num_workers,
-        prefetch_factor=4 if args.dataloader_num_workers else None,
-        worker_init_fn=stand_back,
     )
 
 

@@ -4,11 +4,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from torch.utils.data import DataLoader
+
 from training.augmentation import ShuffledRotatedImages
 from training.data import CHECKED_WHOLE, MIN_IMAGES, find_categories, hold_out, readable
 from training.hub_dataset import REVISION_RECORD, import_datasets, open_rows, pin_revision
 from training.hub_pictures import find_good_rows
 from training.picture_stream import PictureStream, StreamedRotatedImages
+from training.process import stand_back
 
 MAX_HELD_OUT = 2000
 """Their scores are ranked: more would promise rates below 1 in 1,000, and take hours to measure."""
@@ -84,6 +87,32 @@ def find_training_data(args, output_dir, resumed=False):
         stream.held_out = frozenset(picture.key for picture in held_out)
     name = args.dataset_config_name or args.dataset_name.split("/")[1]
     return TrainingData({name: (training, held_out)}, args.dataset_revision, stream, folder)
+
+
+def build_dataloader(args, data, categories, start_step, pictures_per_step):
+    """Batches of the remaining steps; accelerate deals them out to the processes in turn.
+
+    Args:
+        args: settings of `training/train.py`.
+        data (`TrainingData`): where pictures come from.
+        categories (`list[GoodImages]`): training pictures of each.
+        start_step (`int`): optimizer steps done.
+        pictures_per_step (`int`): of all processes together.
+    """
+    dataset = data.sequence(
+        categories,
+        length=(args.max_train_steps - start_step) * pictures_per_step,
+        rotation_degrees=args.rotation_degrees,
+        seed=args.seed,
+        start=start_step * pictures_per_step,
+    )
+    return DataLoader(
+        dataset,
+        batch_size=args.train_batch_size,
+        num_workers=args.dataloader_num_workers,
+        prefetch_factor=4 if args.dataloader_num_workers else None,
+        worker_init_fn=stand_back,
+    )
 
 
 def _split(pictures, fraction, seed):
