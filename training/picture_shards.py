@@ -20,6 +20,8 @@ SUFFIXES = (".parquet", ".tar")
 MAX_BYTES = 1 << 29
 """Of one encoded picture: more than `MAX_PIXELS` of 16-bit RGB take, less than a sparse file may claim to hold."""
 
+NO_END = "it has no end mark there, and may be cut short"
+
 ROWS_AT_ONCE = 16
 READ_BUFFER = 1 << 20
 
@@ -179,8 +181,8 @@ def _tar_pictures(run, start):
                         yield picture_of_bytes(name, target, partial(_read_member, archive, member, name))
                     place += 1
             archive.fileobj.seek(archive.offset)
-            # the library takes what is no head of a member for the end of the archive
-            refusal = "something else follows" if archive.fileobj.read(tarfile.BLOCKSIZE).strip(b"\0") else None
+            # the library takes whatever is no head of a member for the end of the archive
+            refusal = None if archive.fileobj.read(tarfile.BLOCKSIZE) == tarfile.NUL * tarfile.BLOCKSIZE else NO_END
     except (tarfile.TarError, OSError, ValueError) as error:
         refusal = one_line(error)[:300]
     if refusal is not None and place >= start:
