@@ -11,7 +11,7 @@ import numpy as np
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from pipelines.image_preprocessing import to_rgb
-from training.process import ignore_termination
+from training.process import follow_parent
 
 PREFETCHED = 2
 """Batches that wait for each worker's process: pictures come at their own size."""
@@ -99,14 +99,14 @@ class PictureBatches(IterableDataset):
 
 
 def load_batches(batches, num_workers):
-    """A `DataLoader` of `PictureBatches`, whose `num_workers` processes leave SIGTERM to this one."""
+    """A `DataLoader` of `PictureBatches`, whose `num_workers` processes leave SIGTERM to this one and end with it."""
     return DataLoader(
         batches,
         batch_size=None,
         num_workers=num_workers,
         prefetch_factor=PREFETCHED if num_workers else None,
         collate_fn=_as_it_is,
-        worker_init_fn=ignore_termination,
+        worker_init_fn=follow_parent,
     )
 
 
