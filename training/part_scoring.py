@@ -14,7 +14,7 @@ from training.score_table import scored_row, unreadable_row
 from training.whole_files import whole_file
 
 OVERLAYS = "overlays"
-MAPS = "maps"
+"""In the output folder."""
 
 
 class PartScorer:
@@ -64,8 +64,7 @@ class PartScorer:
     def _write(self, place, is_last):
         maps = self._maps.pop(place, [])
         if maps:
-            path = Path(self.parts.output_dir, MAPS, f"{self.parts.name(*place)}.parquet")
-            path.parent.mkdir(exist_ok=True)
-            with whole_file(path, self.parts.folder) as stream:
+            self.parts.maps.mkdir(exist_ok=True)
+            with whole_file(self.parts.maps / f"{self.parts.name(*place)}.parquet", self.parts.folder) as stream:
                 write_maps(*zip(*maps, strict=True), stream)
         self.parts.write(*place, self._rows.pop(place), is_last)

@@ -191,11 +191,12 @@ class HubRows:
 
     def pictures(self, run, start):
         """As the module says; a stream's row is named after its run and its place there."""
-        rows, first, folder = self.source.rows, run * self.run_size, self.source.split
+        table, folder = self.source.rows, self.source.split
         if self.is_stream:
-            rows, first, folder = rows.shard(self.num_runs, run), 0, f"{self.source.split}/{run}"
+            rows, first, folder = table.shard(self.num_runs, run), 0, f"{folder}/{run}"
         else:
-            rows = (rows[number] for number in range(first, min(first + self.run_size, len(rows))))
+            first = run * self.run_size
+            rows = (table[number] for number in range(first, min(first + self.run_size, len(table))))
         numbered = ((number, row) for number, row in enumerate(rows, first) if self.source.is_good(row))
         numbers = deque()
 

@@ -181,14 +181,17 @@ def score(args):
         return _sentence(parts, counts) if is_main_process() else None
     if not is_main_process():
         parts.hold(PartialState().process_index)
+    PartialState().wait_for_everyone()  # or the main one might look for another before it shows that it is there
     scorer = PartScorer(pipe, parts, args.alpha, args.false_alarm_rate, not args.no_overlays, args.maps)
     done = score_pictures(scorer, source, args.batch_size, args.dataloader_num_workers, args.part_size)
     if done is None:
         return None
     counts, speed = done
     parts.finish(described, counts)
-    cores = torch.get_num_threads() * PartialState().num_processes
-    return f"{speed:.3g} pictures a second, {speed / cores:.3g} on each of {cores} cores\n{_sentence(parts, counts)}"
+    count, unit = PartialState().num_processes, "GPUs"
+    if device.type == "cpu":
+        count, unit = count * torch.get_num_threads(), "cores"
+    return f"{speed:.3g} pictures a second, {speed / count:.3g} on each of {count} {unit}\n{_sentence(parts, counts)}"
 
 
 def _sentence(parts, counts):
@@ -238,8 +241,8 @@ def parse_args(argv=None):
     written.add_argument(
         "--maps",
         action="store_true",
-        help="keep the anomaly maps on the model's square in maps/part-*.parquet, columns file and map (100 kB each): "
-        'numpy.array(pyarrow.parquet.read_table("OUT/maps")["map"][0].as_py()) is one; it needs the package pyarrow',
+        help="keep the anomaly maps in maps/part-*.parquet, columns file and map, on the model's square: finer than "
+        "that they are only interpolated. About 100 kB each, rounded to 11 bits; needs the package pyarrow",
     )
     written.add_argument("--part_size", type=int, default=PART_SIZE, help="pictures that are written at once")
     scoring = parser.add_argument_group("scoring")

@@ -24,6 +24,7 @@ from training.whole_files import clear_partial_files, whole_file
 
 MANIFEST = "manifest.json"
 PARTS = "parts"
+MAPS = "maps"
 PREFIX = "part-"
 
 
@@ -38,7 +39,7 @@ class ScoreParts:
     def __init__(self, output_dir, table_format="csv"):
         self.output_dir, self.table_format = Path(output_dir), table_format
         self.table = self.output_dir / f"scores.{table_format}"
-        self.folder = self.output_dir / PARTS
+        self.folder, self.maps = self.output_dir / PARTS, self.output_dir / MAPS
         self._held = None
 
     def prepare(self):
@@ -70,6 +71,9 @@ class ScoreParts:
             ValueError: if what the folder holds is of something else.
         """
         if manifest is None:
+            for folder in (self.folder, self.maps):  # nobody knows what they are of
+                for leftover in folder.glob(f"{PREFIX}*"):
+                    leftover.unlink()
             _write_manifest(self, described, None)
             return described, None
         _check_manifest(self.output_dir, manifest, described)
