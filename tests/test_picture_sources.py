@@ -17,6 +17,7 @@ from training.picture_batches import PictureBatches, load_batches
 from training.picture_shards import open_shards
 from training.picture_sources import list_folder
 from training.score_folder import main
+from training.score_parts import ScoreParts
 from training.score_table import COLUMNS
 
 pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
@@ -227,6 +228,20 @@ def test_batches_begin_anew_with_each_part_and_say_where_they_end(tiles, tmp_pat
     expected = [(0, 0, 3, False, False), (0, 0, 1, True, False), (0, 1, 3, False, False), (0, 1, 1, True, False)]
     expected += [(0, 2, 2, True, True), (1, 1, 3, False, False), (1, 1, 1, True, True), (2, 0, 0, True, True)]
     assert sorted(found, key=lambda batch: batch[:2]) == expected
+
+
+def test_spawned_processes_take_the_sources_and_the_parts_too(tiles, tmp_path):
+    parts = ScoreParts(tmp_path)
+    parts.prepare()
+    parts.write(0, 0, [], is_last=True)
+    source = open_shards(
+        [write_tar(tmp_path / "a.tar", tiles), write_tar(tmp_path / "b.tar", tiles)], "image", RUN_SIZE
+    )
+    loader = load_batches(PictureBatches(source, range(2), parts.finished, part_size=40, batch_size=20), 1)
+    loader.multiprocessing_context = "spawn"
+    (batch,) = loader
+    assert (batch.run, len(batch.pictures), batch.ends_run) == (1, 20, True)
+    parts.remove()
 
 
 @pytest.mark.usefixtures("one_core")

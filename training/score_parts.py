@@ -42,6 +42,9 @@ class ScoreParts:
         self.folder, self.maps = self.output_dir / PARTS, self.output_dir / MAPS
         self._held = None
 
+    def __getstate__(self):
+        return self.__dict__ | {"_held": None}  # a loader's process is not the one that holds
+
     def prepare(self):
         """Create the folder, and clear it of what killed processes have left half written; for the main process.
 
