@@ -9,7 +9,6 @@ has ended with the very bytes of the uninterrupted one.
 """
 
 import argparse
-import hashlib
 import json
 import os
 import random
@@ -24,11 +23,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tqdm.auto import tqdm
 
+from benchmarks.killing import ROOT, compare, digests_of, finish
 from pipelines.checkpoint_files import SAVING, TRAINING_RECORD
 from training.checkpointing import PARTIAL, PREFIX
 from training.progress import PROGRESS, read_progress
 
-ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = ["--resolution", "64", "--patch_size", "4", "--feature_grid", "16", "--block_out_channels", "32", "32"]
 SETTINGS += ["--train_batch_size", "4", "--max_train_steps", "12", "--checkpointing_steps", "2"]
 SETTINGS += ["--lr_warmup_steps", "2", "--dataloader_num_workers", "1", "--mixed_precision", "no"]
@@ -53,17 +52,6 @@ def start(data_dir, output_dir):
     return subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True, text=True
     )
-
-
-def finish(process):
-    """Wait for a training to end.
-
-    Raises:
-        ValueError: with its last words, if it fails.
-    """
-    _, words = process.communicate()
-    if process.returncode:
-        raise ValueError(words.strip().rpartition("\n")[2])
 
 
 def has_come(moment, output_dir):
@@ -97,21 +85,13 @@ def kill(process, moment, output_dir, delay):
 
 def fingerprint(output_dir):
     """Digest of every file of a finished checkpoint, `dict[str, str]`, and of what its record says of the run."""
-    files = [path for path in output_dir.rglob("*") if path.is_file()]
-    names = {path.relative_to(output_dir).as_posix(): path for path in files}
     digests = {
-        name: hashlib.sha256(path.read_bytes()).hexdigest()
-        for name, path in names.items()
+        name: digest
+        for name, digest in digests_of(output_dir).items()
         if name not in UNCOMPARED and not name.startswith(PREFIX)
     }
-    record = json.loads(names[TRAINING_RECORD].read_text())
+    record = json.loads((output_dir / TRAINING_RECORD).read_text())
     return digests | {"record": json.dumps({key: record[key] for key in ("settings", "held_out")})}
-
-
-def compare(expected, found):
-    """What is different, in words; "" if nothing is."""
-    different = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
-    return ", ".join(different)
 
 
 def kill_and_resume(data_dir, output_dir, moment, random_state, seconds, expected):

@@ -9,6 +9,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.killing import two_processes_command
+
 NETWORK = ["--resolution", "64", "--patch_size", "4", "--feature_grid", "16", "--dataloader_num_workers", "0"]
 NETWORK += ["--mixed_precision", "no"]
 TINY = [*NETWORK, "--block_out_channels", "32", "32", "--train_batch_size", "4", "--lr_warmup_steps", "2"]
@@ -23,11 +27,6 @@ def launch_command(*arguments, quiet=False):
 def run_in_two_processes(environment, script, *arguments):
     """Run a command of this project in two processes, as `torchrun` starts them on a machine without a GPU."""
     return run(two_processes_command(script, *arguments), environment)
-
-
-def two_processes_command(script, *arguments):
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    return [*torchrun, script, *map(str, arguments)]
 
 
 def stay_on_one_core():

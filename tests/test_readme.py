@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import httpx
+import numpy as np
 import pytest
 from conftest import ROOT
 from PIL import Image
@@ -16,6 +17,7 @@ from serving import mcp_is_installed
 from benchmarks.running_page import running_page
 from pipelines.component_code import write_component_code
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
+from training.parquet_files import write_maps
 
 
 def _printed(mark, language):
@@ -93,6 +95,17 @@ def test_an_exported_checkpoint_gives_the_same_verdicts_without_pytorch_as_print
         assert float(score) == pytest.approx(expected.anomaly_score[index], rel=0.05, abs=0.1)
         assert float(p_value) == pytest.approx(expected.p_value[index], abs=0.03)
         assert Image.open(tmp_path / "heat_maps" / f"{path.stem}.png").size == images[index].size
+
+
+def test_an_anomaly_map_is_read_back_as_printed(tmp_path):
+    pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    expected = np.linspace(-1, 40, 12, dtype=np.float16).reshape(3, 4)
+    (tmp_path / "SCORES" / "maps").mkdir(parents=True)
+    with open(tmp_path / "SCORES" / "maps" / "part-000000-00000.parquet", "wb") as stream:
+        write_maps(["a.png"], [expected], stream)
+    code = _printed("maps", "python") + "print(maps['file'][0], anomaly_map.tolist())\n"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout.strip() == f"a.png {expected.tolist()}", done.stderr
 
 
 PRINTED = "http://127.0.0.1:7860"

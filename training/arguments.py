@@ -6,6 +6,7 @@ import sys
 from diffusers.optimization import SchedulerType
 
 from pipelines.score_calibration import MAX_TIMESTEPS
+from training.data_arguments import add_hub_options, add_hub_token, add_num_workers, check_hub_options
 from training.picture_stream import SAMPLE_SIZE, SHUFFLE_BUFFER
 from training.settings_file import as_arguments, read_settings
 
@@ -46,9 +47,15 @@ PRESETS = {
 
 CALIBRATION_FRACTION = 0.25
 
-HUB_OPTIONS = ("dataset_config_name", "dataset_split", "dataset_revision", "image_column", "label_column")
-HUB_OPTIONS += ("good_label", "streaming")
-"""Of `--dataset_name` alone."""
+STREAMING = (
+    "read the data set while training instead of downloading it first, for sets larger than the disk. The "
+    f"first {SAMPLE_SIZE} pictures of a shuffled pass are kept: --calibration_fraction of these is held out, and "
+    "statistics and references are fitted to the others. Pictures are shuffled by runs of files and in a buffer "
+    f"of {SHUFFLE_BUFFER} rows, not over the whole set. A resumed run reads again what it had read, at most two "
+    "passes, and goes on with the same sequence, if the version of datasets is the same; of several processes the "
+    "first reads for all"
+)
+"""What `--streaming` does here."""
 
 
 def parse_args(argv=None):
@@ -91,33 +98,7 @@ def _build_parser():
         help="folder of good pictures, or a category in MVTec-AD layout (its train/good is used); several make one "
         "model for several categories, each named after its folder",
     )
-    data.add_argument(
-        "--dataset_name",
-        help="instead: a data set of the Hub, organisation/name, of image folders or Parquet files (needs the package "
-        "datasets)",
-    )
-    data.add_argument("--dataset_config_name", help="its configuration, if it has several")
-    data.add_argument("--dataset_split", default="train", help="its part that is trained on")
-    data.add_argument(
-        "--dataset_revision",
-        help="its branch, tag or commit; default main. The commit is recorded, and a resumed run keeps to it unless "
-        "this option names another",
-    )
-    data.add_argument("--image_column", default="image", help="its column of pictures")
-    data.add_argument("--label_column", help="its column that says which pictures are good, for --good_label")
-    data.add_argument(
-        "--good_label", help="only rows with this label are used: the name of a class, or a plain value of the column"
-    )
-    data.add_argument(
-        "--streaming",
-        action="store_true",
-        help="read the data set while training instead of downloading it first, for sets larger than the disk. The "
-        f"first {SAMPLE_SIZE} pictures of a shuffled pass are kept: --calibration_fraction of these is held out, and "
-        "statistics and references are fitted to the others. Pictures are shuffled by runs of files and in a buffer "
-        f"of {SHUFFLE_BUFFER} rows, not over the whole set. A resumed run reads again what it had read, at most two "
-        "passes, and goes on with the same sequence, if the version of datasets is the same; of several processes the "
-        "first reads for all",
-    )
+    add_hub_options(data, STREAMING)
     data.add_argument("--output_dir", required=True, help="folder of the finished pipeline and of its checkpoints")
     data.add_argument("--resolution", type=int, default=256, help="pictures are squashed to this square")
     data.add_argument("--rotation_degrees", type=float, default=5.0, help="largest random rotation either way")
@@ -127,7 +108,7 @@ def _build_parser():
         default=CALIBRATION_FRACTION,
         help="share of the good pictures held out for calibration",
     )
-    data.add_argument("--dataloader_num_workers", type=int, default=1, help="processes that read pictures")
+    add_num_workers(data)
 
     model = parser.add_argument_group("model (defaults from the preset)")
     model.add_argument("--preset", choices=sorted(PRESETS), default="fast", help="fast for a CPU, paper for a GPU")
@@ -224,10 +205,7 @@ def _build_parser():
     hub.add_argument("--push_to_hub", action="store_true", help="push the finished checkpoint to the Hub")
     hub.add_argument("--hub_model_id", help="where to, organisation/name; default the output folder's name")
     hub.add_argument("--hub_private_repo", action="store_true", default=None, help="a new repository is private")
-    hub.add_argument(
-        "--hub_token",
-        help="better: hf auth login or HF_TOKEN; accelerate prints the whole command line when a run fails",
-    )
+    add_hub_token(hub)
     return parser
 
 
@@ -256,10 +234,4 @@ def _check_data(parser, args):
     if (args.train_data_dir is None) == (args.dataset_name is None):
         given = "both" if args.dataset_name else "neither"
         parser.error(f"give either --train_data_dir or --dataset_name; {given} was given")
-    for name in HUB_OPTIONS:
-        if args.dataset_name is None and getattr(args, name) != parser.get_default(name):
-            parser.error(f"--{name} belongs to --dataset_name; it does nothing for --train_data_dir")
-    if (args.label_column is None) != (args.good_label is None):
-        parser.error("--label_column and --good_label are given together or not at all")
-    if args.streaming and args.dataloader_num_workers > 1:
-        parser.error(f"--dataloader_num_workers is {args.dataloader_num_workers}; a stream is read by 1 at most")
+    check_hub_options(parser, args, "train_data_dir")

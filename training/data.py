@@ -6,6 +6,8 @@ Where pictures are given as `Path`, those of a data set (`hub_pictures.HubPictur
 import hashlib
 import io
 import logging
+import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,19 +84,43 @@ def _refusal(image):
     return None
 
 
-def find_images(folder):
-    """Every picture file below `folder`, sorted by path.
+def walk_images(folder, left_out=None):
+    """Yield every picture file below `folder`, in no order, without holding more of them than one.
+
+    Args:
+        folder (`str` or `Path`): its links to other folders are not followed.
+        left_out (`str` or `Path`, *optional*): a folder below it that is not looked into.
+
+    Returns:
+        `Iterator[tuple[str, os.DirEntry]]`: path within the folder, and what the system says of the file.
 
     Raises:
         ValueError: if the folder does not exist or holds no picture file.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
+    if not Path(folder).is_dir():
         raise ValueError(f"{folder} is not a folder.")
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
-    if not files:
+    left_out = left_out and os.path.realpath(left_out)
+    is_empty = True
+    open_folders = [("", os.scandir(folder))]
+    while open_folders:
+        prefix, entries = open_folders[-1]
+        entry = next(entries, None)
+        if entry is None:
+            open_folders.pop()
+        elif entry.is_dir(follow_symlinks=False):
+            if os.path.realpath(entry.path) != left_out:
+                with suppress(PermissionError):
+                    open_folders.append((f"{prefix}{entry.name}{os.sep}", os.scandir(entry.path)))
+        elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES and entry.is_file():
+            is_empty = False
+            yield prefix + entry.name, entry
+    if is_empty:
         raise ValueError(f"{folder} holds no pictures ({', '.join(IMAGE_SUFFIXES)}).")
-    return files
+
+
+def find_images(folder):
+    """Every picture file below `folder`, sorted by path; errors are those of `walk_images`."""
+    return sorted(Path(folder, name) for name, _ in walk_images(folder))
 
 
 def find_good_images(folder):

@@ -56,7 +56,7 @@ def pin_revision(args, output_dir, resumed):
     """The commit that a run reads, which is that of `--dataset_revision`, or of a resumed run, or of today's main.
 
     Args:
-        args: settings of `training/train.py`.
+        args: settings, as `data_arguments.add_hub_options` defines them.
         output_dir (`Path`): where a resumed run has left its commit.
         resumed (`bool`): whether there is one.
 
@@ -86,11 +86,17 @@ def pin_revision(args, output_dir, resumed):
     return info.sha
 
 
+def keep_revision(output_dir, revision):
+    """Leave the commit for `pin_revision` of a run that is resumed; nothing if it is None."""
+    if revision is not None:
+        Path(output_dir, REVISION_RECORD).write_text(f"{revision}\n")
+
+
 def open_rows(args, revision):
     """Open a data set at a commit; without `--streaming` it is downloaded first.
 
     Args:
-        args: settings of `training/train.py`.
+        args: settings, as `data_arguments.add_hub_options` defines them.
         revision (`str` or None): as `pin_revision` says.
 
     Returns:

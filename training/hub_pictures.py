@@ -6,7 +6,9 @@ They are decoded by `data.read_image`, so that the same ones are refused as in a
 import hashlib
 import logging
 import os
+from collections import deque
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from io import BytesIO
@@ -17,6 +19,9 @@ from tqdm.auto import tqdm
 
 from training.card_front_matter import one_line
 from training.data import read_image
+
+READ_AHEAD = 8
+"""Files that are fetched at the same time."""
 
 logger = logging.getLogger(__name__)
 
@@ -91,6 +96,28 @@ class GoodRows:
 
         with xopen(value["path"], "rb", download_config=DownloadConfig(token=self.token)) as stream:
             return stream.read()
+
+    def fetch(self, rows):
+        """Yield name, content and refusal (`ValueError`) of some rows, in their order; several are fetched at a time.
+
+        A row that cannot be read has no content, and one that can no refusal.
+        """
+        with ThreadPoolExecutor(READ_AHEAD) as pool:
+            fetched = deque()
+            for row in rows:
+                fetched.append(pool.submit(self._fetch_row, row))
+                if len(fetched) == READ_AHEAD:
+                    yield fetched.popleft().result()
+            while fetched:
+                yield fetched.popleft().result()
+
+    def _fetch_row(self, row):
+        value = row[self.column]
+        name = (file_name(value) if value else "") or f"a row of {self.split}"
+        try:
+            return name, self.content_of(value, name), None
+        except ValueError as refusal:
+            return name, None, refusal
 
     def _owns(self, path):
         """Whether a file is the data set's: there on the Hub, here in the cache, or inside a ZIP archive of either."""

@@ -4,8 +4,6 @@ Nothing but the sample is kept on the disk.
 """
 
 import logging
-from collections import deque
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from io import BytesIO
 from itertools import chain, islice
@@ -19,7 +17,7 @@ from pipelines.image_preprocessing import preprocess, to_rgb
 from training.augmentation import rotate_at_random
 from training.data import read_image
 from training.hub_dataset import data_set_sentences
-from training.hub_pictures import HubPicture, file_name, key_of
+from training.hub_pictures import HubPicture, key_of
 
 SAMPLE_SIZE = 1024
 """So many pictures, the first of a shuffled pass, are split into those held out and those that statistics and
@@ -30,9 +28,6 @@ SHUFFLE_BUFFER = 256
 
 MAX_RUNS = 64
 """A pass takes the files of a data set in at most so many runs, in a random order."""
-
-READ_AHEAD = 8
-"""Files that are fetched at the same time."""
 
 SAMPLE_PASS, FIRST_PASS = 0, 1
 
@@ -57,7 +52,7 @@ class PictureStream:
         The order depends on the seed, the pass's number and the commit alone, for the same version of `datasets`.
         """
         rows = shuffled(self.source.rows, np.random.default_rng((self.seed, number)))
-        for name, content, refusal in self._read(filter(self.source.is_good, rows)):
+        for name, content, refusal in self.source.fetch(filter(self.source.is_good, rows)):
             try:
                 if refusal is not None:
                     raise refusal
@@ -70,25 +65,6 @@ class PictureStream:
                     logger.warning("left out: %s", error)
                 continue
             yield name, key, content, image
-
-    def _read(self, rows):
-        """Name, content and refusal of each row, in their order; several are fetched at a time."""
-        with ThreadPoolExecutor(READ_AHEAD) as pool:
-            fetched = deque()
-            for row in rows:
-                fetched.append(pool.submit(self._read_row, row))
-                if len(fetched) == READ_AHEAD:
-                    yield fetched.popleft().result()
-            while fetched:
-                yield fetched.popleft().result()
-
-    def _read_row(self, row):
-        value = row[self.source.column]
-        name = (file_name(value) if value else "") or f"a row of {self.source.split}"
-        try:
-            return name, self.source.content_of(value, name), None
-        except ValueError as refusal:
-            return name, None, refusal
 
     def take_sample(self, folder, size=SAMPLE_SIZE):
         """Keep the first pictures of a pass of their own in a folder, `list[HubPicture]`; copies are left out.

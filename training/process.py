@@ -100,6 +100,20 @@ def stand_back(*_):
         os.nice(READER_NICENESS)
 
 
+def follow_parent(*_):
+    """For processes that send large pictures: ignore SIGTERM as `ignore_termination` does, end when the parent does.
+
+    One whose parent was killed would wait for ever for somebody to read what it has sent.
+    """
+    ignore_termination()
+
+    def end_after_parent():
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=end_after_parent, daemon=True).start()
+
+
 def end_children_at_exit():
     """Kill the processes that this one has started when it exits, before Python waits for them."""
     atexit.register(lambda: [child.kill() for child in multiprocessing.active_children()])

@@ -1,118 +1,284 @@
-"""Score a folder tree of unlabelled pictures: a CSV with one row each, and heat maps over the pictures.
+"""Score unlabelled pictures, however many: a table with one row each, and heat maps over the pictures.
 
     python training/score_folder.py --model CKPT --input_dir FOLDER --output_dir OUT
+    torchrun --standalone --nproc_per_node 2 training/score_folder.py --model CKPT --shards *.tar --output_dir OUT
 
 OUT holds scores.csv and overlays/, which mirrors the folder tree. A picture that cannot be read is a row with its
-reason, not an end.
+reason, not an end. Killed at any moment, the same command goes on and ends with the table of an undisturbed run, with
+any number of processes: what is written is in `score_parts.py`, what is read in `picture_sources.py` and
+`picture_shards.py`, what a process does with it in `picture_batches.py` and `part_scoring.py`.
 """
 
 import argparse
 import sys
+import time
+from datetime import timedelta
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-from PIL import Image
+from accelerate import PartialState
 from tqdm.auto import tqdm
 
-from pipelines.image_preprocessing import as_uint8, to_rgb
+from pipelines.checkpoint_loading import locate_checkpoint
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
-from rendering.heat_map import outline, overlay, saturation_of
-from training.checkpointing import prepare_output_dir
-from training.data import find_images, in_batches, read_image
-from training.process import keep_large_buffers, use_all_cores
-from training.score_table import scored_row, table_writer, unreadable_row
+from training.checkpointing import check_output_dir
+from training.data_arguments import add_hub_options, add_hub_token, add_num_workers, check_hub_options
+from training.hub_dataset import import_datasets, keep_revision, open_rows, pin_revision
+from training.parquet_files import import_parquet
+from training.part_scoring import PartScorer
+from training.picture_batches import PictureBatches, load_batches
+from training.picture_shards import open_shards
+from training.picture_sources import HubRows, list_folder
+from training.process import (
+    TERMINATED,
+    end_children_at_exit,
+    keep_large_buffers,
+    noted_termination,
+    use_all_cores,
+)
+from training.score_parts import ScoreParts, describe_scores
+from training.score_table import FORMATS, VERDICTS
+from training.sharing import is_main_process, on_main_process, start_processes
+from training.verify import hash_files
+from training.whole_files import whole_file
+
+PART_SIZE = 256
+"""Pictures of a part: what a process that is killed loses at most."""
+
+PATIENCE = timedelta(days=1)
+"""So long the others wait for the main process to list the pictures."""
+
+LOOK_EVERY = 1.0
+"""Seconds between two looks at what the other processes have finished."""
+
+STREAMING = (
+    "read the data set while scoring instead of downloading it first, for sets larger than the disk. Each process "
+    "reads files of its own; one that is resumed reads again, without scoring, what it had read of a run of files"
+)
 
 
-def score_folder(pipe, input_dir, output_dir, batch_size=8, false_alarm_rate=None, overlays=True):
-    """Score every picture below `input_dir`.
+class Stopped(Exception):
+    """Raised when the process has been asked to end."""
+
+
+def score_pictures(scorer, source, batch_size=8, num_workers=1, part_size=PART_SIZE):
+    """Score the pictures of a source, from where the parts that are finished end, and write the table.
+
+    Every process of a launch has to call this. SIGTERM ends it after the batch in hand.
 
     Args:
-        pipe (`AnomalyScoringPipeline`): a calibrated pipeline.
-        input_dir, output_dir (`Path`): where pictures are read and results written.
+        scorer (`PartScorer`): scores this process's batches.
+        source: see `picture_sources.py`.
         batch_size (`int`): pictures per UNet call.
-        false_alarm_rate (`float`, *optional*): promised to good parts.
-        overlays (`bool`): whether to draw heat maps.
+        num_workers (`int`): processes that read pictures, for each process that scores.
+        part_size (`int`): pictures of a part.
 
     Returns:
-        `list[ScoreRow]`: the rows of scores.csv.
+        `tuple[dict[str, int], float]` or None: number of pictures of each verdict, and pictures a second, on the main
+        process; the others return when their share is done.
 
     Raises:
-        ValueError: if `input_dir` holds no pictures.
+        ValueError: if the source cannot be read on, or another process has ended too soon.
+        Stopped: after SIGTERM.
     """
-    files = find_images(input_dir)
-    saturation = saturation_of(pipe)
-    rows = []
-    table = output_dir / "scores.csv"
-    partial = table.with_suffix(".csv.partial")
+    state, parts = PartialState(), scorer.parts
+    own = range(state.process_index, source.num_runs, state.num_processes)
+    batches = PictureBatches(source, own, parts.finished, part_size, batch_size)
+    began, before = time.perf_counter(), parts.count_pictures(source.num_runs) if is_main_process() else 0
+    with (
+        noted_termination() as asked_to_end,
+        tqdm(
+            total=source.num_pictures, initial=before, desc="scoring", unit="image", disable=not is_main_process()
+        ) as progress,
+    ):
+        watch = _ProgressOfAll(progress, parts, part_size)
+        for batch in load_batches(batches, num_workers):
+            if batch.failure:
+                raise ValueError(f"{batch.failure} The same command goes on from here.")
+            scorer.score(batch)
+            watch.add(len(batch.pictures), batch.ends_part)
+            if asked_to_end.is_set():
+                raise Stopped
+        if not is_main_process():
+            return None
+        counts = dict.fromkeys(VERDICTS, 0)
+
+        def rows():
+            for run in range(source.num_runs):
+                _wait_for(run, parts, state.num_processes, asked_to_end, watch)
+                for row in parts.rows(run):
+                    counts[row.verdict] += 1
+                    yield row
+
+        with whole_file(parts.table, parts.folder) as stream:
+            FORMATS[parts.table_format](rows(), stream)
+    return counts, (sum(counts.values()) - before) / (time.perf_counter() - began)
+
+
+class _ProgressOfAll:
+    """The main process's bar: its own pictures at once, those of the others by the parts that they finish."""
+
+    def __init__(self, progress, parts, part_size):
+        self.progress, self.parts, self.part_size = progress, parts, part_size
+        self.own = self.own_parts = 0
+        self.first = 0 if progress.disable else parts.count()
+        self.looked = time.monotonic()
+
+    def add(self, count, ends_part):
+        """Say what this process has scored; nothing if it only waits."""
+        self.own, self.own_parts = self.own + count, self.own_parts + ends_part
+        if self.progress.disable:
+            return
+        if time.monotonic() - self.looked < LOOK_EVERY:
+            self.progress.update(count)
+            return
+        self.looked = time.monotonic()
+        others = (self.parts.count() - self.first - self.own_parts) * self.part_size
+        reached = self.progress.initial + self.own + others
+        self.progress.update(max(min(reached, self.progress.total or reached) - self.progress.n, 0))
+
+
+def _wait_for(run, parts, num_processes, asked_to_end, watch):
+    """Wait until a run is finished.
+
+    Raises:
+        ValueError: if the process whose share it is has ended before.
+    """
+    while not parts.finished(run)[1]:
+        if asked_to_end.is_set():
+            raise Stopped
+        process = run % num_processes
+        if not (process and parts.is_held(process)) and not parts.finished(run)[1]:
+            raise ValueError(f"process {process} has ended before its share was done; the same command goes on.")
+        watch.add(0, False)
+        time.sleep(LOOK_EVERY / 10)
+
+
+def score(args):
+    """Score what the settings of the command line name; returns what there is to say, None but on the main process."""
+    device = start_processes(PATIENCE)
+    folder = locate_checkpoint(args.model)
+    pipe = AnomalyScoringPipeline.from_pretrained(folder).for_category(args.category).to(device)
+    alpha = pipe.alpha if args.alpha is None else args.alpha
+    pipe._check_inputs(list(pipe.config.timesteps), alpha, args.false_alarm_rate, args.batch_size, "np")
+    pipe.set_progress_bar_config(disable=True)
+    parts = ScoreParts(check_output_dir(args.output_dir), args.format)
+    settings = {"format": args.format, "part_size": args.part_size, "maps": args.maps}
+    settings |= {"category": args.category, "alpha": args.alpha, "false_alarm_rate": args.false_alarm_rate}
+    settings["no_overlays"] = args.no_overlays
     try:
-        with open(partial, "w", newline="") as stream, tqdm(total=len(files), desc="scoring", unit="image") as progress:
-            writer = table_writer(stream)
-            for batch in in_batches(files, batch_size):
-                target = output_dir if overlays else None
-                for row in _score_batch(pipe, input_dir, batch, false_alarm_rate, target, saturation):
-                    writer.writerow(row.cells())
-                    rows.append(row)
-                stream.flush()
-                progress.update(len(batch))
-    except ValueError:
-        partial.unlink(missing_ok=True)
+        manifest = on_main_process(parts.prepare)
+        source = _open_source(args, parts, is_resumed=manifest is not None)
+        described, counts = on_main_process(
+            lambda: parts.admit(manifest, describe_scores(hash_files(folder), source.identity, settings))
+        )
+    except (ValueError, OSError):
+        parts.give_up()
         raise
-    partial.replace(table)
-    return rows
+    if counts is not None:
+        return _sentence(parts, counts) if is_main_process() else None
+    if not is_main_process():
+        parts.hold(PartialState().process_index)
+    PartialState().wait_for_everyone()  # or the main one might look for another before it shows that it is there
+    scorer = PartScorer(pipe, parts, args.alpha, args.false_alarm_rate, not args.no_overlays, args.maps)
+    done = score_pictures(scorer, source, args.batch_size, args.dataloader_num_workers, args.part_size)
+    if done is None:
+        return None
+    counts, speed = done
+    parts.finish(described, counts)
+    count, unit = PartialState().num_processes, "GPUs"
+    if device.type == "cpu":
+        count, unit = count * torch.get_num_threads(), "cores"
+    return f"{speed:.3g} pictures a second, {speed / count:.3g} on each of {count} {unit}\n{_sentence(parts, counts)}"
 
 
-def _score_batch(pipe, input_dir, files, false_alarm_rate, output_dir, saturation):
-    """Rows of one batch, in the order of its files."""
-    rows, pictures = {}, {}
-    names = {path: str(path.relative_to(input_dir)) for path in files}
-    for path in files:
-        try:
-            pictures[path] = to_rgb(read_image(path), path.name)
-        except ValueError as error:
-            rows[path] = unreadable_row(names[path], error)
-    if pictures:
-        output = pipe(list(pictures.values()), false_alarm_rate=false_alarm_rate, batch_size=len(pictures))
-        for i, (path, picture) in enumerate(pictures.items()):
-            rows[path] = scored_row(names[path], output, i)
-            if output_dir is not None:
-                drawn = outline(overlay(as_uint8(picture), output.anomaly_map[i], saturation), output.pred_mask[i])
-                target = output_dir / "overlays" / names[path]
-                target.parent.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(drawn).save(target.with_name(target.name + ".png"))
-    return [rows[path] for path in files]
+def _sentence(parts, counts):
+    return ", ".join(f"{count} {verdict}" for verdict, count in counts.items()) + f"; see {parts.output_dir}"
+
+
+def _open_source(args, parts, is_resumed):
+    """The pictures that the command line names; on the main process what is slow, or has to be the same for all."""
+    if args.input_dir is not None:
+        return on_main_process(lambda: list_folder(args.input_dir, parts.folder, args.part_size, args.output_dir))
+    if args.shards is not None:
+        return on_main_process(lambda: open_shards(args.shards, args.image_column, args.part_size))
+    import_datasets()
+    revision = on_main_process(lambda: pin_revision(args, parts.output_dir, is_resumed))
+    source, revision = open_rows(args, revision)
+    if is_main_process():
+        keep_revision(parts.output_dir, revision)
+    return HubRows(source, revision, args.part_size, args.dataset_config_name)
+
+
+def parse_args(argv=None):
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--model", required=True, help="checkpoint folder or Hub id")
+    parser.add_argument("--category", help="what the pictures show, for a checkpoint of several categories")
+    data = parser.add_argument_group("pictures, one of the first three")
+    data.add_argument("--input_dir", help="folder tree of pictures")
+    data.add_argument(
+        "--shards",
+        nargs="+",
+        help="Parquet files with a column of pictures (--image_column), or tar archives of WebDataset. A tar archive, "
+        "and a row group of a Parquet file, is read by one process: let there be more of them than processes",
+    )
+    add_hub_options(data, STREAMING)
+    add_hub_token(data)
+    written = parser.add_argument_group("what is written")
+    written.add_argument(
+        "--output_dir",
+        required=True,
+        help="for the table and overlays/. The same command, run again, goes on with what is there, also with another "
+        "--batch_size or number of processes; scores of other pictures, settings or models are refused",
+    )
+    written.add_argument(
+        "--format", choices=FORMATS, default="csv", help="of the table: scores.csv for a spreadsheet, or scores.parquet"
+    )
+    written.add_argument("--no_overlays", action="store_true", help="no heat maps over the pictures")
+    written.add_argument(
+        "--maps",
+        action="store_true",
+        help="keep the anomaly maps in maps/part-*.parquet, columns file and map, on the model's square: finer than "
+        "that they are only interpolated. About 100 kB each, rounded to 11 bits; needs the package pyarrow",
+    )
+    written.add_argument("--part_size", type=int, default=PART_SIZE, help="pictures that are written at once")
+    scoring = parser.add_argument_group("scoring")
+    scoring.add_argument("--batch_size", type=int, default=8, help="pictures per UNet call")
+    scoring.add_argument("--false_alarm_rate", type=float, help="promised to good parts; default 1 %%")
+    scoring.add_argument("--alpha", type=float, help="weight of the pixel part; default the checkpoint's")
+    add_num_workers(scoring)
+    args = parser.parse_args(argv)
+    given = [name for name in ("input_dir", "shards", "dataset_name") if getattr(args, name) is not None]
+    if len(given) != 1:
+        parser.error(f"give one of --input_dir, --shards and --dataset_name; {' and '.join(given) or 'none'} was given")
+    check_hub_options(parser, args, given[0], shared=("image_column",) if args.shards else ())
+    for name, least in (("part_size", 1), ("dataloader_num_workers", 0)):
+        if getattr(args, name) < least:
+            parser.error(f"--{name} is {getattr(args, name)}; it must be at least {least}")
+    return args
 
 
 def main(argv=None):
     """Run the command; a user's mistake ends it with one sentence and exit status 1."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--model", required=True, help="checkpoint folder or Hub id")
-    parser.add_argument("--category", help="what the pictures show, for a checkpoint of several categories")
-    parser.add_argument("--input_dir", required=True, help="folder tree of pictures")
-    parser.add_argument("--output_dir", required=True, help="for scores.csv and overlays/")
-    parser.add_argument("--batch_size", type=int, default=8, help="pictures per UNet call")
-    parser.add_argument("--false_alarm_rate", type=float, help="promised to good parts; default 1 %%")
-    parser.add_argument("--no_overlays", action="store_true", help="write the table only")
-    args = parser.parse_args(argv)
+    args = parse_args(argv)
     keep_large_buffers()
     use_all_cores()
+    end_children_at_exit()
     try:
-        pipe = AnomalyScoringPipeline.from_pretrained(args.model).for_category(args.category)
-        if torch.cuda.is_available():
-            pipe.to("cuda")
-        rows = score_folder(
-            pipe,
-            Path(args.input_dir),
-            prepare_output_dir(args.output_dir),
-            args.batch_size,
-            args.false_alarm_rate,
-            overlays=not args.no_overlays,
-        )
+        for option, is_used in (("--format parquet", args.format == "parquet"), ("--maps", args.maps)):
+            if is_used:
+                import_parquet(option)
+        said = score(args)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
-    counts = {verdict: sum(row.verdict == verdict for row in rows) for verdict in ("good", "defect", "unreadable")}
-    print(", ".join(f"{count} {verdict}" for verdict, count in counts.items()) + f"; see {args.output_dir}")
+    except Stopped:
+        print(f"stopped; the same command goes on with what is in {args.output_dir}", file=sys.stderr)
+        sys.exit(TERMINATED)
+    if said is not None:
+        print(said)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,21 @@
-"""The table of scored pictures: one row for each, as a record and as a line of CSV."""
+"""The table of scored pictures: one row for each, as a record, as a line of CSV, as a row of Parquet."""
 
 import csv
+import io
 from dataclasses import dataclass
+from itertools import islice
+
+from training.parquet_files import import_parquet
 
 COLUMNS = ("file", "verdict", "anomaly_score", "p_value", "defect_pixels", "defect_share", "error")
 
+VERDICTS = ("good", "defect", "unreadable")
+
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 """A spreadsheet takes a cell that begins with one of these for a formula."""
+
+ROW_GROUP = 1 << 16
+"""Rows that are read together from a table in Parquet."""
 
 
 @dataclass(frozen=True)
@@ -68,3 +77,31 @@ def table_writer(stream):
     writer = csv.DictWriter(stream, COLUMNS)
     writer.writeheader()
     return writer
+
+
+def write_csv(rows, stream):
+    """Write rows (an iterable of `ScoreRow`) to a binary stream as CSV, UTF-8."""
+    text = io.TextIOWrapper(stream, encoding="utf-8", newline="")
+    writer = table_writer(text)
+    for row in rows:
+        writer.writerow(row.cells())
+    text.detach()
+
+
+def write_parquet(rows, stream):
+    """Write rows (an iterable of `ScoreRow`) to a binary stream as Parquet: numbers as they are, not rounded."""
+    parquet = import_parquet("--format parquet")
+    import pyarrow
+
+    kinds = {"anomaly_score": pyarrow.float64(), "p_value": pyarrow.float64()}
+    kinds |= {"defect_pixels": pyarrow.int64(), "defect_share": pyarrow.float64()}
+    schema = pyarrow.schema([(name, kinds.get(name, pyarrow.string())) for name in COLUMNS])
+    rows = iter(rows)
+    with parquet.ParquetWriter(stream, schema, compression="zstd") as writer:
+        while group := list(islice(rows, ROW_GROUP)):
+            columns = {name: [getattr(row, name) for row in group] for name in COLUMNS}
+            writer.write_table(pyarrow.table(columns, schema))
+
+
+FORMATS = {"csv": write_csv, "parquet": write_parquet}
+"""How the table is written, by the ending of its file."""

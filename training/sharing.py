@@ -5,20 +5,26 @@ Every process has to call these functions, in the same order; on a single one th
 """
 
 import math
+import sys
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather, reduce
+from accelerate.utils import broadcast_object_list, gather, reduce
 
 from training.process import are_on_cpu
 
 
-def start_processes():
-    """Bring the processes of a launched command together; returns this one's device, the CPU without a GPU."""
+def start_processes(patience=None):
+    """Bring the processes of a launched command together; returns this one's device, the CPU without a GPU.
+
+    Args:
+        patience (`datetime.timedelta`, *optional*): how long they wait for each other; the default is torch's.
+    """
+    waiting = {} if patience is None else {"timeout": patience}
     if not torch.cuda.is_available():
-        PartialState(cpu=are_on_cpu())
+        PartialState(cpu=are_on_cpu(), **waiting)
         return torch.device("cpu")
-    return PartialState().device
+    return PartialState(**waiting).device
 
 
 def own_share(count, batch_size):
@@ -66,6 +72,27 @@ def mean_over_processes(tensor):
 def on_any_process(happened):
     """Whether something (a `bool`) is so on at least one process; the same answer on every one."""
     return sum_over_processes(torch.tensor(int(happened))).item() > 0
+
+
+def on_main_process(function):
+    """What a function returns on the main process, on every process; it has to be picklable.
+
+    Raises:
+        ValueError: on the main process, as the function (an `OSError` becomes one); the others end with status 1, so
+            that a refusal is said once.
+    """
+    answer, refusal = None, None
+    if is_main_process():
+        try:
+            answer = function()
+        except (ValueError, OSError) as error:
+            refusal = error
+    answer, is_refused = broadcast_object_list([answer, refusal is not None])
+    if refusal is not None:
+        raise ValueError(str(refusal)) from refusal
+    if is_refused:
+        sys.exit(1)
+    return answer
 
 
 def is_main_process():

@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader
 
 from training.augmentation import ShuffledRotatedImages
 from training.data import CHECKED_WHOLE, MIN_IMAGES, find_categories, hold_out, readable
-from training.hub_dataset import REVISION_RECORD, import_datasets, open_rows, pin_revision
+from training.hub_dataset import import_datasets, keep_revision, open_rows, pin_revision
 from training.hub_pictures import find_good_rows
 from training.picture_stream import PictureStream, StreamedRotatedImages
 from training.process import stand_back
@@ -46,8 +46,7 @@ class TrainingData:
 
     def keep_revision(self, output_dir):
         """Leave the commit for a run that is resumed, so that nothing it has held out is trained on then."""
-        if self.revision is not None:
-            Path(output_dir, REVISION_RECORD).write_text(f"{self.revision}\n")
+        keep_revision(output_dir, self.revision)
 
 
 def find_training_data(args, output_dir, resumed=False):
