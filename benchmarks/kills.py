@@ -25,13 +25,14 @@ from tqdm.auto import tqdm
 
 from benchmarks.killing import ROOT, compare, digests_of, finish
 from pipelines.checkpoint_files import SAVING, TRAINING_RECORD
+from training.checkpoint_contents import REPORT
 from training.checkpointing import PARTIAL, PREFIX
 from training.progress import PROGRESS, read_progress
 
 SETTINGS = ["--resolution", "64", "--patch_size", "4", "--feature_grid", "16", "--block_out_channels", "32", "32"]
 SETTINGS += ["--train_batch_size", "4", "--max_train_steps", "12", "--checkpointing_steps", "2"]
 SETTINGS += ["--lr_warmup_steps", "2", "--dataloader_num_workers", "1", "--mixed_precision", "no"]
-UNCOMPARED = (TRAINING_RECORD, PROGRESS)
+UNCOMPARED = (TRAINING_RECORD, PROGRESS, REPORT)
 """Seconds and memory differ from run to run; settings and held-out pictures of the record are compared."""
 
 MOMENTS = ("a checkpoint is written", "references", "calibration", "the final save")

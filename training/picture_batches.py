@@ -11,7 +11,7 @@ import numpy as np
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from pipelines.image_preprocessing import to_rgb
-from training.process import follow_parent
+from training.process import stand_back
 
 PREFETCHED = 2
 """Batches that wait for each worker's process: pictures come at their own size."""
@@ -106,7 +106,7 @@ def load_batches(batches, num_workers):
         num_workers=num_workers,
         prefetch_factor=PREFETCHED if num_workers else None,
         collate_fn=_as_it_is,
-        worker_init_fn=follow_parent,
+        worker_init_fn=stand_back,
     )
 
 

@@ -17,7 +17,7 @@ TERMINATED = 128 + signal.SIGTERM
 """Exit status of a process that ended because it was asked to."""
 
 READER_NICENESS = 10
-"""How far processes that read pictures stand back behind the one that trains, as in `os.nice`."""
+"""How far processes that read pictures stand back behind the one that computes, as in `os.nice`."""
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -2, -3, -8
 
@@ -89,23 +89,16 @@ def noted_termination():
 
 
 def stand_back(*_):
-    """For processes that read pictures for a training: let its threads go first, and leave SIGTERM to it.
+    """For processes that read pictures for another: let its threads go first, leave SIGTERM to it, and end with it.
 
-    A step's threads wait for each other, so that a reader on the core of one of them holds up all; it finds time
-    enough while they are not all busy. SIGTERM to the whole group is the training's to answer, which ends its readers:
-    Python would wait for ever at its exit for one that is still there (see `end_children_at_exit`).
+    The threads of a step wait for each other, so that a reader on the core of one of them holds up all; it finds time
+    enough while they are not all busy. SIGTERM to the whole group is the other's to answer, which ends its readers:
+    Python would wait for ever at its exit for one that is still there (see `end_children_at_exit`). A reader of one
+    that was killed would wait for ever for somebody to take what it has sent.
     """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if hasattr(os, "nice"):  # not on Windows
         os.nice(READER_NICENESS)
-
-
-def follow_parent(*_):
-    """For processes that send large pictures: ignore SIGTERM as `ignore_termination` does, end when the parent does.
-
-    One whose parent was killed would wait for ever for somebody to read what it has sent.
-    """
-    ignore_termination()
 
     def end_after_parent():
         multiprocessing.parent_process().join()
