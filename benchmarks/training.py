@@ -87,7 +87,7 @@ class StepTimer:
                 return function(*args, **kwargs)
             finally:
                 self._sums[part] += _now() - began
-                if part == "UNet forward":
+                if part == "UNet forward" and torch.is_grad_enabled():  # a validation has none
                     self.unet_call = args, kwargs, torch.is_autocast_enabled(args[1].device.type)
 
         return timed
