@@ -212,14 +212,14 @@ def _planted_scores(pipe, validated):
 
 
 def _weights(config):
-    """What the score and the map are made of, and how they do on the planted defects they were chosen on."""
-    rows = {"Part": "its weight in the picture's score / in the map, chosen on synthetic defects"}
+    """What the score and the map are made of, and how they do on the planted defects that chose their weights."""
+    rows = {"Part": "its weight in the picture's score / in the map"}
     rows["KL (Eq. 9)"] = f"{config.alpha:.0%} / {config.alpha:.0%}"
     names = ("feature error (Eq. 10)", *REFERENCE_NAMES)
     for name, image, maps in zip(names, config.image_weights, config.map_weights, strict=False):
         rows[name] = " / ".join(f"{(1 - config.alpha) * share:.0%}" for share in (image, maps))
     if config.planted_image_auroc is not None:
-        rows["all, on those defects"] = f"image AUROC {config.planted_image_auroc:.3f}, PRO {config.planted_pro:.3f}"
+        rows["all, on synthetic defects"] = f"image AUROC {config.planted_image_auroc:.3f}, PRO {config.planted_pro:.3f}"
     return rows
 
 
