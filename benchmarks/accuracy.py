@@ -30,10 +30,10 @@ from benchmarks.rivals import PADIM_REDUCED, padim, patchcore, spade
 from pipelines.anomaly_maps import render, worst_mean
 from training.arguments import PRESETS
 from training.blend_weights import choose_weights
-from training.data import GoodImages
 from training.data_statistics import fit_feature_statistics
 from training.feature_reference import fit_feature_reference
 from training.metrics import image_metrics, pixel_metrics
+from training.pictures.data import GoodImages
 from training.process import keep_large_buffers, use_all_cores
 
 SMOOTHING_SIGMA = 4.0

@@ -33,7 +33,7 @@ from pipelines.checkpoint_files import TRAINING_RECORD
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from pipelines.score_calibration import Measurement, ScoreCalibration
 from training.calibration import FITTED_SHARE, fit_image_ranks
-from training.data import GoodImages, find_good_images, find_images, hold_out
+from training.pictures.data import GoodImages, find_good_images, find_images, hold_out
 from training.process import keep_large_buffers, use_all_cores
 from training.training_record import hash_names
 

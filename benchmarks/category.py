@@ -14,10 +14,10 @@ from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from pipelines.score_calibration import ScoreCalibration
 from training.arguments import CALIBRATION_FRACTION
 from training.calibration import NUM_PLANTED
-from training.data import GoodImages, find_good_images, find_labelled_images, hold_out, read_image
 from training.evaluate import nearest_mask
 from training.model import load_pretrained_extractor
-from training.planted_defects import PlantedDefects
+from training.pictures.data import GoodImages, find_good_images, find_labelled_images, hold_out, read_image
+from training.pictures.planted_defects import PlantedDefects
 
 RESOLUTION = 256
 FEATURE_GRID = 64

@@ -27,8 +27,8 @@ from diffusers.training_utils import EMAModel
 from pipelines.feature_extraction import TimmFeatureExtractor
 from training import train as training
 from training.arguments import parse_args
-from training.data import find_good_images
 from training.losses import DenoisingLoss
+from training.pictures.data import find_good_images
 from training.process import keep_large_buffers, peak_memory_gb
 
 WARM_UP = 5

@@ -7,7 +7,7 @@ import tempfile
 import gradio as gr
 
 from rendering.words import duration
-from training.data import IMAGE_SUFFIXES, MIN_IMAGES
+from training.pictures.data import IMAGE_SUFFIXES, MIN_IMAGES
 
 from .answering import answer_in_one_sentence
 from .batch import Batch

@@ -10,7 +10,7 @@ import numpy as np
 
 from pipelines.image_preprocessing import as_uint8, to_rgb
 from rendering.heat_map import outline, overlay, saturation_of
-from training.data import read_image
+from training.pictures.data import read_image
 
 from .answering import answer_in_one_sentence
 from .settings import EMBEDDED_MODELS, KEPT_SECONDS, ROOT

@@ -14,7 +14,7 @@ from pipelines.checkpoint_files import CARD
 from pipelines.checkpoint_loading import is_hub_id, locate_checkpoint
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from pipelines.pipeline_gradient_denoise import GradientDenoisePipeline
-from training.measured_results import read_results
+from training.publishing.measured_results import read_results
 
 from .hardware import lends_gpu, on_gpu
 from .turns import Turns
@@ -165,7 +165,7 @@ class ModelShelf:
 
 
 def measured_results(model):
-    """What was measured of a model, `dict` as `training.measured_results` reads it, or None where nothing was."""
+    """What was measured of a model, `dict` as `publishing.measured_results` reads it, or None where nothing was."""
     return read_results(model.folder, model.category)
 
 

@@ -4,8 +4,8 @@ import html
 import math
 
 from rendering.words import count_of
-from training.card_front_matter import one_line
-from training.measured_results import ALL
+from training.publishing.card_front_matter import one_line
+from training.publishing.measured_results import ALL
 
 COLUMNS = {
     "image_auroc": "image AUROC",
@@ -38,7 +38,7 @@ def describe_results(results):
     """What was measured, as an HTML table, whoever wrote it.
 
     Args:
-        results (`dict`, *optional*): as `training.measured_results` reads it.
+        results (`dict`, *optional*): as `training.publishing.measured_results` reads it.
     """
     if results is None:
         return NOT_MEASURED

@@ -10,7 +10,7 @@ from pathlib import Path
 from pipelines.checkpoint_files import is_half_precision
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from training.calibration import describe, fit_calibration, replace_calibration
-from training.data import MIN_IMAGES
+from training.pictures.data import MIN_IMAGES
 
 SUFFIX = ", recalibrated"
 SHOWN_EVERY = 0.5

@@ -5,7 +5,7 @@ import re
 import shutil
 from pathlib import Path
 
-from training.data import IMAGE_SUFFIXES, MIN_IMAGES
+from training.pictures.data import IMAGE_SUFFIXES, MIN_IMAGES
 
 MAX_BYTES = 4 << 30
 """So much disk the pictures of one training may take."""
@@ -23,7 +23,7 @@ def unpack_pictures(uploads, target, report=None):
         `list[str]`: what was left out, each a sentence with its reason.
 
     Raises:
-        ValueError: if fewer than `training.data.MIN_IMAGES` can be used, or they take more than `MAX_BYTES`.
+        ValueError: if fewer than `training.pictures.data.MIN_IMAGES` can be used, or they take more than `MAX_BYTES`.
     """
     target.mkdir(parents=True)
     try:

@@ -16,7 +16,7 @@ from gradio_client.utils import is_http_url_like, strip_invalid_filename_charact
 from PIL import Image
 
 from pipelines.image_preprocessing import to_rgb
-from training.data import IMAGE_SUFFIXES, read_image
+from training.pictures.data import IMAGE_SUFFIXES, read_image
 
 from .answering import NOT_UPLOADED, URLS_REFUSED
 from .settings import BASE64_BYTES_PER_MB

@@ -27,9 +27,9 @@ from pipelines.feature_extraction import TimmFeatureExtractor
 from pipelines.image_preprocessing import to_rgb
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from training.calibration import fit_calibration
-from training.data import GoodImages, find_good_images, read_image
 from training.feature_reference import fit_feature_reference
 from training.model import build_scheduler, build_unet, round_to_half
+from training.pictures.data import GoodImages, find_good_images, read_image
 
 TILES = ROOT / "tests" / "fixtures" / "magnetic_tile"
 

@@ -22,9 +22,9 @@ from page.recalibrating import Recalibration
 from page.uploads import Folder
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from rendering.histogram import BINS, histogram_svg, score_bins
-from training.data import find_images, read_image
 from training.drift import MIN_SCORES, drift_test
-from training.score_table import COLUMNS, ScoreRow, as_text_cell
+from training.inspecting.score_table import COLUMNS, ScoreRow, as_text_cell
+from training.pictures.data import find_images, read_image
 
 PERCENT = 20
 

@@ -20,8 +20,8 @@ from training.calibration import (
     fit_calibration,
     main,
 )
-from training.data import GoodImages, find_good_images, hold_out
 from training.normalisation import fit_normalisation
+from training.pictures.data import GoodImages, find_good_images, hold_out
 
 TIMESTEPS = [5, 50, 100]
 RATES = ["0.001", "0.01", "0.02", "0.03", "0.05", "0.07", "0.1", "0.29", "0.57", "0.58", "0.99", "1"]

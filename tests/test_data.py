@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader
 
 from pipelines.image_preprocessing import preprocess
 from training.arguments import parse_args
-from training.augmentation import ShuffledRotatedImages
-from training.data import (
+from training.pictures.augmentation import ShuffledRotatedImages
+from training.pictures.data import (
     MIN_IMAGES,
     GoodImages,
     find_categories,
@@ -24,7 +24,7 @@ from training.data import (
     hold_out,
     read_image,
 )
-from training.training_data import find_training_data
+from training.pictures.training_data import find_training_data
 
 SIZE = 16
 
@@ -304,7 +304,7 @@ def test_of_a_large_folder_only_heads_are_read_but_what_is_held_out_is_decoded(t
 
 def test_no_more_pictures_are_held_out_than_calibration_has_a_use_for(tmp_path, monkeypatch):
     write_pictures(tmp_path, 30)
-    monkeypatch.setattr("training.training_data.MAX_HELD_OUT", 6)
+    monkeypatch.setattr("training.pictures.training_data.MAX_HELD_OUT", 6)
     arguments = parse_args(["--train_data_dir", str(tmp_path), "--output_dir", str(tmp_path / "out")])
     ((training, held_out),) = find_training_data(arguments, tmp_path / "out").splits.values()
     assert (len(training), len(held_out)) == (24, 6)

@@ -21,7 +21,7 @@ from pipelines.anomaly_maps import resize_map
 from pipelines.image_preprocessing import preprocess
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from training import export as exporting
-from training.data import find_images, read_image
+from training.pictures.data import find_images, read_image
 from training.scoring_graph import ScoringGraph
 
 FORMATS = ["onnx"] + ["openvino"] * (importlib.util.find_spec("openvino") is not None)

@@ -14,9 +14,9 @@ from sentences import refused
 from tqdm import tqdm
 
 from pipelines.feature_extraction import TimmFeatureExtractor
-from training.data import GoodImages
 from training.data_statistics import fit_feature_statistics
 from training.model import PACKAGED_WEIGHTS, load_pretrained_extractor
+from training.pictures.data import GoodImages
 
 ROOT = Path(__file__).resolve().parents[1]
 LITE0_CHANNELS = [16, 24, 40, 112]

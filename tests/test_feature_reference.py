@@ -9,7 +9,6 @@ from scipy.spatial.distance import mahalanobis
 from pipelines.feature_gaussian import FeatureGaussian, by_cell
 from pipelines.feature_memory import KEPT_AT_ONCE, FeatureMemory
 from pipelines.image_preprocessing import preprocess
-from training.data import GoodImages
 from training.feature_reference import (
     PRIOR_PICTURES,
     REGULARIZATION,
@@ -18,6 +17,7 @@ from training.feature_reference import (
     greedy_coreset,
     shrink,
 )
+from training.pictures.data import GoodImages
 
 
 def normal(*shape, seed=0):

@@ -18,7 +18,7 @@ from sentences import assert_sentence
 
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from training.arguments import parse_args
-from training.model_card import build_model_card
+from training.publishing.model_card import build_model_card
 
 datasets = pytest.importorskip("datasets", reason="datasets is not installed")
 
@@ -28,10 +28,10 @@ READ = """
 from pathlib import Path
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from training.arguments import parse_args
-from training.model_card import build_model_card
-from training.training_data import find_training_data
+from training.publishing.model_card import build_model_card
+from training.pictures.training_data import find_training_data
 import hashlib
-from training.data import GoodImages, hold_out, find_good_images
+from training.pictures.data import GoodImages, hold_out, find_good_images
 args = parse_args({options} + ["--output_dir", "out"])
 data = find_training_data(args, Path({output!r}), {resumed})
 ((category, (training, held_out)),) = data.splits.items()

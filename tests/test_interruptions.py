@@ -16,7 +16,7 @@ from sentences import assert_sentence, refused
 from pipelines import checkpoint_files
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from training.arguments import parse_args
-from training.data import find_good_images, hold_out, split_key
+from training.pictures.data import find_good_images, hold_out, split_key
 from training.progress import SEPARATION, loss_curve, read_progress, separation_curve
 from training.run_record import describe_run, restore_splits
 from training.train import main

@@ -16,12 +16,13 @@ from PIL import Image
 
 from pipelines.checkpoint_files import CARD, CARD_MARK
 from training.arguments import parse_args
-from training.card_front_matter import front_matter, hub_id_of_backbone
-from training.card_sections import as_text, results_section, training_section, use_section
-from training.checkpoint_contents import is_ours
-from training.data import LabelledImage, find_labelled_images
-from training.example_sheet import CELL, MAX_BYTES, MAX_ROWS, choose_examples, example_sheet, save_sheet
-from training.measured_results import (
+from training.pictures.data import LabelledImage, find_labelled_images
+from training.publish import prepare_shipment
+from training.publishing.card_front_matter import front_matter, hub_id_of_backbone
+from training.publishing.card_sections import as_text, results_section, training_section, use_section
+from training.publishing.checkpoint_contents import is_ours
+from training.publishing.example_sheet import CELL, MAX_BYTES, MAX_ROWS, choose_examples, example_sheet, save_sheet
+from training.publishing.measured_results import (
     FIGURES,
     find_sheet,
     forget_results,
@@ -30,8 +31,7 @@ from training.measured_results import (
     read_results,
     sheet_path,
 )
-from training.model_card import build_model_card, has_edited_card, is_edited
-from training.publish import prepare_shipment
+from training.publishing.model_card import build_model_card, has_edited_card, is_edited
 from training.training_record import publishable_record, settings_to_record, write_record
 
 EVIL = "a\n---\n# <script>alert(1)</script> [x](http://evil) `b` | c\r\n```"

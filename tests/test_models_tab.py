@@ -26,10 +26,10 @@ from page.models_tab import NO_CARD, _open, _pack, _show
 from page.packing import pack_checkpoint
 from page.settings import Settings
 from pipelines.checkpoint_files import CARD, EVALUATION
-from training.card_sections import results_section
 from training.evaluate import main as evaluation_command
-from training.example_sheet import CELL
-from training.measured_results import find_sheet, forget_results, keep_results, read_results
+from training.publishing.card_sections import results_section
+from training.publishing.example_sheet import CELL
+from training.publishing.measured_results import find_sheet, forget_results, keep_results, read_results
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 FIGURES = {"image_auroc": 0.95, "pixel_auroc": 0.765, "pixel_ap": 0.256, "pro": 0.769, "detection_rate": 0.59}

@@ -10,7 +10,7 @@ from sentences import refused
 
 from benchmarks import category, paper
 from pipelines.image_preprocessing import normalize_contrast
-from training.data import GoodImages
+from training.pictures.data import GoodImages
 
 
 @pytest.fixture

@@ -12,13 +12,13 @@ from conftest import TILES
 from PIL import Image
 from sentences import assert_sentence, refused
 
-from training.data import find_images, read_image
-from training.picture_batches import PictureBatches, load_batches
-from training.picture_shards import open_shards
-from training.picture_sources import list_folder
+from training.inspecting.picture_batches import PictureBatches, load_batches
+from training.inspecting.picture_shards import open_shards
+from training.inspecting.picture_sources import list_folder
+from training.inspecting.score_parts import ScoreParts
+from training.inspecting.score_table import COLUMNS
+from training.pictures.data import find_images, read_image
 from training.score_folder import main
-from training.score_parts import ScoreParts
-from training.score_table import COLUMNS
 
 pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
 parquet = pytest.importorskip("pyarrow.parquet")

@@ -16,9 +16,9 @@ from torch.utils.data import DataLoader
 
 datasets = pytest.importorskip("datasets", reason="datasets is not installed")
 
-from training.data import GoodImages, hold_out
-from training.hub_pictures import GoodRows
-from training.picture_stream import SHUFFLE_BUFFER, PictureStream, StreamedRotatedImages, shuffled
+from training.pictures.data import GoodImages, hold_out
+from training.pictures.hub_pictures import GoodRows
+from training.pictures.picture_stream import SHUFFLE_BUFFER, PictureStream, StreamedRotatedImages, shuffled
 
 SIZE = 32
 

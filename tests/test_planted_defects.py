@@ -6,8 +6,8 @@ import torch
 from scipy.ndimage import binary_dilation, uniform_filter
 
 from training.blend_weights import ALPHAS, choose_weights
-from training.data import GoodImages
-from training.planted_defects import KINDS, MIN_VISIBLE_PIXELS, VISIBLE, PlantedDefects, plant
+from training.pictures.data import GoodImages
+from training.pictures.planted_defects import KINDS, MIN_VISIBLE_PIXELS, VISIBLE, PlantedDefects, plant
 
 SIZE = 128
 

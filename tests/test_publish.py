@@ -17,8 +17,8 @@ from sentences import assert_sentence, refused
 
 from page.settings import parse_settings
 from pipelines.checkpoint_files import CARD, CARD_MARK, EVALUATION
-from training.checkpoint_contents import list_contents
 from training.publish import prepare_shipment
+from training.publishing.checkpoint_contents import list_contents
 
 TOKEN, READER = "hf_secret_of_me", "hf_secret_of_a_reader"
 
@@ -212,7 +212,9 @@ def push_space(process, server, clone):
 
     def push(*models):
         options = f"token={TOKEN!r}, root={str(clone)!r}, models={models!r}"
-        return process.run(f"from training.space import push_space\nanswer = push_space('team/page', {options})")
+        return process.run(
+            f"from training.publishing.space import push_space\nanswer = push_space('team/page', {options})"
+        )
 
     return push
 

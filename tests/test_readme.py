@@ -17,7 +17,7 @@ from serving import mcp_is_installed
 from benchmarks.running_page import running_page
 from pipelines.component_code import write_component_code
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
-from training.parquet_files import write_maps
+from training.inspecting.parquet_files import write_maps
 
 
 def _printed(mark, language):

@@ -15,7 +15,7 @@ from benchmarks.planted_truth import KINDS, STRENGTH, compare, plant_defects, st
 from benchmarks.repair import main
 from pipelines.pipeline_gradient_denoise import GradientDenoisePipeline
 from rendering.repair_views import GAP, chosen_steps, save_animation, side_by_side, strip
-from training.data import GoodImages
+from training.pictures.data import GoodImages
 from training.repair_folder import main as repair_main
 from training.repair_folder import repair_folder
 

@@ -13,9 +13,9 @@ from PIL import Image
 
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from training.arguments import parse_args
-from training.checkpoint_contents import REPORT, list_contents
-from training.data import GoodImages
+from training.pictures.data import GoodImages
 from training.publish import prepare_shipment
+from training.publishing.checkpoint_contents import REPORT, list_contents
 from training.report import build_report, leave_report
 
 VOID = {"meta", "img"}

@@ -12,7 +12,7 @@ from conftest import ROOT, TILES
 from PIL import Image
 
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
-from training.data import find_labelled_images, read_image
+from training.pictures.data import find_labelled_images, read_image
 
 
 def run(script, *arguments):

@@ -19,7 +19,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from benchmarks.running_page import running_page
-from training.space import list_space_files
+from training.publishing.space import list_space_files
 
 USER = 1000
 """Everything in a Space runs as this user, who may write to his home and to /tmp."""

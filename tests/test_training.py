@@ -16,7 +16,7 @@ from sklearn.metrics import roc_auc_score
 
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from training.calibration import fit_calibration
-from training.data import GoodImages, find_good_images, hold_out
+from training.pictures.data import GoodImages, find_good_images, hold_out
 from training.train import main
 
 TILES = ROOT / "tests" / "fixtures" / "magnetic_tile"

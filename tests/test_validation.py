@@ -12,8 +12,8 @@ from sentences import refused
 
 from training.arguments import parse_args
 from training.calibration import MIN_DISJOINT, fit_calibration, split_held_out
-from training.data import hold_out
-from training.planted_defects import KINDS
+from training.pictures.data import hold_out
+from training.pictures.planted_defects import KINDS
 from training.progress import SEPARATION, read_progress, separation_curve
 from training.validation import NUM_PICTURES, Validation, choose_pictures, separation_of
 

@@ -13,7 +13,7 @@ from hub_server import Hub, read_folder
 from sentences import assert_sentence
 
 from pipelines.checkpoint_files import CARD
-from training.checkpoint_contents import list_contents
+from training.publishing.checkpoint_contents import list_contents
 from training.verify import hash_files, main
 
 

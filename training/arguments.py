@@ -6,8 +6,8 @@ import sys
 from diffusers.optimization import SchedulerType
 
 from pipelines.score_calibration import MAX_TIMESTEPS
-from training.data_arguments import add_hub_options, add_hub_token, add_num_workers, check_hub_options
-from training.picture_stream import SAMPLE_SIZE, SHUFFLE_BUFFER
+from training.pictures.data_arguments import add_hub_options, add_hub_token, add_num_workers, check_hub_options
+from training.pictures.picture_stream import SAMPLE_SIZE, SHUFFLE_BUFFER
 from training.settings_file import as_arguments, read_settings
 
 PRESETS = {

@@ -24,11 +24,11 @@ from pipelines.denoising_network import has_bfloat16
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from pipelines.score_calibration import NUM_ALPHAS, Measurement, ScoreCalibration
 from training.blend_weights import choose_weights
-from training.data import GoodImages, find_good_images, hold_out
-from training.measured_results import forget_results
 from training.normalisation import fit_normalisation, part_scores_of, standardized_subsets
-from training.planted_defects import PlantedDefects
+from training.pictures.data import GoodImages, find_good_images, hold_out
+from training.pictures.planted_defects import PlantedDefects
 from training.process import keep_large_buffers, use_all_cores
+from training.publishing.measured_results import forget_results
 from training.sharing import gather_rows, is_main_process, own_share, start_processes
 
 MIN_DISJOINT = 40

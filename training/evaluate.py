@@ -28,11 +28,11 @@ from pipelines.image_preprocessing import as_uint8, preprocess, to_rgb
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from rendering.heat_map import saturation_of
 from rendering.sheet import picture_sheet
-from training.data import find_labelled_images, in_batches, read_image
-from training.example_sheet import example_sheet, save_sheet
-from training.measured_results import ALL, keep_results, sheet_path
 from training.metrics import image_metrics, pixel_metrics
+from training.pictures.data import find_labelled_images, in_batches, read_image
 from training.process import describe_device, keep_large_buffers, use_all_cores
+from training.publishing.example_sheet import example_sheet, save_sheet
+from training.publishing.measured_results import ALL, keep_results, sheet_path
 from training.sharing import gather_rows, is_main_process, own_share, start_processes
 
 COMPUTED = {

@@ -6,9 +6,9 @@ from pipelines.category_bank import CategoryBank
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from training.calibration import describe, fit_calibration
 from training.feature_reference import fit_feature_reference
-from training.measured_results import forget_results
 from training.model import round_to_half
 from training.process import peak_memory_gb
+from training.publishing.measured_results import forget_results
 from training.repeat_command import repeat_command
 from training.report import leave_report
 from training.sharing import is_main_process

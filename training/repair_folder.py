@@ -23,7 +23,7 @@ from pipelines.image_preprocessing import as_uint8, to_rgb
 from pipelines.pipeline_gradient_denoise import GradientDenoisePipeline
 from rendering.repair_views import save_animation, side_by_side, strip
 from training.checkpointing import prepare_output_dir
-from training.data import find_images, read_image
+from training.pictures.data import find_images, read_image
 from training.process import keep_large_buffers, use_all_cores
 
 COLUMNS = ("file", "verdict", "anomaly_score", "repaired_score", "p_value", "steps", "changed_share", "error")

@@ -4,7 +4,7 @@ import re
 import shlex
 
 from training.arguments import PRESETS, parse_args
-from training.card_front_matter import HUB_ID, one_line
+from training.publishing.card_front_matter import HUB_ID, one_line
 
 MAX_LISTED = 200
 """Folders, or values of a setting, that a command lists."""

@@ -20,9 +20,9 @@ from rendering.histogram import histogram_svg
 from rendering.sheet import view_sheet
 from rendering.words import count_of, duration
 from training.calibration import describe
-from training.checkpoint_contents import REPORT
 from training.process import describe_device, peak_memory_gb
 from training.progress import loss_curve, read_progress, separation_curve
+from training.publishing.checkpoint_contents import REPORT
 from training.repeat_command import repeat_command
 from training.training_record import settings_to_record
 from training.validation import picture_of
@@ -219,7 +219,9 @@ def _weights(config):
     for name, image, maps in zip(names, config.image_weights, config.map_weights, strict=False):
         rows[name] = " / ".join(f"{(1 - config.alpha) * share:.0%}" for share in (image, maps))
     if config.planted_image_auroc is not None:
-        rows["all, on synthetic defects"] = f"image AUROC {config.planted_image_auroc:.3f}, PRO {config.planted_pro:.3f}"
+        rows["all, on synthetic defects"] = (
+            f"image AUROC {config.planted_image_auroc:.3f}, PRO {config.planted_pro:.3f}"
+        )
     return rows
 
 

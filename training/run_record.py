@@ -8,7 +8,7 @@ import json
 import logging
 from collections import defaultdict
 
-from training.data import split_key
+from training.pictures.data import split_key
 
 RUN_RECORD = "run.json"
 

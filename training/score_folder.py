@@ -24,13 +24,16 @@ from tqdm.auto import tqdm
 from pipelines.checkpoint_loading import locate_checkpoint
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from training.checkpointing import check_output_dir
-from training.data_arguments import add_hub_options, add_hub_token, add_num_workers, check_hub_options
-from training.hub_dataset import import_datasets, keep_revision, open_rows, pin_revision
-from training.parquet_files import import_parquet
-from training.part_scoring import PartScorer
-from training.picture_batches import PictureBatches, load_batches
-from training.picture_shards import open_shards
-from training.picture_sources import HubRows, list_folder
+from training.inspecting.parquet_files import import_parquet
+from training.inspecting.part_scoring import PartScorer
+from training.inspecting.picture_batches import PictureBatches, load_batches
+from training.inspecting.picture_shards import open_shards
+from training.inspecting.picture_sources import HubRows, list_folder
+from training.inspecting.score_parts import ScoreParts, describe_scores
+from training.inspecting.score_table import FORMATS, VERDICTS
+from training.inspecting.whole_files import whole_file
+from training.pictures.data_arguments import add_hub_options, add_hub_token, add_num_workers, check_hub_options
+from training.pictures.hub_dataset import import_datasets, keep_revision, open_rows, pin_revision
 from training.process import (
     TERMINATED,
     end_children_at_exit,
@@ -38,11 +41,8 @@ from training.process import (
     noted_termination,
     use_all_cores,
 )
-from training.score_parts import ScoreParts, describe_scores
-from training.score_table import FORMATS, VERDICTS
 from training.sharing import is_main_process, on_main_process, start_processes
 from training.verify import hash_files
-from training.whole_files import whole_file
 
 PART_SIZE = 256
 """Pictures of a part: what a process that is killed loses at most."""

@@ -33,10 +33,11 @@ from training.checkpointing import (
     save_checkpoint,
     step_of,
 )
-from training.data import GoodImages
 from training.finish import finish_pipeline
 from training.initial_weights import build_networks
 from training.losses import DenoisingLoss
+from training.pictures.data import GoodImages
+from training.pictures.training_data import build_dataloader, find_training_data
 from training.process import (
     TERMINATED,
     are_on_cpu,
@@ -50,7 +51,6 @@ from training.publish import open_repository, push_finished
 from training.run_record import check_settings, describe_run, read_run, restore_splits
 from training.sharing import mean_over_processes, on_any_process
 from training.trackers import check_trackers, log_sheets, start_trackers
-from training.training_data import build_dataloader, find_training_data
 from training.training_record import settings_to_record
 from training.training_state import check_state, load_state
 from training.validation import Validation

@@ -21,9 +21,9 @@ from rendering.heat_map import SATURATION_FACTOR
 from rendering.sheet import picture_sheet
 from training.blend_weights import REDUCTION
 from training.calibration import draw_noise_fields, measure_all, split_held_out
-from training.data import GoodImages
 from training.normalisation import fit_normalisation
-from training.planted_defects import KINDS, PlantedDefects
+from training.pictures.data import GoodImages
+from training.pictures.planted_defects import KINDS, PlantedDefects
 from training.progress import SEPARATION
 
 NUM_PICTURES = 12

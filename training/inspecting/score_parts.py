@@ -19,8 +19,8 @@ except ImportError:  # Windows: nothing tells there whether another process is a
     fcntl = None
 
 from training.checkpointing import prepare_output_dir
-from training.score_table import ScoreRow
-from training.whole_files import clear_partial_files, whole_file
+from training.inspecting.score_table import ScoreRow
+from training.inspecting.whole_files import clear_partial_files, whole_file
 
 MANIFEST = "manifest.json"
 PARTS = "parts"

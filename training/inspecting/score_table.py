@@ -5,7 +5,7 @@ import io
 from dataclasses import dataclass
 from itertools import islice
 
-from training.parquet_files import import_parquet
+from training.inspecting.parquet_files import import_parquet
 
 COLUMNS = ("file", "verdict", "anomaly_score", "p_value", "defect_pixels", "defect_share", "error")
 

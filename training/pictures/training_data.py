@@ -6,11 +6,11 @@ from tempfile import TemporaryDirectory
 
 from torch.utils.data import DataLoader
 
-from training.augmentation import ShuffledRotatedImages
-from training.data import CHECKED_WHOLE, MIN_IMAGES, find_categories, hold_out, readable
-from training.hub_dataset import import_datasets, keep_revision, open_rows, pin_revision
-from training.hub_pictures import find_good_rows
-from training.picture_stream import PictureStream, StreamedRotatedImages
+from training.pictures.augmentation import ShuffledRotatedImages
+from training.pictures.data import CHECKED_WHOLE, MIN_IMAGES, find_categories, hold_out, readable
+from training.pictures.hub_dataset import import_datasets, keep_revision, open_rows, pin_revision
+from training.pictures.hub_pictures import find_good_rows
+from training.pictures.picture_stream import PictureStream, StreamedRotatedImages
 from training.process import stand_back
 
 MAX_HELD_OUT = 2000

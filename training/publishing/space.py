@@ -9,7 +9,7 @@ from huggingface_hub.utils import validate_repo_id
 from pipelines.checkpoint_files import MODEL_INDEX
 from pipelines.hub_errors import hub_sentences
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 LEFT_OUT = ("tests/", "benchmarks/", ".ci/")
 """A Space shows the page and trains; it needs no tests."""
 

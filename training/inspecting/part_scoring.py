@@ -9,9 +9,9 @@ from PIL import Image
 from pipelines.anomaly_maps import resize_map
 from pipelines.image_preprocessing import as_uint8
 from rendering.heat_map import outline, overlay, saturation_of
-from training.parquet_files import write_maps
-from training.score_table import scored_row, unreadable_row
-from training.whole_files import whole_file
+from training.inspecting.parquet_files import write_maps
+from training.inspecting.score_table import scored_row, unreadable_row
+from training.inspecting.whole_files import whole_file
 
 OVERLAYS = "overlays"
 """In the output folder."""

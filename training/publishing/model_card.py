@@ -10,8 +10,8 @@ from pathlib import Path
 from huggingface_hub import ModelCard
 
 from pipelines.checkpoint_files import CARD, CARD_MARK
-from training.card_front_matter import front_matter
-from training.card_sections import (
+from training.publishing.card_front_matter import front_matter
+from training.publishing.card_sections import (
     LIMITS,
     citation_section,
     promise_section,
@@ -19,7 +19,7 @@ from training.card_sections import (
     training_section,
     use_section,
 )
-from training.measured_results import find_sheet, read_results
+from training.publishing.measured_results import find_sheet, read_results
 from training.repeat_command import data_set_of
 from training.training_record import read_record
 

@@ -17,8 +17,8 @@ from pipelines.checkpoint_files import (
 )
 from pipelines.checkpoint_reading import leads_out, read_json
 from pipelines.safetensors_only import is_pickle
-from training.measured_results import is_sheet
 from training.progress import PROGRESS
+from training.publishing.measured_results import is_sheet
 
 REPORT = "report.html"
 """What a training leaves to be looked at; it holds pictures of the parts."""

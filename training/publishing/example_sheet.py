@@ -8,7 +8,7 @@ from pipelines.image_preprocessing import as_uint8, to_rgb
 from pipelines.pipeline_gradient_denoise import GradientDenoisePipeline
 from rendering.heat_map import outline, overlay, saturation_of
 from rendering.sheet import view_sheet
-from training.data import read_image
+from training.pictures.data import read_image
 
 CELL = 240
 """Height and width that a picture is fitted into, in pixels."""

@@ -23,10 +23,10 @@ from itertools import islice
 from pathlib import Path, PurePosixPath
 
 from training.checkpointing import PARTIAL
-from training.data import read_image, walk_images
-from training.hub_dataset import data_set_sentences
-from training.hub_pictures import GoodRows, file_name
-from training.picture_stream import MAX_RUNS
+from training.pictures.data import read_image, walk_images
+from training.pictures.hub_dataset import data_set_sentences
+from training.pictures.hub_pictures import GoodRows, file_name
+from training.pictures.picture_stream import MAX_RUNS
 
 MAX_NAME = 200
 """Bytes of a file's name that leave room for an ending."""

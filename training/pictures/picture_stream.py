@@ -14,10 +14,10 @@ from torch.utils.data import IterableDataset
 from tqdm.auto import tqdm
 
 from pipelines.image_preprocessing import preprocess, to_rgb
-from training.augmentation import rotate_at_random
-from training.data import read_image
-from training.hub_dataset import data_set_sentences
-from training.hub_pictures import HubPicture, key_of
+from training.pictures.augmentation import rotate_at_random
+from training.pictures.data import read_image
+from training.pictures.hub_dataset import data_set_sentences
+from training.pictures.hub_pictures import HubPicture, key_of
 
 SAMPLE_SIZE = 1024
 """So many pictures, the first of a shuffled pass, are split into those held out and those that statistics and

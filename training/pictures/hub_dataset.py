@@ -11,8 +11,8 @@ from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled, RevisionNotFoundError
 
 from pipelines.hub_errors import hub_sentences
-from training.card_front_matter import HUB_ID, one_line
-from training.hub_pictures import GoodRows
+from training.pictures.hub_pictures import GoodRows
+from training.publishing.card_front_matter import HUB_ID, one_line
 
 KINDS = ("imagefolder", "parquet")
 """Builders of `datasets` whose pictures are read."""

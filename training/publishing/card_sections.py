@@ -8,8 +8,8 @@ import math
 import re
 
 from training.calibration import describe
-from training.card_front_matter import TITLES, one_line
-from training.measured_results import ALL
+from training.publishing.card_front_matter import TITLES, one_line
+from training.publishing.measured_results import ALL
 from training.repeat_command import repeat_command
 
 NOT_MEASURED = "Not measured."
@@ -30,7 +30,7 @@ def results_section(results, sheets=None):
     """Every measured figure, a table for each category, and examples.
 
     Args:
-        results (`list[dict]`): as `training.measured_results` reads them.
+        results (`list[dict]`): as `training.publishing.measured_results` reads them.
         sheets (`dict[str, str]`, *optional*): path of each category's examples, None for those that have none.
     """
     lines = ["## Results", ""]

@@ -6,7 +6,7 @@ import re
 import timm
 from huggingface_hub import EvalResult, ModelCardData
 
-from training.measured_results import ALL, FIGURES
+from training.publishing.measured_results import ALL, FIGURES
 
 TITLES = {
     "image_auroc": "image AUROC",
@@ -28,7 +28,7 @@ def front_matter(name, backbone, results, license="apache-2.0", datasets=()):
     Args:
         name (`str`): of the model.
         backbone (`str`): timm's name of the feature extractor.
-        results (`list[dict]`): as `training.measured_results` reads them, one for each measured category.
+        results (`list[dict]`): as `training.publishing.measured_results` reads them, one for each measured category.
         license (`str`): the Hub's identifier of it.
         datasets (`list[str]`): Hub ids of the data that the model was trained on.
     """

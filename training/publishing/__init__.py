@@ -1,0 +1,1 @@
+"""What `training/publish.py` sends: the model card, what was measured, what of a checkpoint goes along, a Space."""
