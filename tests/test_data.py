@@ -293,7 +293,7 @@ def test_of_a_large_folder_only_heads_are_read_but_what_is_held_out_is_decoded(t
     (tmp_path / "text.png").write_text("text")
     assert find_good_images(tmp_path) == files[1::2]
     for module in ("data", "training_data"):
-        monkeypatch.setattr(f"training.{module}.CHECKED_WHOLE", 10)
+        monkeypatch.setattr(f"training.pictures.{module}.CHECKED_WHOLE", 10)
     assert find_good_images(tmp_path) == files
     arguments = parse_args(["--train_data_dir", str(tmp_path), "--output_dir", str(tmp_path / "out")])
     ((training, held_out),) = find_training_data(arguments, tmp_path / "out").splits.values()
