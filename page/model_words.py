@@ -3,8 +3,7 @@
 import html
 import math
 
-from rendering.words import count_of
-from training.publishing.card_front_matter import one_line
+from rendering.words import count_of, one_line
 from training.publishing.measured_results import ALL
 
 COLUMNS = {

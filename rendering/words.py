@@ -1,4 +1,6 @@
-"""Counts and times as one says them."""
+"""Counts and times as one says them, and text of strangers as a line of one's own."""
+
+MAX_LINE = 300
 
 
 def count_of(count, noun):
@@ -14,3 +16,9 @@ def duration(seconds):
         return f"{round(seconds / 60)} min"
     hours, minutes = divmod(round(seconds / 60), 60)
     return f"{hours} h {minutes} min"
+
+
+def one_line(text):
+    """Text in a single line, without control characters or letters that turn the direction of others, cut if long."""
+    text = str(text)[:MAX_LINE]
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())

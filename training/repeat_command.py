@@ -1,10 +1,10 @@
 """The command that trains a checkpoint again: preset, pictures, and every setting that differs from the preset."""
 
-import re
 import shlex
 
+from pipelines.checkpoint_loading import is_hub_id
+from rendering.words import one_line
 from training.arguments import PRESETS, parse_args
-from training.publishing.card_front_matter import HUB_ID, one_line
 
 MAX_LISTED = 200
 """Folders, or values of a setting, that a command lists."""
@@ -37,7 +37,7 @@ def repeat_command(settings, folders, output_dir="OUT"):
 def data_set_of(settings):
     """Hub id of the data set that settings name; None if it was trained on folders."""
     name = settings.get("dataset_name") if isinstance(settings, dict) else None
-    return name if isinstance(name, str) and re.fullmatch(HUB_ID, name) else None
+    return name if isinstance(name, str) and is_hub_id(name) else None
 
 
 def _changed_settings(settings, preset):

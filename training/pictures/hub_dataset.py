@@ -3,16 +3,16 @@
 Image folders and Parquet files are read, by the library `datasets`. No code of a data set is run.
 """
 
-import re
 from contextlib import contextmanager
 from pathlib import Path
 
 from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled, RevisionNotFoundError
 
+from pipelines.checkpoint_loading import is_hub_id
 from pipelines.hub_errors import hub_sentences
+from rendering.words import one_line
 from training.pictures.hub_pictures import GoodRows
-from training.publishing.card_front_matter import HUB_ID, one_line
 
 KINDS = ("imagefolder", "parquet")
 """Builders of `datasets` whose pictures are read."""
@@ -72,7 +72,7 @@ def pin_revision(args, output_dir, resumed):
     if Path(name).is_dir():
         raise ValueError(f"{name} is a folder of this machine; give it as --train_data_dir, or rename it.")
     with hub_sentences(name, args.hub_token):
-        if not re.fullmatch(HUB_ID, name):
+        if not is_hub_id(name):
             raise HFValidationError
         try:
             info = HfApi(token=args.hub_token).dataset_info(name, revision=revision)

@@ -17,8 +17,8 @@ from pathlib import Path, PurePosixPath
 from huggingface_hub import constants
 from tqdm.auto import tqdm
 
+from rendering.words import one_line
 from training.pictures.data import read_image
-from training.publishing.card_front_matter import one_line
 
 READ_AHEAD = 8
 """Files that are fetched at the same time."""

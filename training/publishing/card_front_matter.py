@@ -6,6 +6,8 @@ import re
 import timm
 from huggingface_hub import EvalResult, ModelCardData
 
+from pipelines.checkpoint_loading import is_hub_id
+from rendering.words import one_line
 from training.publishing.measured_results import ALL, FIGURES
 
 TITLES = {
@@ -16,8 +18,6 @@ TITLES = {
     "detection_rate": "defective parts rejected",
     "false_alarm_rate": "good parts rejected",
 }
-HUB_ID = r"[\w.-]+/[\w.-]+"
-MAX_LINE = 300
 
 TAGS = ["anomaly-detection", "anomaly-localization", "defect-detection", "industrial-inspection", "diffusion"]
 
@@ -49,13 +49,7 @@ def hub_id_of_backbone(backbone):
     """The Hub id of a timm model's weights, such as "timm/tf_efficientnet_lite0.in1k"; None where timm names none."""
     config = timm.get_pretrained_cfg(backbone) if timm.is_model(backbone) else None
     hub_id = getattr(config, "hf_hub_id", None)
-    return hub_id if hub_id and re.fullmatch(HUB_ID, hub_id) else None
-
-
-def one_line(text):
-    """Text in a single line, without control characters or letters that turn the direction of others, cut if long."""
-    text = str(text)[:MAX_LINE]
-    return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
+    return hub_id if hub_id and is_hub_id(hub_id) else None
 
 
 def _evaluations(result):

@@ -7,8 +7,9 @@ import html
 import math
 import re
 
+from rendering.words import one_line
 from training.calibration import describe
-from training.publishing.card_front_matter import TITLES, one_line
+from training.publishing.card_front_matter import TITLES
 from training.publishing.measured_results import ALL
 from training.repeat_command import repeat_command
 
