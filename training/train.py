@@ -35,6 +35,7 @@ from training.checkpointing import (
 )
 from training.finish import finish_pipeline
 from training.initial_weights import build_networks
+from training.kept_features import feature_source
 from training.losses import DenoisingLoss
 from training.pictures.data import GoodImages
 from training.pictures.training_data import build_dataloader, find_training_data
@@ -134,6 +135,7 @@ def train(args):
     ema.to(accelerator.device)
     start_step = step_of(checkpoint)
     dataloader = build_dataloader(args, data, categories, start_step, _global_batch(args, accelerator))
+    features_of = feature_source(extractor, dataloader.dataset, args.rotation_degrees)
     unet, optimizer, lr_scheduler, dataloader = accelerator.prepare(unet, optimizer, lr_scheduler, dataloader)
     trained = unet, optimizer, lr_scheduler, ema
     if checkpoint:
@@ -183,7 +185,7 @@ def train(args):
             for sample, labels, places in micro_batches:
                 with accelerator.accumulate(unet):
                     with torch.no_grad(), accelerator.autocast():
-                        features = extractor(sample)
+                        features = features_of(sample, places.tolist())
                     statistics = (values.to(labels.device)[labels] for values in (data_mean, data_std))
                     sample = normalize_contrast(sample, *(values.view(-1, 1, 1, 1) for values in statistics))
                     noise, timesteps = loss_function.draw_noise(args.seed, places.tolist(), sample.shape[1:])

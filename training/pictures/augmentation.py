@@ -38,12 +38,25 @@ class ShuffledRotatedImages(Dataset):
     def __getitem__(self, index):
         if not 0 <= index < self.length:
             raise IndexError(index)
-        place_in_all = self.start + index
-        turn, label = divmod(place_in_all, len(self.categories))
-        images = self.categories[label]
-        epoch, place = divmod(turn, len(images))
-        sample = images[int(self._order(label, epoch)[place])]
-        return rotate_at_random(sample, self.rotation_degrees, (self.seed, label, epoch, place)), label, place_in_all
+        label, epoch, place = self._locate(self.start + index)
+        sample = self.categories[label][int(self._order(label, epoch)[place])]
+        rotated = rotate_at_random(sample, self.rotation_degrees, (self.seed, label, epoch, place))
+        return rotated, label, self.start + index
+
+    @property
+    def num_pictures(self):
+        """Of all categories."""
+        return sum(map(len, self.categories))
+
+    def picture_at(self, place):
+        """Which picture, before it is rotated, is at a place: its category and its number there, `tuple[int, int]`."""
+        label, epoch, place = self._locate(place)
+        return label, int(self._order(label, epoch)[place])
+
+    def _locate(self, place):
+        """Category, epoch and place within the epoch of a place in the whole sequence."""
+        turn, label = divmod(place, len(self.categories))
+        return label, *divmod(turn, len(self.categories[label]))
 
     def _order(self, label, epoch):
         if self._orders.get(label, (None,))[0] != epoch:
