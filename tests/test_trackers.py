@@ -35,7 +35,7 @@ def train(environment, output_dir, *trackers):
 
 
 def assert_a_sheet(picture):
-    """Check that a picture is a whole sheet: four columns on white, with outlines of planted defects."""
+    """Check that a picture is a whole sheet: five columns on white, with outlines of planted defects."""
     assert picture.shape[-1] == 3
     assert picture.shape[0] > 1000
     assert picture.shape[1] > 600

@@ -34,7 +34,7 @@ MIN_PICTURES = 4
 
 BATCH_SIZE = 8
 SHOWN_GOOD, CELL = 2, 160
-COLUMNS = ("picture", "planted defect", "KL (Eq. 9)", "feature error (Eq. 10)")
+COLUMNS = ("picture", "planted defect", "KL (Eq. 9)", "feature error (Eq. 10)", "mean of both")
 
 
 @dataclass
@@ -206,6 +206,7 @@ def _draw_sheet(category):
     maps = render(category.maps, pipe.resolution, pipe.config.smoothing_sigma)
     usual = maps[:count].amax(dim=(2, 3)).median(dim=0).values.clamp(min=1e-6)
     maps = maps / usual.view(-1, 1, 1)
+    maps = torch.cat([maps, maps.mean(dim=1, keepdim=True)], dim=1)
     kinds = list(KINDS)[:count]
     rows = [(kind, count + place) for place, kind in enumerate(kinds)]
     rows += [("good", place) for place in range(SHOWN_GOOD)]
