@@ -167,8 +167,8 @@ def test_a_finished_run_is_not_scored_again(options, undisturbed, capsys):
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        (["--alpha", "0.5"], ["alpha None", "0.5"]),
-        (["--false_alarm_rate", "0.2"], ["false_alarm_rate None", "0.2"]),
+        (["--alpha", "0.5"], ["--alpha the default", "0.5"]),
+        (["--false_alarm_rate", "0.2"], ["--false_alarm_rate the default", "0.2"]),
         (["--part_size", "8"], ["part_size 4", "8"]),
         (["--no_overlays"], ["no_overlays False", "True"]),
         (["--format", "parquet"], ["format csv", "parquet"]),

@@ -208,7 +208,8 @@ def _check_manifest(output_dir, manifest, described):
     for name, value in described["settings"].items():
         former = manifest["settings"].get(name)
         if former != value:
-            raise ValueError(f"{output_dir} holds scores with {name} {former}, not {value}; {remedy}.")
+            former, value = ("the default" if each is None else each for each in (former, value))
+            raise ValueError(f"{output_dir} holds scores with --{name} {former}, not {value}; {remedy}.")
 
 
 def _lock(stream, unsupported=True):
