@@ -150,6 +150,19 @@ def floor(unet_call, repeats):
     return statistics.median(times[2:])
 
 
+def alternatives(unet_call, repeats):
+    """`floor` of the same pass as it is, in the channels-last layout, recomputed and compiled, `dict[str, float]`."""
+    (unet, sample, *rest), *others = unet_call
+    compiled = torch.compile(unet)
+    found = {"as it is": floor(unet_call, repeats), "compiled": floor(((compiled, sample, *rest), *others), repeats)}
+    unet.enable_gradient_checkpointing()
+    found["recomputed"] = floor(unet_call, repeats)
+    unet.disable_gradient_checkpointing()
+    unet.to(memory_format=torch.channels_last)
+    sample = sample.contiguous(memory_format=torch.channels_last)
+    return found | {"channels last": floor(((unet, sample, *rest), *others), repeats)}
+
+
 def link_pictures(data_dir, folder, count):
     """Fill a folder with `count` names for the good pictures of another."""
     files = find_good_images(data_dir)
@@ -164,6 +177,11 @@ def main():
     parser.add_argument("data_dir", help="folder of good pictures, or a category in MVTec-AD layout")
     parser.add_argument("--steps", type=int, default=40, help="steps that are counted")
     parser.add_argument("--files", type=int, help="instead: seconds to the first step on so many files (hard links)")
+    parser.add_argument(
+        "--alternatives",
+        action="store_true",
+        help="also time the UNet compiled, recomputed, in channels-last layout",
+    )
     args, others = parser.parse_known_args()
     keep_large_buffers()
     if args.files:
@@ -191,6 +209,9 @@ def main():
         f"pictures a second: {batch / untimed:.2f} untimed, {batch / alone:.2f} the UNet's forward and backward alone"
     )
     print(f"peak memory: {peak_memory_gb():.2f} GB")
+    if args.alternatives:
+        for name, seconds in alternatives(timer.unet_call, args.steps // 2).items():
+            print(f"the UNet {name}: {1000 * seconds:.0f} ms forward and backward")
 
 
 if __name__ == "__main__":
