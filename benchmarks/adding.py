@@ -1,0 +1,64 @@
+"""What adding a category to a finished checkpoint (`--init_from`) costs the one that it already knows.
+
+    python benchmarks/adding.py OLD NEW --steps 500
+
+Both are folders in MVTec-AD layout. A model is trained on OLD unless OUT/models has it, then further on both; the test
+pictures of OLD are measured with both models, those of NEW with the second.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.category import Category, standardized_parts, train
+from benchmarks.paper import format_rows, measure
+from training.arguments import PRESETS
+from training.process import keep_large_buffers, use_all_cores
+
+
+def compare(old, new, steps):
+    """Rows of both categories (`Category`): the old one before and after, the new one after so many `steps`."""
+    before = old.pipeline
+    known = (old.output_dir / "models" / f"{old.folder.name}-{old.seed}").resolve()
+    name = f"{known.name}-with-{new.folder.name}"
+    options = ["--init_from", str(known)]
+    after = train([old.folder, new.folder], name, old.seed, old.backbone, old.output_dir, steps, options)
+    rows = []
+    for data, pipe, when in (
+        (old, before, "before"),
+        (old, after.for_category(old.folder.name), "after"),
+        (new, after.for_category(new.folder.name), "after"),
+    ):
+        parts = standardized_parts(pipe, data.test)
+        rows.append(measure(data, pipe, parts, f"{when}, with references"))
+        rows.append(measure(data, pipe, parts, f"{when}, Eq. 10 alone", 0.0, references=False))
+    return rows
+
+
+def main(argv=None):
+    """Run the command; a user's mistake ends it with one sentence and exit status 1."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("old", help="the category that is known")
+    parser.add_argument("new", help="the one that is added")
+    parser.add_argument("--steps", type=int, default=500, help="of the second training, on both")
+    parser.add_argument("--seed", type=int, default=0, help="of splits and training")
+    parser.add_argument("--backbone", default=PRESETS["fast"]["feature_extractor"], help="of the features")
+    parser.add_argument("--output_dir", default="outputs/adding", help="models")
+    args = parser.parse_args(argv)
+    keep_large_buffers()
+    use_all_cores()
+    try:
+        old, new = (
+            Category(Path(folder), args.seed, args.backbone, Path(args.output_dir)) for folder in (args.old, args.new)
+        )
+        print(format_rows(compare(old, new, args.steps)))
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
