@@ -94,7 +94,7 @@ def describe_calibration(pipe, timesteps=None, category=None):
     """
     saturation = saturation_of(pipe)
     timesteps = list(pipe.config.timesteps if timesteps is None else timesteps)
-    pipe._check_inputs(timesteps, pipe.alpha, None, 1, "np")
+    pipe.check_inputs(timesteps, pipe.alpha, None, 1, "np")
     if 0 in timesteps:
         raise ValueError(
             "timestep 0 cannot be exported: its discretised likelihood (Eq. 6) has no ONNX operator; choose others of "

@@ -162,7 +162,7 @@ def score(args):
     folder = locate_checkpoint(args.model)
     pipe = AnomalyScoringPipeline.from_pretrained(folder).for_category(args.category).to(device)
     alpha = pipe.alpha if args.alpha is None else args.alpha
-    pipe._check_inputs(list(pipe.config.timesteps), alpha, args.false_alarm_rate, args.batch_size, "np")
+    pipe.check_inputs(list(pipe.config.timesteps), alpha, args.false_alarm_rate, args.batch_size, "np")
     pipe.set_progress_bar_config(disable=True)
     parts = ScoreParts(check_output_dir(args.output_dir), args.format)
     settings = {"format": args.format, "part_size": args.part_size, "maps": args.maps}
