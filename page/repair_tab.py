@@ -127,7 +127,8 @@ def _prepare(page, inspection, percent, path, marked):
     layer = np.zeros((CANVAS, CANVAS, 4), np.uint8)
     layer[drawn_mask] = MASK_COLOR
     text = (
-        "<p>The coloured area is what inspecting finds. Change it with brush and eraser if you like, then repair.</p>"
+        "<p>The coloured area is what inspecting finds. Change it with brush and eraser if you like, then repair. "
+        "If you leave it as it is and the repair does not look good yet, what is found in it is drawn anew as well.</p>"
     )
     if not drawn_mask.any():
         text = "<p>This looks like a good part: nothing is marked. Paint over what is to go, or leave it as it is.</p>"

@@ -1,5 +1,7 @@
 """One picture's way through a repair: masked resampling, then Eq. 13 (paper, section 3.3 and Algorithm 1)."""
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -26,6 +28,18 @@ GRAIN_TIMESTEP, GRAIN_DRAWS = 5, 2
 
 CHECK_EVERY = 5
 """Iterations of Eq. 13 between two looks at the score."""
+
+
+class _Drawing(NamedTuple):
+    """A result of resampling, and what was replaced in it."""
+
+    score: float
+    grids: torch.Tensor
+    drawn: torch.Tensor
+    offsets: torch.Tensor
+    square: torch.Tensor
+    hole: torch.Tensor
+    soft_mask: torch.Tensor
 
 
 class DefectRepair:
@@ -55,12 +69,9 @@ class DefectRepair:
         self._record(sample)
         self.score, grids = self._score(sample)
         self.first_score = self.score
-        hole = self._find(grids) if mask is None else _squash_mask(mask, pipe.resolution).to(sample.device)
-        soft_mask = self._feather(hole) if hole.any() else torch.zeros_like(sample[0, 0])
-        if hole.all():
-            soft_mask = torch.ones_like(soft_mask)
-        self.soft_mask = soft_mask[None, None]
-        self.hole = (self.soft_mask > 0).float()
+        self.may_search = mask is None
+        found = self._find(grids) if self.may_search else _squash_mask(mask, pipe.resolution).to(sample.device)
+        self._mark(found)
 
     def run(self):
         """Resample, then descend, until the picture is accepted; keeps the best picture on the way."""
@@ -72,34 +83,51 @@ class DefectRepair:
         schedules = [pipe.reverse_timesteps(s, settings["num_inference_steps"]) for s in settings["strengths"]]
         lengths = [(len(timesteps) - 1) * settings["num_resamples"] + 1 for timesteps, _ in schedules]
         with pipe.progress_bar(total=sum(lengths) + settings["num_gradient_steps"]) as progress:
+            if schedules:
+                self._redraw(schedules, progress)
+            self.num_resampled = len(self.distance) - 1
+            if not (pipe.interrupt or (schedules and self._is_accepted())):
+                self._improve(progress)
+        self._record(self.square)
+        return self
+
+    def _redraw(self, schedules, progress):
+        """Resample at each strength; what scoring marks in the result is searched once more and redrawn with it."""
+        best = None
+        for search in range(self.settings["num_searches"] if self.may_search else 1):
+            if search and not self._widen(best.grids):
+                break
             for timesteps, step_size in schedules:
                 for timestep, drawn in self._resample(timesteps, step_size):
                     self._step(drawn, timestep, progress)
-                    if pipe.interrupt:
+                    if self.pipe.interrupt:
                         break
                 drawn, offsets = self._with_grain(drawn)
                 square = self._compose(drawn)
-                score, _ = self._score(square)
-                if self.offsets is None or score < self.score:  # the first one is taken however it scores
-                    self.drawn, self.offsets, self.square, self.score = drawn, offsets, square, score
-                if pipe.interrupt or self._is_accepted():
+                score, grids = self._score(square)
+                if best is None or score < best.score:  # the first one is taken however it scores
+                    best = _Drawing(score, grids, drawn, offsets, square, self.hole, self.soft_mask)
+                self.score = best.score
+                if self.pipe.interrupt or self._is_accepted():
                     break
-            self.num_resampled = len(self.distance) - 1
-            if pipe.interrupt or (schedules and self._is_accepted()):
-                self._record(self.square)
-                return self
-            for iteration, drawn in enumerate(self._descend(self.drawn), start=1):
-                self._step(drawn, 0, progress)
-                last = iteration == settings["num_gradient_steps"] or pipe.interrupt
-                if iteration % CHECK_EVERY == 0 or last:
-                    square = self._compose(drawn)
-                    score, _ = self._score(square)
-                    if score < self.score or settings["denoise_every"]:
-                        self.drawn, self.square, self.score = drawn, square, score
-                    if last or self._is_accepted():
-                        break
-        self._record(self.square)
-        return self
+            if self.pipe.interrupt or self._is_accepted():
+                break
+        self.drawn, self.offsets, self.square = best.drawn, best.offsets, best.square
+        self.hole, self.soft_mask = best.hole, best.soft_mask
+
+    def _improve(self, progress):
+        """Descend from what was drawn so far."""
+        settings = self.settings
+        for iteration, drawn in enumerate(self._descend(self.drawn), start=1):
+            self._step(drawn, 0, progress)
+            last = iteration == settings["num_gradient_steps"] or self.pipe.interrupt
+            if iteration % CHECK_EVERY == 0 or last:
+                square = self._compose(drawn)
+                score, _ = self._score(square)
+                if score < self.score or settings["denoise_every"]:
+                    self.drawn, self.square, self.score = drawn, square, score
+                if last or self._is_accepted():
+                    break
 
     def whole(self):
         """What was drawn, before its soft edge, at the model's square in [-1, 1]."""
@@ -114,9 +142,23 @@ class DefectRepair:
         threshold = calibration.pixel_threshold(self.rate, self.pipe.alpha, self.timesteps)
         return close(grow_mask(anomaly_map, threshold, MASK_SHARE), round(CLOSING * self.pipe.resolution))
 
-    def _feather(self, hole):
+    def _mark(self, found):
+        """Take what is to be replaced, bool, (height, width), with a soft edge."""
         size = self.pipe.resolution
-        return feather(hole, max(1, round(DILATION * size)), FEATHER_SIGMA * size)
+        soft_mask = torch.zeros_like(self.sample[0, 0])
+        if found.all():
+            soft_mask = torch.ones_like(soft_mask)
+        elif found.any():
+            soft_mask = feather(found, max(1, round(DILATION * size)), FEATHER_SIGMA * size)
+        self.found, self.soft_mask = found, soft_mask[None, None]
+        self.hole = (self.soft_mask > 0).float()
+
+    def _widen(self, grids):
+        """Add what scoring marks in a result to what is to be replaced; returns whether that is more."""
+        wider = self.found | self._find(grids)
+        is_more = bool((wider & ~self.found).any())
+        self._mark(wider)
+        return is_more
 
     def _resample(self, timesteps, step_size):
         """Reverse process within the hole, the noisy picture itself outside of it; yields timestep and drawn x_0."""

@@ -99,7 +99,7 @@ class AnomalyScoringPipeline(TrainedModel, DiffusionPipeline):
         # 1. Check inputs
         timesteps = list(self.config.timesteps if timesteps is None else timesteps)
         alpha = self.alpha if alpha is None else float(alpha)
-        self._check_inputs(timesteps, alpha, false_alarm_rate, batch_size, output_type)
+        self.check_inputs(timesteps, alpha, false_alarm_rate, batch_size, output_type)
         samples, sizes = preprocess(image, self.resolution)
         noise = self._noise_fields(timesteps, generator)
 
@@ -167,13 +167,12 @@ class AnomalyScoringPipeline(TrainedModel, DiffusionPipeline):
             "pixel_threshold": pixel_threshold,
         }
 
-    def _noise_fields(self, timesteps, generator):
-        if generator is None:
-            return self.calibration.noise_fields(timesteps)
-        shape = (len(timesteps), 3, self.resolution, self.resolution)
-        return torch.randn(shape, generator=generator, device=generator.device)
+    def check_inputs(self, timesteps, alpha, false_alarm_rate, batch_size, output_type):
+        """Check arguments of a call before anything is measured.
 
-    def _check_inputs(self, timesteps, alpha, false_alarm_rate, batch_size, output_type):
+        Raises:
+            ValueError: with the first that is out of range, or if the checkpoint was not calibrated.
+        """
         if self.calibration is None:
             raise ValueError("this checkpoint has no calibration; run training/calibration.py on good pictures first.")
         calibrated = list(self.calibration.config.timesteps)
@@ -190,3 +189,9 @@ class AnomalyScoringPipeline(TrainedModel, DiffusionPipeline):
             raise ValueError(f"batch_size is {batch_size}; it must be at least 1.")
         if output_type not in ("np", "pt", "pil"):
             raise ValueError(f"output_type is {output_type!r}; np, pt and pil are accepted.")
+
+    def _noise_fields(self, timesteps, generator):
+        if generator is None:
+            return self.calibration.noise_fields(timesteps)
+        shape = (len(timesteps), 3, self.resolution, self.resolution)
+        return torch.randn(shape, generator=generator, device=generator.device)

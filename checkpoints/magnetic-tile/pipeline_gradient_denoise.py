@@ -53,6 +53,7 @@ class GradientDenoisePipeline(TrainedModel, DiffusionPipeline):
         mask=None,
         num_inference_steps=50,
         strengths=(0.1, 0.5),
+        num_searches=2,
         num_resamples=2,
         fill_mask=True,
         num_gradient_steps=40,
@@ -81,6 +82,8 @@ class GradientDenoisePipeline(TrainedModel, DiffusionPipeline):
             strengths (`tuple[float]`): share of the noise schedule that a region is drawn anew from, in (0, 1]: a
                 little repairs texture, much redraws structure. They are tried in turn until a result is accepted; else
                 the one that scores best goes on. An empty tuple leaves resampling out.
+            num_searches (`int`): times that scoring looks for the defect, at most: in a resampled picture that it does
+                not accept either, what it marks now joins the mask, and all of that is resampled. A given `mask` stays.
             num_resamples (`int`): times that every reverse step is done, so that a region and its surroundings come to
                 agree (Lugmayr et al. 2022).
             fill_mask (`bool`): whether resampling starts from a smooth fill of the region, or from the picture itself.
@@ -126,7 +129,7 @@ class GradientDenoisePipeline(TrainedModel, DiffusionPipeline):
             return self.for_category(category)(image, **settings)
 
         # 1. Check inputs
-        self._check_inputs(settings)
+        self.check_inputs(settings)
         pictures = read_pictures(image)
         masks = _one_for_each(mask, len(pictures))
         masks = [
@@ -215,7 +218,12 @@ class GradientDenoisePipeline(TrainedModel, DiffusionPipeline):
         start = max(1, min(total, round(strength * total))) - 1
         return list(range(start, -1, -step_size)), step_size
 
-    def _check_inputs(self, settings):
+    def check_inputs(self, settings):
+        """Check arguments of a call, by their names, before a picture is read.
+
+        Raises:
+            ValueError: with the first that is out of range, or with what the checkpoint lacks.
+        """
         if self.calibration is None:
             raise ValueError("this checkpoint has no calibration; run training/calibration.py on good pictures first.")
         if self.gaussian is None:
@@ -225,8 +233,9 @@ class GradientDenoisePipeline(TrainedModel, DiffusionPipeline):
             raise ValueError(f"num_inference_steps is {settings['num_inference_steps']}; it must be 1 to {total}.")
         if any(not 0 < strength <= 1 for strength in settings["strengths"]):
             raise ValueError(f"strengths are {settings['strengths']}; each must lie above 0 and at most at 1.")
-        if settings["num_resamples"] < 1:
-            raise ValueError(f"num_resamples is {settings['num_resamples']}; it must be at least 1.")
+        for name in ("num_searches", "num_resamples"):
+            if settings[name] < 1:
+                raise ValueError(f"{name} is {settings[name]}; it must be at least 1.")
         if settings["denoise_every"] is not None and settings["denoise_every"] < 1:
             raise ValueError(f"denoise_every is {settings['denoise_every']}; it must be at least 1, or None.")
         for name in ("num_gradient_steps", "learning_rate", "gradient_scale"):
