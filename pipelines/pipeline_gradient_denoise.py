@@ -53,7 +53,7 @@ class GradientDenoisePipeline(TrainedModel, DiffusionPipeline):
         mask=None,
         num_inference_steps=50,
         strengths=(0.1, 0.5),
-        num_searches=2,
+        num_searches=3,
         num_resamples=2,
         fill_mask=True,
         num_gradient_steps=40,
