@@ -51,8 +51,8 @@ def build_train_tab(page, demo):
                     presets,
                     value="fast",
                     label="Preset",
-                    info="fast: for any machine. balanced: the same for four times as long, worth it where parts differ "
-                    "much. paper: the network of the paper, for a graphics card.",
+                    info="fast: for any machine. balanced: the same for four times as long, which finds more in parts "
+                    "that differ much. paper: the network of the paper, for a graphics card.",
                 )
                 steps = gr.Number(
                     PRESETS["fast"]["max_train_steps"],

@@ -53,7 +53,7 @@ class GradientDenoisePipeline(TrainedModel, DiffusionPipeline):
         mask=None,
         num_inference_steps=50,
         strengths=(0.1, 0.5),
-        num_searches=3,
+        num_searches=4,
         num_resamples=2,
         fill_mask=True,
         num_gradient_steps=40,
@@ -83,7 +83,8 @@ class GradientDenoisePipeline(TrainedModel, DiffusionPipeline):
                 little repairs texture, much redraws structure. They are tried in turn until a result is accepted; else
                 the one that scores best goes on. An empty tuple leaves resampling out.
             num_searches (`int`): times that scoring looks for the defect, at most: in a resampled picture that it does
-                not accept either, what it marks now joins the mask, and all of that is resampled. A given `mask` stays.
+                not accept either, what it marks now joins the mask, and all of that is resampled. The last of several
+                marks widely what was found first, and counts only if its result is accepted. A given `mask` stays.
             num_resamples (`int`): times that every reverse step is done, so that a region and its surroundings come to
                 agree (Lugmayr et al. 2022).
             fill_mask (`bool`): whether resampling starts from a smooth fill of the region, or from the picture itself.

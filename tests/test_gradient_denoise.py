@@ -318,7 +318,7 @@ def search(pipe, defective, monkeypatch):
     def run(places, **changes):
         holes, found, resample = [], iter(places), DefectRepair._resample
 
-        def find(repair, grids):
+        def find(repair, grids, share=None):
             mask = torch.zeros(64, 64, dtype=torch.bool)
             mask[next(found)] = True
             return mask
@@ -339,7 +339,7 @@ FIRST, SECOND = np.s_[25:35, 25:35], np.s_[5:10, 5:10]
 
 
 def test_what_scoring_still_marks_joins_the_mask_and_all_of_it_is_drawn_anew(search):
-    result, holes = search([FIRST, SECOND], num_searches=2)
+    result, holes = search([FIRST, SECOND, SECOND, SECOND], num_searches=3)
     assert len(holes) == 2
     assert holes[0][FIRST].all()
     assert not holes[0][SECOND].any()
@@ -354,8 +354,23 @@ def test_what_scoring_still_marks_joins_the_mask_and_all_of_it_is_drawn_anew(sea
     assert np.array_equal(result.masks[0], alone.masks[0]) != is_wider
 
 
+def test_the_last_search_marks_widely_and_counts_only_if_its_result_is_accepted(search, monkeypatch):
+    kept, holes = search([FIRST, FIRST, SECOND], num_searches=2)
+    assert len(holes) == 2
+    assert holes[1][SECOND].all()
+    assert not kept.is_accepted[0]
+    alone, _ = search([FIRST], num_searches=1)
+    assert np.array_equal(kept.images[0], alone.images[0])
+    assert np.array_equal(kept.masks[0], alone.masks[0])
+    monkeypatch.setattr(DefectRepair, "_accepts", lambda repair, score: score < alone.repaired_score[0])
+    wide, holes = search([FIRST, FIRST, SECOND], num_searches=2)
+    assert len(holes) == 2
+    is_better = wide.repaired_score[0] < alone.repaired_score[0]
+    assert np.array_equal(wide.masks[0], alone.masks[0]) != is_better
+
+
 def test_a_search_that_finds_nothing_new_and_a_given_mask_are_drawn_once(search):
-    assert len(search([FIRST, FIRST], num_searches=3)[1]) == 1
+    assert len(search([FIRST] * 4, num_searches=3)[1]) == 1
     assert len(search([], num_searches=3, mask=bar_mask())[1]) == 1
 
 
@@ -451,4 +466,4 @@ def test_grain_is_transferred_in_a_repair(pipe, defective, monkeypatch):
 
     monkeypatch.setattr("pipelines.defect_repair.transfer_grain", count)
     pipe(defective, num_inference_steps=20, num_gradient_steps=0)
-    assert 1 <= len(calls) <= 4
+    assert 1 <= len(calls) <= 8  # two strengths in each of four searches

@@ -13,9 +13,10 @@ from .gaussian_diffusion import add_noise, model_gaussian, noise_from_sample, pr
 from .image_preprocessing import normalize_contrast, restore_contrast
 from .masked_resampling import close, feather, fill_from_surroundings, grow_mask, transfer_grain
 
-MASK_SHARE = 0.75
-"""The found mask reaches down to this share of the pixel threshold and of a region's peak. What it leaves out is found
-in the next search; where it takes in too much, structure is lost that no network of this size draws again."""
+MASK_SHARE, WIDE_MASK_SHARE = 0.75, 0.35
+"""The found mask reaches down to this share of the pixel threshold and of a region's peak, in the last of several
+searches down to the second. What a mask leaves out is found in the next search; where it takes in too much, structure
+is lost that no network of this size draws again."""
 
 CLOSING = 1 / 16
 """Gaps in the found mask are closed that are narrower than twice this share of the model's square: inside of a large
@@ -69,7 +70,7 @@ class DefectRepair:
         self.steps, self.distance = [], []
         self._record(sample)
         self.score, grids = self._score(sample)
-        self.first_score = self.score
+        self.first_score, self.first_grids = self.score, grids
         self.may_search = mask is None
         found = self._find(grids) if self.may_search else _squash_mask(mask, pipe.resolution).to(sample.device)
         self._mark(found)
@@ -96,8 +97,9 @@ class DefectRepair:
         """Resample at each strength; what scoring marks in the result is searched once more and redrawn with it."""
         best = None
         for search in range(self.settings["num_searches"] if self.may_search else 1):
-            if search and not self._widen(best.grids):
-                break
+            is_widest = 0 < search == self.settings["num_searches"] - 1
+            if search and not self._widen(best.grids, is_widest):
+                continue
             for timesteps, step_size in schedules:
                 for timestep, drawn in self._resample(timesteps, step_size):
                     self._step(drawn, timestep, progress)
@@ -106,7 +108,8 @@ class DefectRepair:
                 drawn, offsets = self._with_grain(drawn)
                 square = self._compose(drawn)
                 score, grids = self._score(square)
-                if best is None or score < best.score:  # the first one is taken however it scores
+                # the first one is taken however it scores, one that was marked widely only as the end
+                if best is None or (score < best.score and not (is_widest and not self._accepts(score))):
                     best = _Drawing(score, grids, drawn, offsets, square, self.hole, self.soft_mask)
                 self.score = best.score
                 if self.pipe.interrupt or self._is_accepted():
@@ -134,14 +137,14 @@ class DefectRepair:
         """What was drawn, before its soft edge, at the model's square in [-1, 1]."""
         return self._to_square(self.drawn)
 
-    def _find(self, grids):
+    def _find(self, grids, share=MASK_SHARE):
         """What scoring marks: regions of the map around the pixels that exceed the threshold, bool, (height, width)."""
         config, calibration = self.pipe.config, self.pipe.calibration
         if self._is_accepted():
             return torch.zeros_like(self.square[0, 0], dtype=torch.bool)
         anomaly_map = blend(*render(grids, self.pipe.resolution, config.smoothing_sigma)[0], self.pipe.alpha)
         threshold = calibration.pixel_threshold(self.rate, self.pipe.alpha, self.timesteps)
-        return close(grow_mask(anomaly_map, threshold, MASK_SHARE), round(CLOSING * self.pipe.resolution))
+        return close(grow_mask(anomaly_map, threshold, share), round(CLOSING * self.pipe.resolution))
 
     def _mark(self, found):
         """Take what is to be replaced, bool, (height, width), with a soft edge."""
@@ -154,9 +157,11 @@ class DefectRepair:
         self.found, self.soft_mask = found, soft_mask[None, None]
         self.hole = (self.soft_mask > 0).float()
 
-    def _widen(self, grids):
-        """Add what scoring marks in a result to what is to be replaced; returns whether that is more."""
+    def _widen(self, grids, is_widest):
+        """Add what scoring marks in a result, or else widely in the given picture; returns whether that is more."""
         wider = self.found | self._find(grids)
+        if is_widest:
+            wider |= self._find(self.first_grids, WIDE_MASK_SHARE)
         is_more = bool((wider & ~self.found).any())
         self._mark(wider)
         return is_more
@@ -268,7 +273,10 @@ class DefectRepair:
         return score.item(), grids
 
     def _is_accepted(self):
-        p_value = self.pipe.calibration.p_value(torch.tensor([self.score]), self.pipe.alpha, self.timesteps)
+        return self._accepts(self.score)
+
+    def _accepts(self, score):
+        p_value = self.pipe.calibration.p_value(torch.tensor([score]), self.pipe.alpha, self.timesteps)
         return p_value.item() > self.rate + 1e-12
 
     def _step(self, drawn, timestep, progress):
