@@ -26,7 +26,12 @@ is held out to measure how good parts score. Training takes {time}. Pictures are
 
 def build_train_tab(page, demo):
     """Lay out the tab and wire it; `demo` is the page as a whole, which shows a running training when it is opened."""
-    presets = ["fast", "balanced", "paper"] if torch.cuda.is_available() else ["fast", "balanced"]
+    presets = {
+        "fast": "for any machine",
+        "balanced": "the same for four times as long, which finds more in parts that differ much",
+    }
+    if torch.cuda.is_available():
+        presets["paper"] = "the network of the paper, for a graphics card"
     timer = gr.Timer(LOOK_EVERY, active=False)
     shown = gr.State()
     with gr.Row():
@@ -48,11 +53,10 @@ def build_train_tab(page, demo):
             )
             with gr.Accordion("Advanced", open=False):
                 preset = gr.Radio(
-                    presets,
+                    list(presets),
                     value="fast",
                     label="Preset",
-                    info="fast: for any machine. balanced: the same for four times as long, which finds more in parts "
-                    "that differ much. paper: the network of the paper, for a graphics card.",
+                    info=" ".join(f"{name}: {what}." for name, what in presets.items()),
                 )
                 steps = gr.Number(
                     PRESETS["fast"]["max_train_steps"],

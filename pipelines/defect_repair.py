@@ -71,9 +71,8 @@ class DefectRepair:
         self._record(sample)
         self.score, grids = self._score(sample)
         self.first_score, self.first_grids = self.score, grids
-        self.may_search = mask is None
-        found = self._find(grids) if self.may_search else _squash_mask(mask, pipe.resolution).to(sample.device)
-        self._mark(found)
+        self.num_searches = settings["num_searches"] if mask is None else 1
+        self._mark(self._find(grids) if mask is None else _squash_mask(mask, pipe.resolution).to(sample.device))
 
     def run(self):
         """Resample, then descend, until the picture is accepted; keeps the best picture on the way."""
@@ -84,7 +83,8 @@ class DefectRepair:
         settings, pipe = self.settings, self.pipe
         schedules = [pipe.reverse_timesteps(s, settings["num_inference_steps"]) for s in settings["strengths"]]
         lengths = [(len(timesteps) - 1) * settings["num_resamples"] + 1 for timesteps, _ in schedules]
-        with pipe.progress_bar(total=sum(lengths) + settings["num_gradient_steps"]) as progress:
+        total = self.num_searches * sum(lengths) + settings["num_gradient_steps"]
+        with pipe.progress_bar(total=total) as progress:
             if schedules:
                 self._redraw(schedules, progress)
             self.num_resampled = len(self.distance) - 1
@@ -94,23 +94,17 @@ class DefectRepair:
         return self
 
     def _redraw(self, schedules, progress):
-        """Resample at each strength; what scoring marks in the result is searched once more and redrawn with it."""
+        """Resample at each strength; what scoring still marks in the best result is then drawn anew with the rest."""
         best = None
-        for search in range(self.settings["num_searches"] if self.may_search else 1):
-            is_widest = 0 < search == self.settings["num_searches"] - 1
+        for search in range(self.num_searches):
+            is_widest = 0 < search == self.num_searches - 1
             if search and not self._widen(best.grids, is_widest):
                 continue
-            for timesteps, step_size in schedules:
-                for timestep, drawn in self._resample(timesteps, step_size):
-                    self._step(drawn, timestep, progress)
-                    if self.pipe.interrupt:
-                        break
-                drawn, offsets = self._with_grain(drawn)
-                square = self._compose(drawn)
-                score, grids = self._score(square)
+            for schedule in schedules:
+                result = self._draw(*schedule, progress)
                 # the first one is taken however it scores, one that was marked widely only as the end
-                if best is None or (score < best.score and not (is_widest and not self._accepts(score))):
-                    best = _Drawing(score, grids, drawn, offsets, square, self.hole, self.soft_mask)
+                if best is None or (result.score < best.score and not (is_widest and not self._accepts(result.score))):
+                    best = result
                 self.score = best.score
                 if self.pipe.interrupt or self._is_accepted():
                     break
@@ -118,6 +112,16 @@ class DefectRepair:
                 break
         self.drawn, self.offsets, self.square = best.drawn, best.offsets, best.square
         self.hole, self.soft_mask = best.hole, best.soft_mask
+
+    def _draw(self, timesteps, step_size, progress):
+        """Resample the hole once."""
+        for timestep, drawn in self._resample(timesteps, step_size):
+            self._step(drawn, timestep, progress)
+            if self.pipe.interrupt:
+                break
+        drawn, offsets = self._with_grain(drawn)
+        square = self._compose(drawn)
+        return _Drawing(*self._score(square), drawn, offsets, square, self.hole, self.soft_mask)
 
     def _improve(self, progress):
         """Descend from what was drawn so far."""

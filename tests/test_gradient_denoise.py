@@ -369,6 +369,20 @@ def test_the_last_search_marks_widely_and_counts_only_if_its_result_is_accepted(
     assert np.array_equal(wide.masks[0], alone.masks[0]) != is_better
 
 
+def test_the_progress_bar_has_room_for_every_search(pipe, search, monkeypatch):
+    totals, progress_bar = [], type(pipe).progress_bar
+
+    def watch(pipe, iterable=None, total=None):
+        totals.append(total)
+        return progress_bar(pipe, iterable, total)
+
+    monkeypatch.setattr(type(pipe), "progress_bar", watch)
+    result, _ = search([FIRST, SECOND, SECOND, SECOND], num_searches=3)
+    assert totals[0] >= result.num_resampled[0]
+    alone, _ = search([FIRST], num_searches=1)
+    assert totals[0] == 3 * totals[1] == 3 * alone.num_resampled[0]
+
+
 def test_a_search_that_finds_nothing_new_and_a_given_mask_are_drawn_once(search):
     assert len(search([FIRST] * 4, num_searches=3)[1]) == 1
     assert len(search([], num_searches=3, mask=bar_mask())[1]) == 1
@@ -465,5 +479,5 @@ def test_grain_is_transferred_in_a_repair(pipe, defective, monkeypatch):
         return transfer_grain(*tensors)
 
     monkeypatch.setattr("pipelines.defect_repair.transfer_grain", count)
-    pipe(defective, num_inference_steps=20, num_gradient_steps=0)
-    assert 1 <= len(calls) <= 8  # two strengths in each of four searches
+    pipe(defective, num_inference_steps=20, num_gradient_steps=0, num_searches=1)
+    assert 1 <= len(calls) <= 2

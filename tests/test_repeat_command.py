@@ -20,6 +20,7 @@ def settings_of(command):
     [
         [],
         ["--preset", "paper", "--train_batch_size", "4", "--no-normalize_contrast"],
+        ["--preset", "balanced", "--learning_rate", "0.001"],
         ["--alpha", "0.2", "--timesteps", "10", "60", "--seed", "3", "--block_out_channels", "32", "64"],
         ["--feature_extractor", "a folder; of 'mine'", "--streaming", "--dataset_name", "org/data"],
     ],
