@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 from benchmarks.category import PAPER_ALPHA, Category, blended_maps, without_references
 from pipelines.anomaly_maps import worst_mean
-from pipelines.score_calibration import Measurement, ScoreCalibration
+from pipelines.score_calibration import Measurement, ScoreCalibration, combine
 from training.arguments import PRESETS
 from training.blend_weights import REDUCTION
 from training.calibration import draw_noise_fields
@@ -86,8 +86,8 @@ class Measured:
         parts = self.parts(draws, list(timesteps or self.timesteps))
         scores = {kind: image_score(each) for kind, each in parts.items()}
         std, mean = torch.std_mean(scores["good"], dim=0)
-        weights = torch.tensor([alpha, *((1 - alpha) * share for share in calibration.config.image_weights)])
-        scores = {kind: ((each - mean) / std * weights).sum(dim=1).numpy() for kind, each in scores.items()}
+        deciding, rule = calibration.image_parts, calibration.config.image_rule
+        scores = {kind: combine(((each - mean) / std)[:, deciding], rule).numpy() for kind, each in scores.items()}
         real, defective = scores["real"], self.data.defective
         planted = np.concatenate([scores["good"], scores["planted"]])
 

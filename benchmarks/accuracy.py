@@ -28,8 +28,9 @@ from benchmarks.category import Category, blended_maps, without_references
 from benchmarks.plotting import pyplot, require_matplotlib
 from benchmarks.rivals import PADIM_REDUCED, padim, patchcore, spade
 from pipelines.anomaly_maps import render, worst_mean
+from pipelines.score_calibration import combine
 from training.arguments import PRESETS
-from training.blend_weights import choose_weights
+from training.blend_weights import choose_image_parts, choose_map_weights
 from training.data_statistics import fit_feature_statistics
 from training.feature_reference import fit_feature_reference
 from training.metrics import image_metrics, pixel_metrics
@@ -47,8 +48,8 @@ RIVALS = {
 OURS = {
     "ours": {},
     "ours, without references": {"references": False},
-    "ours, Eq. 10 alone": {"references": False, "alpha": 0.0},
-    "ours, Eq. 9 alone": {"alpha": 1.0},
+    "ours, Eq. 10 alone": {"alpha": 0.0, "image_parts": (False, True)},
+    "ours, Eq. 9 alone": {"alpha": 1.0, "image_parts": (True, False)},
 }
 REFERENCES = "ours, without a network"
 LIBRARY = ("PaDiM (anomalib)", "PatchCore (anomalib)")
@@ -147,12 +148,12 @@ def _measure(data, method):
 
 
 @torch.inference_mode()
-def _ours(data, alpha=None, references=True):
-    """Scores and maps of a trained model, with another alpha or without its references where that is asked for."""
+def _ours(data, alpha=None, image_parts=None):
+    """Scores and maps of a trained model, or of its network alone with another alpha."""
     pipe = data.pipeline
-    calibration = pipe.calibration if references else without_references(pipe.calibration)
+    calibration = without_references(pipe.calibration, image_parts) if image_parts else pipe.calibration
     alpha = pipe.alpha if alpha is None else alpha
-    scores = calibration.image_score(data.parts, alpha, list(pipe.config.timesteps))
+    scores = calibration.image_score(data.parts, list(pipe.config.timesteps))
     return scores, blended_maps(pipe, calibration, data.parts, alpha)
 
 
@@ -174,12 +175,12 @@ def _references(data):
         for parts in (held_out, distances(samples for samples, _ in data.planted), distances(data.test))
     )
     masks = torch.cat([masks for _, masks in data.planted])
-    with_empty_kl = (F.pad(parts, (0, 0, 0, 0, 1, 0)) for parts in (held_out, planted))
-    weights = choose_weights(*with_empty_kl, masks, data.resolution, SMOOTHING_SIGMA, alpha=0.0)
-    map_weights, image_weights = torch.tensor(weights.map_weights), torch.tensor(weights.image_weights)
+    image_parts, image_rule, _ = choose_image_parts(held_out, planted)
+    with_empty_kl = F.pad(planted, (0, 0, 0, 0, 1, 0))
+    _, map_weights, _ = choose_map_weights(with_empty_kl, masks, data.resolution, SMOOTHING_SIGMA, alpha=0.0)
     std, mean = torch.std_mean(worst_mean(held_out), dim=0)
-    scores = ((worst_mean(new) - mean) / std * image_weights).sum(dim=1)
-    blended = (new * map_weights.view(-1, 1, 1)).sum(dim=1, keepdim=True)
+    scores = combine(((worst_mean(new) - mean) / std)[:, image_parts], image_rule)
+    blended = (new * torch.tensor(map_weights).view(-1, 1, 1)).sum(dim=1, keepdim=True)
     return scores, render(blended, data.resolution, SMOOTHING_SIGMA)[:, 0]
 
 

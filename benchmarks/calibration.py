@@ -107,7 +107,7 @@ def run(args):
     except ValueError as error:
         logger.warning("new pictures of test/good are left out: %s", error)
     good = measure_pictures(pipe, held_out)
-    over_splits = partial(split_p_values, pipe.calibration, pipe.alpha, good, splits=args.splits, seed=args.seed)
+    over_splits = partial(split_p_values, pipe.calibration, good, splits=args.splits, seed=args.seed)
     pools = {"held out": over_splits()}
     if test_good:
         pools["test/good"] = over_splits(new=measure_pictures(pipe, test_good))
@@ -165,12 +165,11 @@ def measure_pictures(pipe, files):
     return Measurement(*(torch.cat(maps) for maps in zip(*batches, strict=True)))
 
 
-def split_p_values(calibration, alpha, good, new=None, splits=200, seed=0):
+def split_p_values(calibration, good, new=None, splits=200, seed=0):
     """`SplitPValues` of new good pictures under calibrations fitted to random splits of others.
 
     Args:
         calibration (`ScoreCalibration`): gives timesteps and weights; it is left as it is.
-        alpha (`float`): weight of the pixel part in Eq. 11.
         good (`Measurement`): of the pictures that are split.
         new (`Measurement`, *optional*): of new pictures; without it, each split takes `NEW_SHARE` of `good` for them.
     """
@@ -186,9 +185,9 @@ def split_p_values(calibration, alpha, good, new=None, splits=200, seed=0):
         fitted, ranked, drawn = (Measurement(*(maps[part] for maps in good)) for part in parts)
         fit_image_ranks(fresh, fitted, ranked)
         standardized = fresh.standardize(drawn if new is None else new, timesteps)
-        scores = fresh.image_score(standardized, alpha, timesteps)
-        p_value = fresh.p_value(scores, alpha, timesteps)
-        lowest = fresh.p_value(scores.nextafter(torch.tensor(math.inf)), alpha, timesteps) - smallest  # without ties
+        scores = fresh.image_score(standardized, timesteps)
+        p_value = fresh.p_value(scores, timesteps)
+        lowest = fresh.p_value(scores.nextafter(torch.tensor(math.inf)), timesteps) - smallest  # without ties
         p_values.append(p_value)
         smoothed.append(torch.lerp(lowest, p_value, torch.rand(p_value.shape, generator=generator).double()))
     return SplitPValues(torch.stack(p_values), torch.stack(smoothed), fresh, new is None)

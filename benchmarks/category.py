@@ -110,10 +110,14 @@ def train(folders, name, seed, backbone, output_dir, max_train_steps=None, optio
     return pipe
 
 
-def without_references(calibration):
-    """A copy of a `ScoreCalibration` whose feature part is the feature error of Eq. 10 alone."""
-    weights = [1.0] + [0.0] * (len(calibration.config.map_weights) - 1)
-    copy = ScoreCalibration.from_config(calibration.config, map_weights=weights, image_weights=weights)
+def without_references(calibration, image_parts=(True, True)):
+    """A copy of a `ScoreCalibration` without references.
+
+    Its feature part is the feature error of Eq. 10 alone; of KL and feature error, `image_parts` decide its score.
+    """
+    references = len(calibration.config.map_weights) - 1
+    changes = {"map_weights": [1.0] + [0.0] * references, "image_parts": [*image_parts] + [False] * references}
+    copy = ScoreCalibration.from_config(calibration.config, **changes)
     copy.load_state_dict(calibration.state_dict())
     return copy
 

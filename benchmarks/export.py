@@ -74,7 +74,7 @@ def compare(pipe, models, files, batch_size=8):
         `verdicts` differ at the default false alarm rate of how many `pictures`.
     """
     found = {name: {"score": 0.0, "p_value": 0.0, "map": 0.0, "verdicts": 0, "pictures": len(files)} for name in models}
-    threshold = pipe.calibration.image_threshold(None, pipe.alpha, pipe.config.timesteps)
+    threshold = pipe.calibration.image_threshold(None, pipe.config.timesteps)
     for batch in in_batches(files, batch_size):
         pictures = [read_image(path) for path in batch]
         expected = pipe(pictures, batch_size=batch_size)

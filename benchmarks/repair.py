@@ -121,7 +121,7 @@ def rejected_before(pipe, outputs):
 
 def _rejects(pipe, scores):
     calibration, scores = pipe.calibration, torch.tensor(np.array(scores))
-    p_values = calibration.p_value(scores, pipe.alpha, list(pipe.config.timesteps)).cpu().numpy()
+    p_values = calibration.p_value(scores, list(pipe.config.timesteps)).cpu().numpy()
     return p_values <= calibration.effective_rate(RATE) + 1e-12
 
 

@@ -61,8 +61,8 @@ class Batch:
         self.model, self.folder = model, folder
         self.false_alarm_rate = scoring.calibration.effective_rate(percent / 100)
         timesteps = list(scoring.config.timesteps)
-        self.image_threshold = scoring.calibration.image_threshold(self.false_alarm_rate, scoring.alpha, timesteps)
-        self.ranked_scores = scoring.calibration.ranked_scores(scoring.alpha, timesteps).cpu().numpy()
+        self.image_threshold = scoring.calibration.image_threshold(self.false_alarm_rate, timesteps)
+        self.ranked_scores = scoring.calibration.ranked_scores(timesteps).cpu().numpy()
         self.rows = []
         self._turns, self._stopped, self._error = turns, threading.Event(), None
         self._results = tempfile.TemporaryDirectory(dir=_made(get_upload_folder()), ignore_cleanup_errors=True)

@@ -64,13 +64,13 @@ def build_inspect_tab(page):
             with gr.Accordion("Advanced: noise scales, the two parts of the map", open=False):
                 gr.Markdown(
                     "Noise of each scale is added to the picture, and the network says what a good part would look "
-                    "like. It can be wrong about pixels (KL divergence) and about features; α weighs the two."
+                    "like. It can be wrong about pixels (KL divergence) and about features; in the map, α weighs both."
                 )
                 scales = _timestep_choices(first)
                 timesteps = gr.CheckboxGroup(
                     scales, value=scales, label="Noise scales (timesteps, of 1000)", elem_id="timesteps"
                 )
-                alpha = gr.Slider(0, 1, first.scoring.alpha, step=0.05, label="α: weight of the pixel part")
+                alpha = gr.Slider(0, 1, first.scoring.alpha, step=0.05, label="α: weight of the pixel part in the map")
                 with gr.Row():
                     kl = gr.Image(label="Pixel part (KL)", format="png", interactive=False, buttons=["fullscreen"])
                     features = gr.Image(label="Feature part", format="png", interactive=False, buttons=["fullscreen"])

@@ -273,14 +273,14 @@ class DefectRepair:
         return values.mean(dim=1, keepdim=True).expand_as(values) if self.is_grey else values
 
     def _score(self, square):
-        score, grids = self.pipe.score(square, self.timesteps, self.pipe.alpha, self.noise)
+        score, grids = self.pipe.score(square, self.timesteps, self.noise)
         return score.item(), grids
 
     def _is_accepted(self):
         return self._accepts(self.score)
 
     def _accepts(self, score):
-        p_value = self.pipe.calibration.p_value(torch.tensor([score]), self.pipe.alpha, self.timesteps)
+        p_value = self.pipe.calibration.p_value(torch.tensor([score]), self.timesteps)
         return p_value.item() > self.rate + 1e-12
 
     def _step(self, drawn, timestep, progress):

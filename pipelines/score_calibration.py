@@ -6,7 +6,8 @@ thresholds hold for any number of pictures (Vovk et al., "Algorithmic Learning i
 most `false_alarm_rate` are rejected.
 
 A picture is measured in several parts: KL (Eq. 9), feature error (Eq. 10) and, beyond the paper, its distance from
-each reference of good features. Each is standardised, then they are blended as in Eq. 11.
+each reference of good features. Each is standardised, then the maps are blended as in Eq. 11. The picture itself is as
+anomalous as the part that finds it most so, or as the parts do on average.
 """
 
 import math
@@ -29,6 +30,10 @@ MAX_TIMESTEPS = 10
 """Tables have a row for every subset of the timesteps: 1023 of so many."""
 
 
+IMAGE_RULES = ("max", "mean")
+"""How the scores that parts give a picture become one."""
+
+
 class Measurement(NamedTuple):
     """Maps of a batch before any normalisation, float32, on the score grid.
 
@@ -48,12 +53,14 @@ class ScoreCalibration(Float32Component, ConfigMixin):
         timesteps (`list[int]`): the calibrated T of Eq. 11.
         resolution (`int`): height and width of the model's square.
         grid_size (`int`): height and width of the score grid.
-        alpha (`float`): weight of the pixel part in Eq. 11, unless a caller asks for another.
+        alpha (`float`): weight of the pixel part in the map (Eq. 11), unless a caller asks for another.
         map_weights (`list[float]`): shares of the feature part in the map, adding to 1: feature error (Eq. 10), then
             each reference of good features that the picture is compared with.
-        image_weights (`list[float]`): the same for the score of the whole picture.
-        planted_pro, planted_image_auroc (`float`, *optional*): PRO and image AUROC of these weights on the defects
-            planted into good pictures that they were chosen on.
+        image_parts (`list[bool]`, *optional*): whether KL, feature error and each reference may decide the score of the
+            whole picture; by default all of them.
+        image_rule (`str`): "max" if the score is the largest that those parts give, "mean" if it is their mean.
+        planted_pro, planted_image_auroc (`float`, *optional*): PRO and image AUROC of these choices on the defects
+            planted into good pictures that they were made on.
         num_ranked (`int`): good pictures whose scores are ranked.
         num_fitted (`int`): good pictures that the normalisation was fitted on.
         cross_fitted (`bool`): both parts are the same pictures, normalised in turn by the others. The rate is then an
@@ -87,7 +94,8 @@ class ScoreCalibration(Float32Component, ConfigMixin):
         grid_size: int = 32,
         alpha: float = 0.5,
         map_weights: list[float] = (1.0,),
-        image_weights: list[float] = (1.0,),
+        image_parts: list[bool] | None = None,
+        image_rule: str = "max",
         planted_pro: float | None = None,
         planted_image_auroc: float | None = None,
         num_ranked: int = 1,
@@ -104,10 +112,11 @@ class ScoreCalibration(Float32Component, ConfigMixin):
         check_whole("resolution", resolution, 1, 4096)
         check_whole("grid_size", grid_size, 1, 1024)
         check_number("alpha", alpha, 0, 1)
-        for name, weights in (("map_weights", map_weights), ("image_weights", image_weights)):
-            check_list(name, weights, 1, 8)
-            for weight in weights:
-                check_number(name, weight, 0, 1)
+        check_list("map_weights", map_weights, 1, 8)
+        for weight in map_weights:
+            check_number("map_weights", weight, 0, 1)
+        if image_rule not in IMAGE_RULES:
+            raise ValueError(f"image_rule is {shown(image_rule)}; {' and '.join(IMAGE_RULES)} are accepted.")
         for name, value in (("planted_pro", planted_pro), ("planted_image_auroc", planted_image_auroc)):
             if value is not None:
                 check_number(name, value, 0, 1 + 1e-6)  # a mean of ones may be rounded up
@@ -117,10 +126,12 @@ class ScoreCalibration(Float32Component, ConfigMixin):
             raise ValueError(f"cross_fitted is {shown(cross_fitted)}; true and false are accepted.")
         if bfloat16_deviation is not None:
             check_number("bfloat16_deviation", bfloat16_deviation, 0, 1e9)
-        if len(map_weights) != len(image_weights):
-            raise ValueError(f"map_weights are {len(map_weights)}, but image_weights {len(image_weights)}.")
         num_references = len(map_weights) - 1
         count, subsets, parts = len(timesteps), 2 ** len(timesteps) - 1, 2 + num_references
+        if image_parts is not None:
+            check_list("image_parts", image_parts, parts, parts)
+            if not all(isinstance(counts, bool) for counts in image_parts) or not any(image_parts):
+                raise ValueError(f"image_parts is {shown(image_parts)}; true and false are accepted, not all false.")
         self.register_buffer("noise", torch.zeros(count, 3, resolution, resolution))
         for name in ("kl", "feature_error"):
             self.register_buffer(f"{name}_mean", torch.zeros(count, grid_size, grid_size))
@@ -141,6 +152,16 @@ class ScoreCalibration(Float32Component, ConfigMixin):
         for name in ("kl_std", "feature_error_std", "reference_std", "part_score_std"):
             if not (getattr(self, name) > 0).all():
                 raise ValueError(f"{name} holds a deviation that is not above 0.")
+
+    @property
+    def image_parts(self):
+        """Whether each part (KL, feature error, references) may decide the score of the whole picture, `list[bool]`."""
+        return list(self.config.image_parts or [True] * self.part_scores.shape[-1])
+
+    @property
+    def map_shares(self):
+        """Weight of KL, feature error and each reference in the map at the calibrated alpha, adding to 1."""
+        return [self.config.alpha, *((1 - self.config.alpha) * weight for weight in self.config.map_weights)]
 
     def noise_fields(self, timesteps):
         """The fixed standard normal noise of each timestep, float32, (len(timesteps), 3, resolution, resolution)."""
@@ -171,18 +192,17 @@ class ScoreCalibration(Float32Component, ConfigMixin):
         weights = torch.tensor(self.config.map_weights, device=parts.device).view(-1, 1, 1)
         return torch.stack([parts[:, 0], (parts[:, 1:] * weights).sum(dim=1)], dim=1)
 
-    def image_score(self, parts, alpha, timesteps):
-        """Anomaly score of each picture: the worst places of each part, standardised and blended as in Eq. 11.
+    def image_score(self, parts, timesteps):
+        """Anomaly score of each picture: the worst places of each part, standardised, and of these `image_rule`.
 
         Args:
             parts (`torch.Tensor`): from `standardize`, (batch, parts, grid, grid).
-            alpha (`float`): weight of the pixel part.
             timesteps (`list[int]`): what the parts were measured at.
 
         Returns:
-            `torch.Tensor`: (batch,), about 0 for an average good picture.
+            `torch.Tensor`: (batch,), in deviations of good pictures.
         """
-        return self._blend_scores(worst_mean(parts), alpha, timesteps)
+        return self._combined_score(worst_mean(parts), timesteps)
 
     def effective_rate(self, false_alarm_rate=None):
         """The promised false alarm rate: the one asked for, but no smaller than 1 / (n + 1).
@@ -192,30 +212,29 @@ class ScoreCalibration(Float32Component, ConfigMixin):
         rate = 0.01 if false_alarm_rate is None else float(false_alarm_rate)
         return max(rate, 1 / (self.config.num_ranked + 1))
 
-    def p_value(self, anomaly_score, alpha, timesteps):
+    def p_value(self, anomaly_score, timesteps):
         """Share of good pictures that score at least as high, the picture itself counted among them.
 
         Args:
             anomaly_score (`torch.Tensor`): (batch,).
-            alpha (`float`): the alpha it was computed with.
             timesteps (`list[int]`): the timesteps it was computed with.
 
         Returns:
             `torch.Tensor`: float64, (batch,), from 1 / (n + 1) to 1. A good picture's is at most p with probability
             at most p.
         """
-        ranked = self.ranked_scores(alpha, timesteps)
+        ranked = self.ranked_scores(timesteps)
         anomaly_score = anomaly_score.to(device=ranked.device, dtype=ranked.dtype)
         at_least = (ranked[None] >= anomaly_score[:, None]).sum(dim=1)
         return (1 + at_least.double()) / (len(ranked) + 1)
 
-    def ranked_scores(self, alpha, timesteps):
+    def ranked_scores(self, timesteps):
         """Scores of the good pictures that a new one is ranked among, float32, (n,)."""
-        return self._blend_scores(self.part_scores[self._subset(timesteps)], alpha, timesteps)
+        return self._combined_score(self.part_scores[self._subset(timesteps)], timesteps)
 
-    def image_threshold(self, false_alarm_rate, alpha, timesteps):
+    def image_threshold(self, false_alarm_rate, timesteps):
         """A picture whose score is above this has a p-value of at most the (effective) rate."""
-        return self._conformal_quantile(self.ranked_scores(alpha, timesteps), false_alarm_rate)
+        return self._conformal_quantile(self.ranked_scores(timesteps), false_alarm_rate)
 
     def pixel_threshold(self, false_alarm_rate, alpha, timesteps):
         """Conformal quantile of the largest value in each good picture's anomaly map."""
@@ -229,12 +248,11 @@ class ScoreCalibration(Float32Component, ConfigMixin):
             return -math.inf
         return scores.sort(descending=True).values[rejected - 1].item()
 
-    def _blend_scores(self, worst, alpha, timesteps):
+    def _combined_score(self, worst, timesteps):
         subset = self._subset(timesteps)
         standardized = (worst - self.part_score_mean[subset]) / self.part_score_std[subset]
-        weights = torch.tensor([alpha] + [(1 - alpha) * weight for weight in self.config.image_weights])
-        # Not a matrix product: its rounding could depend on the batch size, and a score must not.
-        return (standardized * weights.to(standardized.device)).sum(dim=-1)
+        counting = [part for part, counts in enumerate(self.image_parts) if counts]
+        return combine(standardized[..., counting], self.config.image_rule)
 
     def _column(self, table, alpha, timesteps):
         """Largest map values of the good pictures for one alpha and subset of timesteps, (n,).
@@ -252,6 +270,11 @@ class ScoreCalibration(Float32Component, ConfigMixin):
 
     def _indices(self, timesteps):
         return [list(self.config.timesteps).index(timestep) for timestep in timesteps]
+
+
+def combine(part_scores, rule):
+    """The score of a picture, (…), from those of its parts, (…, parts), by one of `IMAGE_RULES`."""
+    return part_scores.amax(dim=-1) if rule == "max" else part_scores.mean(dim=-1)
 
 
 def timestep_subsets(timesteps):

@@ -28,7 +28,7 @@ RATES = ["0.001", "0.01", "0.02", "0.03", "0.05", "0.07", "0.1", "0.29", "0.57",
 
 
 def calibration_of(scores, timesteps=(5,)):
-    """A calibration filled by hand: the same good scores at every alpha and for every subset of timesteps."""
+    """A calibration filled by hand: the same good scores in every part and for every subset of timesteps."""
     calibration = ScoreCalibration(timesteps=list(timesteps), resolution=8, grid_size=2, num_ranked=len(scores))
     scores = torch.as_tensor(scores, dtype=torch.float32)
     calibration.part_scores.copy_(scores[:, None])
@@ -67,10 +67,10 @@ def scores_of(pipe, files, **options):
 
 
 def ranked_scores(calibration):
-    """Scores of the ranked good pictures at alpha 0.5 and every timestep, highest first."""
+    """Scores of the ranked good pictures at every timestep, highest first."""
     count = calibration.config.num_ranked
     rates = [k / (count + 1) for k in range(1, count + 1)]
-    return torch.tensor([calibration.image_threshold(rate, 0.5, TIMESTEPS) for rate in rates])
+    return torch.tensor([calibration.image_threshold(rate, TIMESTEPS) for rate in rates])
 
 
 def measured(pipe, files):
@@ -88,7 +88,7 @@ def measured(pipe, files):
 def test_p_value_is_the_share_of_good_scores_at_least_as_high_the_picture_itself_included():
     calibration = calibration_of([3.0, 1.0, 4.0, 2.0])
     scores = torch.tensor([0.0, 1.0, 1.5, 2.0, 4.0, 4.5])
-    p_values = calibration.p_value(scores, 0.5, [5])
+    p_values = calibration.p_value(scores, [5])
     assert p_values.dtype == torch.float64
     assert p_values.tolist() == [5 / 5, 5 / 5, 4 / 5, 4 / 5, 2 / 5, 1 / 5]
 
@@ -96,27 +96,26 @@ def test_p_value_is_the_share_of_good_scores_at_least_as_high_the_picture_itself
 def test_thresholds_are_the_good_scores_that_the_rate_leaves_below():
     calibration = calibration_of([3.0, 1.0, 4.0, 2.0])
     for rate, expected in ((0.2, 4.0), (0.39, 4.0), (0.4, 3.0), (0.6, 2.0), (0.8, 1.0), (0.99, 1.0)):
-        assert calibration.image_threshold(rate, 0.5, [5]) == expected
+        assert calibration.image_threshold(rate, [5]) == expected
         assert calibration.pixel_threshold(rate, 0.5, [5]) == expected
 
 
 @pytest.mark.parametrize("count", [1, 3, 9, 19, 24, 99, 100, 199, 999])
-@pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
-def test_score_above_threshold_and_p_value_within_rate_are_the_same_at_every_rate(count, alpha):
+def test_score_above_threshold_and_p_value_within_rate_are_the_same_at_every_rate(count):
     scores = uniform(count)
     calibration = calibration_of(scores)
     between = uniform(300, seed=1) * 1.2 - 0.1
     ranked = calibration.part_scores[0, :, 0]
     asked = torch.cat([between, ranked, ranked.nextafter(torch.tensor(2.0)), ranked.nextafter(torch.tensor(-1.0))])
     at_least = (scores[None] >= asked[:, None]).sum(dim=1)
-    p_values = calibration.p_value(asked, alpha, [5])
+    p_values = calibration.p_value(asked, [5])
     fractions = [Fraction(rate) for rate in RATES] + [Fraction(k, count + 1) for k in range(1, count + 2)]
     for rate in fractions:
         promised = max(rate, Fraction(1, count + 1))
         expected = 1 + at_least <= math.floor(promised * (count + 1))  # in exact arithmetic
         effective = calibration.effective_rate(float(rate))
         assert effective == pytest.approx(float(promised), abs=1e-12)
-        assert torch.equal(asked > calibration.image_threshold(float(rate), alpha, [5]), expected), rate
+        assert torch.equal(asked > calibration.image_threshold(float(rate), [5]), expected), rate
         assert torch.equal(p_values <= effective + 1e-12, expected), rate
 
 
@@ -147,14 +146,14 @@ def test_smallest_promised_rate_is_one_in_n_plus_one_and_the_default_one_percent
     assert many.effective_rate(0.002) == 0.002
     assert many.effective_rate(0.0001) == 1 / 1000
     # the threshold of a rate that cannot be promised is that of the smallest that can
-    assert few.image_threshold(1e-9, 0.5, [5]) == few.part_scores.max().item()
+    assert few.image_threshold(1e-9, [5]) == few.part_scores.max().item()
 
 
 def test_rate_one_rejects_everything():
     calibration = calibration_of(uniform(9))
-    assert calibration.image_threshold(1.0, 0.5, [5]) == float("-inf")
+    assert calibration.image_threshold(1.0, [5]) == float("-inf")
     assert calibration.pixel_threshold(1.0, 0.5, [5]) == float("-inf")
-    assert (calibration.p_value(torch.tensor([-1e6, 0.5, 1e6]), 0.5, [5]) <= calibration.effective_rate(1.0)).all()
+    assert (calibration.p_value(torch.tensor([-1e6, 0.5, 1e6]), [5]) <= calibration.effective_rate(1.0)).all()
 
 
 @pytest.mark.parametrize("distribution", ["continuous", "with ties"])
@@ -167,7 +166,7 @@ def test_of_exchangeable_good_pictures_no_more_than_the_rate_is_rejected(distrib
     p_values = torch.empty(trials, dtype=torch.float64)
     for trial in range(trials):
         calibration.part_scores.copy_(scores[trial, 1:, None])
-        p_values[trial] = calibration.p_value(scores[trial, :1], 0.5, [5])
+        p_values[trial] = calibration.p_value(scores[trial, :1], [5])
     for rate in (0.05, 0.1, 0.12, 0.5):
         rejected = (p_values <= rate + 1e-12).double().mean().item()
         sigma = (rate * (1 - rate) / trials) ** 0.5
@@ -192,28 +191,44 @@ def test_between_two_alphas_of_the_table_good_map_values_are_never_understated()
     assert strictly > 0
 
 
-def test_good_scores_are_blended_from_their_parts_with_the_weights_of_equation_11_at_any_alpha():
-    calibration = ScoreCalibration(
-        timesteps=[5], resolution=8, grid_size=2, num_ranked=1, map_weights=[1, 0, 0], image_weights=[0.4, 0.3, 0.3]
-    )
-    calibration.part_scores.copy_(torch.tensor([7.0, 3.0, 10.0, 1.0]))
+@pytest.mark.parametrize(
+    ("image_parts", "largest", "mean"),
+    [
+        (None, 3, 0.5),
+        ([True, True, True, True], 3, 0.5),
+        ([True, True, False, False], 3, 1),
+        ([False, True, False, True], -1, -1.5),
+        ([False, False, False, True], -2, -2),
+    ],
+)
+@pytest.mark.parametrize("image_rule", ["max", "mean"])
+def test_the_score_is_the_largest_or_the_mean_of_the_parts_that_may_decide(image_parts, image_rule, largest, mean):
+    config = {"timesteps": [5], "resolution": 8, "grid_size": 10, "map_weights": [1, 0, 0]}
+    calibration = ScoreCalibration(**config, image_parts=image_parts, image_rule=image_rule)
+    expected = largest if image_rule == "max" else mean
+    raw = torch.tensor([7.0, 0.0, 10.0, -1.0])
+    calibration.part_scores.copy_(raw)
     calibration.part_score_mean.copy_(torch.tensor([1.0, 1.0, 0.0, 1.0]))
     calibration.part_score_std.copy_(torch.tensor([2.0, 1.0, 5.0, 1.0]))
-    # standardised: KL 3, feature error 2, references 2 and 0, which share 0.6 of the feature part
-    for alpha in (0.0, 0.05, 0.333, 1.0):
-        expected = alpha * 3 + (1 - alpha) * (0.4 * 2 + 0.3 * 2 + 0.3 * 0)
-        assert calibration.image_threshold(0.5, alpha, [5]) == pytest.approx(expected, abs=1e-6)
+    # standardised: KL 3, feature error -1, references 2 and -2
+    assert calibration.image_threshold(0.5, [5]) == expected
+    parts = torch.full((1, 4, 10, 10), -9.0)  # one cell of a hundred is the worst hundredth
+    for part, place in enumerate(((2, 3), (5, 5), (9, 9), (0, 7))):
+        parts[0, part][place] = raw[part]
+    assert calibration.image_score(parts, [5]).tolist() == [expected]
 
 
-def test_a_picture_scores_by_its_worst_places_part_by_part():
-    calibration = ScoreCalibration(
-        timesteps=[5], resolution=8, grid_size=10, map_weights=[1, 0], image_weights=[0.5, 0.5]
-    )
-    parts = torch.zeros(1, 3, 10, 10)  # one cell of a hundred is the worst hundredth
-    parts[0, 0, 2, 3], parts[0, 1, 5, 5], parts[0, 2, 9, 9] = 8.0, 4.0, 2.0
-    for alpha in (0.0, 0.25, 1.0):
-        expected = alpha * 8 + (1 - alpha) * (0.5 * 4 + 0.5 * 2)
-        assert calibration.image_score(parts, alpha, [5]).item() == pytest.approx(expected)
+@pytest.mark.parametrize("image_parts", [[True], [True] * 5, [False] * 4, [1, 0, 0, 0], "all", [0.5] * 4])
+def test_parts_that_cannot_decide_get_one_sentence(image_parts):
+    with pytest.raises(ValueError, match="image_parts") as error:
+        ScoreCalibration(map_weights=[1, 0, 0], image_parts=image_parts)
+    assert_sentence(str(error.value), "accepted")
+
+
+def test_a_rule_that_is_not_known_gets_one_sentence():
+    with pytest.raises(ValueError, match="image_rule") as error:
+        ScoreCalibration(image_rule="median")
+    assert_sentence(str(error.value), "median", "max and mean")
 
 
 def test_scores_of_a_subset_of_timesteps_come_from_its_own_row_in_any_order():
@@ -225,15 +240,13 @@ def test_scores_of_a_subset_of_timesteps_come_from_its_own_row_in_any_order():
         calibration.map_maxima[row] = 10 * row
     for row, subset in enumerate(expected):
         for order in (list(subset), list(reversed(subset))):
-            assert calibration.image_threshold(0.5, 0.5, order) == row
+            assert calibration.image_threshold(0.5, order) == row
             assert calibration.pixel_threshold(0.5, 0.5, order) == 10 * row
-            assert calibration.p_value(torch.tensor([row, row + 0.5]), 0.5, order).tolist() == [1, 0.5]
+            assert calibration.p_value(torch.tensor([row, row + 0.5]), order).tolist() == [1, 0.5]
 
 
 def test_standardised_maps_are_in_deviations_of_the_cell_and_timestep_they_belong_to():
-    calibration = ScoreCalibration(
-        timesteps=TIMESTEPS, resolution=8, grid_size=2, map_weights=[0.5, 0.25, 0.25], image_weights=[1, 0, 0]
-    )
+    calibration = ScoreCalibration(timesteps=TIMESTEPS, resolution=8, grid_size=2, map_weights=[0.5, 0.25, 0.25])
     calibration.kl_mean.copy_(torch.arange(12.0).view(3, 2, 2))
     calibration.kl_std.fill_(2)
     calibration.feature_error_std.copy_(torch.tensor([1.0, 4.0, 5.0]).view(3, 1, 1).expand(3, 2, 2))
@@ -291,7 +304,7 @@ def test_many_pictures_are_split_in_two_and_the_description_guarantees_the_rate(
 
 def test_ranked_pictures_and_those_that_fit_the_normalisation_are_disjoint(disjoint_pipeline, many_files):
     calibration = disjoint_pipeline.calibration
-    scores = scores_of(disjoint_pipeline, many_files, alpha=0.5)
+    scores = scores_of(disjoint_pipeline, many_files)
     ranked = ranked_scores(calibration)
     distances = (scores[:, None] - ranked[None]).abs()
     # every ranked score is that of one picture; the others fitted the normalisation
@@ -318,21 +331,25 @@ def test_weights_are_chosen_without_a_look_at_the_ranked_pictures(disjoint_pipel
     other = fit_calibration(disjoint_pipeline, files, TIMESTEPS)
     calibration = disjoint_pipeline.calibration
     assert len(fitted) == other.config.num_fitted
-    for name in ("alpha", "map_weights", "image_weights", "planted_pro", "planted_image_auroc"):
+    for name in ("alpha", "map_weights", "image_parts", "image_rule", "planted_pro", "planted_image_auroc"):
         assert other.config[name] == calibration.config[name], name
     assert (other.part_scores - calibration.part_scores).abs().mean() > 1
 
 
 def assert_standard(calibration, maps):
     """The fitted pictures' maps have mean 0 and deviation 1 in every part and timestep, and so have their scores."""
+    kept = calibration.config.image_parts
     for index, timestep in enumerate(TIMESTEPS):
         single = Measurement(maps.kl[:, [index]], maps.feature_error[:, [index]], maps.reference)
         parts = calibration.standardize(single, [timestep])
         assert parts.mean(dim=(0, 2, 3)).abs().max() < 0.1
         assert ((parts.std(dim=(0, 2, 3)) > 0.7) & (parts.std(dim=(0, 2, 3)) < 1.3)).all()
-        scores = calibration.image_score(parts, 1.0, [timestep])
-        assert scores.mean().item() == pytest.approx(0, abs=0.1)
-        assert scores.std().item() == pytest.approx(1, abs=0.1)
+        for part in range(parts.shape[1]):
+            calibration.register_to_config(image_parts=[each == part for each in range(parts.shape[1])])
+            scores = calibration.image_score(parts, [timestep])
+            assert scores.mean().item() == pytest.approx(0, abs=0.1)
+            assert scores.std().item() == pytest.approx(1, abs=0.1)
+    calibration.register_to_config(image_parts=kept)
 
 
 def test_cross_fitted_normalisation_gives_the_fitted_pictures_maps_mean_0_and_deviation_1(tiny_pipeline, tile_files):
@@ -361,7 +378,7 @@ def test_normalisation_levels_places_as_far_as_the_pictures_can_tell_them_apart(
 
 def test_cross_fitting_ranks_no_picture_under_a_normalisation_that_has_seen_it(tiny_pipeline, tile_files):
     # a picture's own normalisation flatters it: out of fold, good scores are higher on average
-    in_sample = scores_of(tiny_pipeline, tile_files, alpha=0.5)
+    in_sample = scores_of(tiny_pipeline, tile_files)
     ranked = ranked_scores(tiny_pipeline.calibration)
     assert ranked.mean() > in_sample.mean()
     assert (ranked - in_sample.sort(descending=True).values).abs().max() < 3 * in_sample.std()
@@ -376,9 +393,12 @@ def test_thresholds_of_a_fit_are_the_pipelines_own_scores_of_the_ranked_pictures
     calibration = disjoint_pipeline.calibration
     for values, threshold in (
         (output.anomaly_score, calibration.image_threshold),
-        (np.array([anomaly_map.max() for anomaly_map in output.anomaly_map]), calibration.pixel_threshold),
+        (
+            np.array([anomaly_map.max() for anomaly_map in output.anomaly_map]),
+            lambda rate, timesteps: calibration.pixel_threshold(rate, alpha, timesteps),
+        ),
     ):
-        thresholds = np.array([threshold(k / 25, alpha, timesteps) for k in range(1, 25)])
+        thresholds = np.array([threshold(k / 25, timesteps) for k in range(1, 25)])
         assert (np.diff(thresholds) <= 0).all()
         assert np.abs(values[:, None] - thresholds[None]).min(axis=0).max() < 1e-3
 

@@ -43,13 +43,13 @@ def pictures(count, seed, shift=0.0):
 @pytest.fixture(scope="module")
 def redrawn():
     """160 exchangeable pictures, split anew each time."""
-    return split_p_values(CALIBRATION, 0.5, pictures(160, seed=0), splits=200)
+    return split_p_values(CALIBRATION, pictures(160, seed=0), splits=200)
 
 
 def new_pool(seed, shift=0.0, splits=30):
     """160 pictures that calibrate, 60 others that are new in every split."""
     new = pictures(60, seed + 1000, shift)
-    return split_p_values(CALIBRATION, 0.5, pictures(160, seed), new, splits=splits)
+    return split_p_values(CALIBRATION, pictures(160, seed), new, splits=splits)
 
 
 # measured rates
@@ -101,7 +101,7 @@ def test_pictures_that_score_lower_keep_the_promise_but_are_not_uniform():
 
 
 def test_rates_too_small_to_be_promised_are_reported_once_as_the_smallest():
-    pool = split_p_values(CALIBRATION, 0.5, pictures(20, seed=0), splits=5)
+    pool = split_p_values(CALIBRATION, pictures(20, seed=0), splits=5)
     assert pool.calibration.config.num_ranked == 9
     rows = summarize(pool)["rates"]
     assert [(row["asked"], row["promised"], row["exact"]) for row in rows] == [(0.01, 0.1, 0.1), (0.2, 0.2, 0.2)]
@@ -109,7 +109,7 @@ def test_rates_too_small_to_be_promised_are_reported_once_as_the_smallest():
 
 def test_equal_scores_never_reject_and_smoothing_makes_them_uniform():
     equal = Measurement(torch.ones(40, 1, 4, 4), torch.ones(40, 1, 4, 4), torch.ones(40, 0, 4, 4))
-    pool = split_p_values(CALIBRATION, 0.5, equal, splits=40)
+    pool = split_p_values(CALIBRATION, equal, splits=40)
     assert (pool.p_values == 1).all()
     assert kstest(pool.smoothed.flatten().numpy(), "uniform").pvalue > 0.01
 
@@ -123,7 +123,7 @@ def test_smoothed_p_values_lie_within_one_rank_below_the_p_values(redrawn):
 
 def test_splits_follow_the_seed_alone_and_leave_the_calibration_as_it_is():
     before = {name: tensor.clone() for name, tensor in CALIBRATION.state_dict().items()}
-    first, again, other = (split_p_values(CALIBRATION, 0.5, pictures(40, 0), splits=3, seed=s) for s in (0, 0, 1))
+    first, again, other = (split_p_values(CALIBRATION, pictures(40, 0), splits=3, seed=s) for s in (0, 0, 1))
     assert torch.equal(first.smoothed, again.smoothed)
     assert not torch.equal(first.p_values, other.p_values)
     for name, tensor in CALIBRATION.state_dict().items():
@@ -172,7 +172,7 @@ def test_p_values_of_a_split_are_those_of_the_pipeline_with_its_calibration(tiny
     pipe = AnomalyScoringPipeline.from_pretrained(tiny_checkpoint)
     pipe.set_progress_bar_config(disable=True)
     good, new = (measure_pictures(pipe, files) for files in (tile_files[:18], tile_files[18:]))
-    pool = split_p_values(pipe.calibration, pipe.alpha, good, new, splits=2)
+    pool = split_p_values(pipe.calibration, good, new, splits=2)
     pool.calibration.noise.copy_(pipe.calibration.noise)
     pipe.register_modules(calibration=pool.calibration)
     output = pipe([Image.open(path) for path in tile_files[18:]])

@@ -51,7 +51,7 @@ def scoring(unified):
     for calibration in pipe.categories.calibration:
         references = len(calibration.config.map_weights) - 1
         weights = [0.5, *[0.5 / references] * references]
-        calibration.register_to_config(map_weights=weights, image_weights=weights)
+        calibration.register_to_config(map_weights=weights, image_parts=None)
     pipe = pipe.for_category("negative")
     pipe.set_progress_bar_config(disable=True)
     return pipe
@@ -78,8 +78,13 @@ def exported(unified, scoring, tmp_path_factory):
 @pytest.mark.parametrize("timesteps", [[5, 50, 100], [50]])
 def test_the_graph_scores_as_the_pipeline_does_whatever_has_no_weight(tiny_checkpoint, files, alpha, timesteps):
     pipe = AnomalyScoringPipeline.from_pretrained(tiny_checkpoint, alpha=alpha, mixed_precision="no")
-    for weights in ([0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.2, 0.5, 0.3]):
-        pipe.calibration.register_to_config(map_weights=weights, image_weights=weights)
+    for weights, parts in (
+        ([0.0, 1.0, 0.0], [False, False, True, False]),
+        ([1.0, 0.0, 0.0], [False, True, False, False]),
+        ([0.0, 0.5, 0.5], [True, False, False, False]),
+        ([0.2, 0.5, 0.3], None),
+    ):
+        pipe.calibration.register_to_config(map_weights=weights, image_parts=parts)
         pictures = [read_image(path) for path in files[:2]]
         expected = pipe(pictures, timesteps=timesteps)
         graph = ScoringGraph(pipe, timesteps)
@@ -121,14 +126,14 @@ def test_a_model_that_differs_is_reported(scoring, exported, files):
 
     def wrong(squares):
         scores, p_values, maps = model(squares)
-        return scores + 100, p_values - 0.5, maps + 2
+        return scores - 100, p_values - 0.5, maps + 2
 
     found = benchmark.compare(scoring, {"wrong": wrong}, files)["wrong"]
-    accepted = sum(not scoring(read_image(path)).is_anomalous[0] for path in files)
+    rejected = sum(scoring(read_image(path)).is_anomalous[0] for path in files)
     assert found["score"] == pytest.approx(100, abs=0.01)
     assert found["p_value"] == pytest.approx(0.5)
     assert found["map"] == pytest.approx(2, abs=0.01)
-    assert found["verdicts"] == accepted > 0
+    assert found["verdicts"] == rejected > 0
 
 
 def test_the_benchmark_prints_times_beside_pytorchs(scoring, exported, files, capsys):
@@ -152,9 +157,10 @@ def test_the_calibration_holds_what_verdicts_need(scoring, exported):
     assert calibration["false_alarm_rate"] == own.effective_rate()
     for rate in (0.1, 0.3):
         rank = int(rate * (count + 1))
-        for kind in ("image", "pixel"):
-            expected = getattr(own, f"{kind}_threshold")(rate, scoring.alpha, CATEGORY_TIMESTEPS)
-            assert calibration[f"{kind}_thresholds"][rank - 1] == expected
+        expected = own.image_threshold(rate, CATEGORY_TIMESTEPS)
+        assert calibration["image_thresholds"][rank - 1] == expected
+        expected = own.pixel_threshold(rate, scoring.alpha, CATEGORY_TIMESTEPS)
+        assert calibration["pixel_thresholds"][rank - 1] == expected
 
 
 def test_one_file_holds_the_weights_and_takes_any_number_of_pictures(exported):

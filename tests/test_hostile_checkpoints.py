@@ -210,6 +210,7 @@ CONFIGS = {
     "ranks of 10**9": (changed(CALIBRATION, num_ranked=HUGE), ["calibration", "num_ranked"]),
     "2**30 subsets": (changed(CALIBRATION, timesteps=list(range(30))), ["calibration", "timesteps"]),
     "timesteps twice": (changed(CALIBRATION, timesteps=[5, 5, 100]), ["calibration", "once"]),
+    "no part that decides": (changed(CALIBRATION, image_parts=[False] * 4), ["calibration", "image_parts"]),
     "weights beyond 1": (changed(CALIBRATION, map_weights=[HUGE, 0, 0]), ["calibration", "map_weights"]),
     "fitted as text": (changed(CALIBRATION, cross_fitted="yes"), ["calibration", "cross_fitted"]),
     "no JSON": (written(CALIBRATION, b"\xff\xfe\x00"), ["calibration", "config.json"]),
@@ -354,9 +355,9 @@ def test_ranks_in_any_order_give_the_same_verdicts(checkpoint, tiny_pipeline, ti
     for each in (0.04, 0.2):
         found, expected = (
             (
-                pipe.calibration.p_value(scores, 0.5, [5]).tolist(),
+                pipe.calibration.p_value(scores, [5]).tolist(),
                 pipe.calibration.pixel_threshold(each, 0.5, [5]),
-                pipe.calibration.image_threshold(each, 0.5, [5]),
+                pipe.calibration.image_threshold(each, [5]),
             )
             for pipe in (pipe, tiny_pipeline)
         )

@@ -58,9 +58,9 @@ def strange_pictures():
     ]
 
 
-def deviation(pipe, alpha=0.5):
+def deviation(pipe):
     """Deviation of the calibrated good scores at the default settings."""
-    quantiles = [pipe.calibration.image_threshold(k / 25, alpha, pipe.config.timesteps) for k in range(1, 25)]
+    quantiles = [pipe.calibration.image_threshold(k / 25, pipe.config.timesteps) for k in range(1, 25)]
     return float(np.std(quantiles))
 
 
@@ -125,25 +125,26 @@ def test_the_anomaly_map_blends_both_parts_as_equation_11_does(pipe, tiles, outp
             assert np.abs(kl_map - feature_map).max() > 0.1
 
 
-def test_alpha_0_and_1_leave_one_part_alone(pipe, tiles):
+def test_alpha_0_and_1_leave_one_part_of_the_map_alone_and_the_score_as_it_is(pipe, tiles, output):
     features_only, pixels_only = pipe(tiles, alpha=0), pipe(tiles, alpha=1.0)
     for first, second in zip(features_only.anomaly_map, features_only.feature_map, strict=True):
         np.testing.assert_array_equal(first, second)
     for first, second in zip(pixels_only.anomaly_map, pixels_only.kl_map, strict=True):
         np.testing.assert_array_equal(first, second)
-    assert np.abs(features_only.anomaly_score - pixels_only.anomaly_score).max() > 0.1
+    for other in (features_only, pixels_only):
+        np.testing.assert_array_equal(other.anomaly_score, output.anomaly_score)
+        np.testing.assert_array_equal(other.p_value, output.p_value)
 
 
-def test_the_score_blends_the_worst_hundredth_of_each_part_in_deviations_of_good_pictures(pipe, tile_files):
+def test_the_score_combines_each_parts_worst_hundredth_in_deviations_of_good_pictures(pipe, tile_files):
     samples, _ = preprocess(Image.open(tile_files[0]), 64)
     timesteps, calibration = [5, 50, 100], pipe.calibration
     parts = calibration.standardize(pipe.measure(samples, timesteps, calibration.noise_fields(timesteps)), timesteps)
     worst = [np.sort(part.ravel())[-round(0.01 * part.size) :].mean() for part in parts[0].numpy()]
     standardized = (np.array(worst) - calibration.part_score_mean[-1].numpy()) / calibration.part_score_std[-1].numpy()
-    for alpha in (0.0, 0.3, 1.0):
-        weights = [alpha, *((1 - alpha) * np.array(calibration.config.image_weights))]
-        score = pipe(Image.open(tile_files[0]), alpha=alpha).anomaly_score[0]
-        assert score == pytest.approx(float(standardized @ weights), abs=1e-4)
+    score = pipe(Image.open(tile_files[0])).anomaly_score[0]
+    rule = {"max": np.max, "mean": np.mean}[calibration.config.image_rule]
+    assert score == pytest.approx(rule(standardized[calibration.image_parts]), abs=1e-4)
 
 
 def test_parts_are_standardised_measurements_averaged_over_the_timesteps_asked_for(pipe, tile_files):
@@ -238,7 +239,7 @@ def test_deciding_again_at_another_rate_equals_a_new_call_at_that_rate(pipe, til
         verdicts = pipe.decide(first.anomaly_map, torch.from_numpy(first.anomaly_score), 0.3, [5, 50], rate)
         for name in ("false_alarm_rate", "image_threshold", "pixel_threshold"):
             assert verdicts[name] == getattr(again, name)
-        assert again.image_threshold == pipe.calibration.image_threshold(again.false_alarm_rate, 0.3, [5, 50])
+        assert again.image_threshold == pipe.calibration.image_threshold(again.false_alarm_rate, [5, 50])
         assert again.pixel_threshold == pipe.calibration.pixel_threshold(again.false_alarm_rate, 0.3, [5, 50])
         for name in ("p_value", "is_anomalous"):
             np.testing.assert_array_equal(verdicts[name], getattr(again, name))

@@ -1,11 +1,14 @@
-"""Planted defects: visible, where their masks say, reproducible; and the weights that are chosen on them."""
+"""Planted defects: visible, where their masks say, reproducible; and what is chosen on them."""
 
 import numpy as np
 import pytest
 import torch
 from scipy.ndimage import binary_dilation, uniform_filter
+from sklearn.metrics import roc_auc_score
 
-from training.blend_weights import ALPHAS, choose_weights
+from pipelines.anomaly_maps import worst_mean
+from pipelines.score_calibration import IMAGE_RULES, combine
+from training.blend_weights import ALPHAS, choose_image_parts, choose_weights
 from training.pictures.data import GoodImages
 from training.pictures.planted_defects import KINDS, MIN_VISIBLE_PIXELS, VISIBLE, PlantedDefects, plant
 
@@ -73,11 +76,11 @@ def masks():
 @pytest.mark.parametrize("informative", [1, 2, 3])
 def test_the_part_that_separates_planted_defects_gets_most_of_the_weight(masks, informative):
     weights = choose_weights(parts_of(60, []), parts_of(40, [informative], masks), masks, 64, 1.0)
-    shares = [weights.map_weights, weights.image_weights]
-    for share in shares:
-        assert sum(share) == pytest.approx(1)
-        assert share[informative - 1] == max(share) >= 0.5
+    share = weights.map_weights
+    assert sum(share) == pytest.approx(1)
+    assert share[informative - 1] == max(share) >= 0.5
     assert weights.alpha <= 0.1
+    assert weights.image_parts[informative]
     assert weights.planted_image_auroc > 0.75
     assert weights.planted_pro > 0.7
 
@@ -93,4 +96,44 @@ def test_alpha_rises_with_what_the_pixel_part_knows_and_is_kept_if_given(masks):
 
 def test_without_references_all_of_the_feature_part_is_the_feature_error(masks):
     weights = choose_weights(parts_of(60, [])[:, :2], parts_of(40, [1], masks)[:, :2], masks, 64, 1.0)
-    assert weights.map_weights == weights.image_weights == [1.0]
+    assert weights.map_weights == [1.0]
+    assert weights.image_parts[1]
+    assert len(weights.image_parts) == 2
+
+
+def image_auroc(parts, good, planted, rule="max"):
+    std, mean = torch.std_mean(worst_mean(good), dim=0)
+    scores = [combine(((worst_mean(each) - mean) / std)[:, parts], rule) for each in (good, planted)]
+    return roc_auc_score(np.repeat([0, 1], [len(good), len(planted)]), torch.cat(scores))
+
+
+def test_a_part_that_knows_nothing_may_not_decide_where_it_hides_what_others_know(masks):
+    good, planted = parts_of(400, []), parts_of(40, [2], masks)
+    chosen, rule, auroc = choose_image_parts(good, planted)
+    assert chosen[2]
+    assert auroc == pytest.approx(image_auroc(chosen, good, planted, rule))
+    assert auroc > max(image_auroc([True] * 4, good, planted, rule) for rule in IMAGE_RULES)
+
+
+def test_every_part_may_decide_where_each_sees_defects_of_its_own(masks):
+    good, planted = parts_of(60, []), parts_of(40, [], masks)
+    rises = 6.0 * torch.nn.functional.avg_pool2d(masks[:, None].float(), 8)
+    for part in range(4):
+        planted[part::4, part : part + 1] += rises[part::4]
+    chosen, rule, auroc = choose_image_parts(good, planted)
+    assert chosen == [True] * 4
+    assert rule == "max"
+    assert auroc > 0.95 > max(image_auroc([part], good, planted) for part in range(4)) + 0.1
+
+
+def test_the_mean_decides_where_all_parts_see_the_same_faintly(masks):
+    good, planted = parts_of(400, []), parts_of(40, range(4), masks, strength=1.5)
+    chosen, rule, auroc = choose_image_parts(good, planted)
+    assert (chosen, rule) == ([True] * 4, "mean")
+    assert auroc == pytest.approx(image_auroc(chosen, good, planted, "mean"))
+    assert auroc > image_auroc(chosen, good, planted, "max")
+
+
+def test_of_choices_that_are_as_good_the_one_with_most_parts_is_taken(masks):
+    nothing_known = choose_image_parts(parts_of(60, []), parts_of(40, []))
+    assert nothing_known[0] == [True] * 4

@@ -329,6 +329,21 @@ def test_half_precision_leaves_the_normalisation_of_pixels_and_features_exact(ti
     assert torch.equal(loaded.pixel_std.flatten(), torch.tensor(std))
 
 
+@pytest.mark.parametrize(
+    ("parts", "rule", "words"),
+    [
+        ([True, False, True, False], "max", "is the largest of those of KL and Gaussian of good features."),
+        ([False, True, False, True], "mean", "is the mean of those of feature error and memory of good features."),
+        ([False, True, False, False], "max", "is that of feature error."),
+    ],
+)
+def test_the_model_card_says_what_decides_a_pictures_score(tiny_checkpoint, tmp_path, parts, rule, words):
+    pipe = AnomalyScoringPipeline.from_pretrained(tiny_checkpoint)
+    pipe.calibration.register_to_config(image_parts=parts, image_rule=rule)
+    pipe.save_pretrained(tmp_path)
+    assert f"A picture's score {words}" in (tmp_path / "README.md").read_text()
+
+
 def test_the_model_card_states_what_the_calibration_promises_and_survives_a_later_save(
     tiny_checkpoint, bare_checkpoint, tiny_pipeline, tmp_path
 ):

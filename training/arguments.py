@@ -179,7 +179,9 @@ def _build_parser():
     scoring = parser.add_argument_group("scoring (stored in the checkpoint)")
     scoring.add_argument("--timesteps", type=int, nargs="+", default=[5, 50, 100], help="T of Eq. 11")
     scoring.add_argument(
-        "--alpha", type=float, help="weight of the pixel part in Eq. 11; the default is chosen on planted defects"
+        "--alpha",
+        type=float,
+        help="weight of the pixel part in the map (Eq. 11); the default is chosen on planted defects",
     )
 
     running = parser.add_argument_group("running")

@@ -1,17 +1,21 @@
 """Choose the weights of Eq. 11 without a real defect: on defects planted into held-out good pictures.
 
-The map's weights are those with the largest PRO on the planted defects, the image score's those with the largest image
-AUROC of pictures with a planted defect against good ones. A planted defect is no real one, so a difference must be
-clear before it counts: of all weights that are not worse by more than a standard error, the most even are taken.
+The map's weights are those with the largest PRO on the planted defects; the parts that may decide a picture's score are
+those with the largest image AUROC of pictures with a planted defect against good ones, either the part that finds a
+picture worst or their mean. A planted defect is no real one, so a difference must be clear before it counts: of all
+choices that are not worse by more than a standard error, the one that relies on the parts most evenly is taken, and as
+many as can be may decide.
 """
 
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import torch
 from scipy.ndimage import label
 
 from pipelines.anomaly_maps import blend, render, worst_mean
+from pipelines.score_calibration import IMAGE_RULES, combine
 from training.metrics import EIGHT_CONNECTED, MAX_FALSE_POSITIVE_RATE
 
 ALPHAS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5)
@@ -26,20 +30,18 @@ REDUCTION = 2
 
 @dataclass
 class BlendWeights:
-    """Weights as in `ScoreCalibration`, with what the planted defects said of them: PRO and image AUROC."""
+    """Choices as in `ScoreCalibration`, with what the planted defects said of them: PRO and image AUROC."""
 
     alpha: float
     map_weights: list
-    image_weights: list
+    image_parts: list
+    image_rule: str
     planted_pro: float
     planted_image_auroc: float
 
 
 def choose_weights(good, planted, masks, resolution, sigma, alpha=None):
-    """Weights that separate planted defects best.
-
-    First the feature part is shared out among feature error and references, then alpha is chosen; with the map's alpha
-    the image score's shares are chosen.
+    """Weights of the map, and parts of the picture's score, that separate planted defects best.
 
     Args:
         good (`torch.Tensor`): standardised parts of good pictures, (pictures, parts, grid, grid).
@@ -52,7 +54,20 @@ def choose_weights(good, planted, masks, resolution, sigma, alpha=None):
     Returns:
         `BlendWeights`.
     """
-    shares = _shares(good.shape[1] - 1)
+    alpha, map_weights, planted_pro = choose_map_weights(planted, masks, resolution, sigma, alpha)
+    image_parts, image_rule, planted_image_auroc = choose_image_parts(good, planted)
+    return BlendWeights(alpha, map_weights, image_parts, image_rule, planted_pro, planted_image_auroc)
+
+
+def choose_map_weights(planted, masks, resolution, sigma, alpha=None):
+    """First the feature part is shared out among feature error and references, then alpha is chosen.
+
+    Arguments are those of `choose_weights`.
+
+    Returns:
+        `tuple[float, list[float], float]`: alpha, the shares, and their PRO on the planted defects.
+    """
+    shares = _shares(planted.shape[1] - 1)
     regions = [label(mask, structure=EIGHT_CONNECTED)[0] for mask in masks[:, ::REDUCTION, ::REDUCTION].numpy()]
     maps = render(planted, resolution // REDUCTION, sigma / REDUCTION)
 
@@ -60,28 +75,33 @@ def choose_weights(good, planted, masks, resolution, sigma, alpha=None):
         feature_map = torch.einsum("npyx,p->nyx", maps[:, 1:], torch.tensor(share))
         return _region_overlaps(np.stack(regions), blend(maps[:, 0], feature_map, weight).numpy())
 
-    # The map: shares of the feature part, then alpha
     by_share = np.stack([overlaps(share, alpha or 0.0) for share in shares])
     best = by_share[by_share.mean(axis=1).argmax()]
     map_share = next(share for share, each in zip(shares, by_share, strict=True) if _is_as_good(best - each))
     by_alpha = {weight: overlaps(map_share, weight).mean() for weight in (ALPHAS if alpha is None else [alpha])}
     alpha = max(by_alpha, key=by_alpha.get)
+    return alpha, list(map_share), float(by_alpha[alpha])
 
-    # The image score, with the map's alpha
-    good_scores, planted_scores = worst_mean(good), worst_mean(planted)
-    std, mean = torch.std_mean(good_scores, dim=0)
-    weights = torch.tensor([[alpha] + [(1 - alpha) * part for part in share] for share in shares])
-    scores = [((each - mean) / std.clamp(min=1e-6) @ weights.T).T.numpy() for each in (good_scores, planted_scores)]
-    placements = [_placements(*each) for each in zip(*scores, strict=True)]
-    best = max(placements, key=lambda each: each[0].mean())
-    image_share, (above, _) = next(
-        (share, each)
-        for share, each in zip(shares, placements, strict=True)
-        if _is_as_good(best[0] - each[0], best[1] - each[1])
-    )
-    return BlendWeights(
-        alpha, list(map_share), list(image_share), float(by_alpha[alpha]), planted_image_auroc=float(above.mean())
-    )
+
+def choose_image_parts(good, planted):
+    """Which parts may decide a picture's score, and by which rule.
+
+    Returns:
+        `tuple[list[bool], str, float]`: for each part; one of `IMAGE_RULES`; the image AUROC of the planted defects.
+    """
+    std, mean = torch.std_mean(worst_mean(good), dim=0)
+    good, planted = ((worst_mean(each) - mean) / std.clamp(min=1e-6) for each in (good, planted))
+    choices = [each for each in product(product((False, True), repeat=good.shape[1]), IMAGE_RULES) if any(each[0])]
+    placements = {
+        (parts, rule): _placements(*(combine(each[:, parts], rule).numpy() for each in (good, planted)))
+        for parts, rule in choices
+    }
+    best = max(placements.values(), key=lambda each: each[0].mean())
+    as_good = [
+        choice for choice in choices if _is_as_good(*(b - e for b, e in zip(best, placements[choice], strict=True)))
+    ]
+    parts, rule = max(as_good, key=lambda choice: (sum(choice[0]), placements[choice][0].mean()))
+    return list(parts), rule, float(placements[parts, rule][0].mean())
 
 
 def _is_as_good(*differences):

@@ -61,7 +61,7 @@ def fit_calibration(pipe, files, timesteps, seed=0, batch_size=8, alpha=None, on
         timesteps (`list[int]`): T to calibrate, with every subset of it.
         seed (`int`): draws the noise fields and splits the pictures.
         batch_size (`int`): pictures per UNet call.
-        alpha (`float`, *optional*): weight of the pixel part; by default it is chosen too.
+        alpha (`float`, *optional*): weight of the pixel part in the map; by default it is chosen too.
         on_progress (*optional*): called after each batch with the pictures this process has measured so far and their
             total; what it raises ends the calibration.
 
@@ -78,7 +78,6 @@ def fit_calibration(pipe, files, timesteps, seed=0, batch_size=8, alpha=None, on
         resolution=pipe.resolution,
         grid_size=pipe.config.score_grid,
         map_weights=even,
-        image_weights=even,
         num_ranked=len(ranked_files),
         num_fitted=len(fitted_files),
         cross_fitted=cross_fitted,
@@ -225,7 +224,9 @@ def main(argv=None):
     parser.add_argument("--category", help="what they show, for a checkpoint of several categories")
     parser.add_argument("--output_dir", help="for the recalibrated checkpoint; default --model's own folder")
     parser.add_argument("--timesteps", type=int, nargs="+", help="T of Eq. 11; the default keeps the checkpoint's")
-    parser.add_argument("--alpha", type=float, help="weight of the pixel part; default: chosen on planted defects")
+    parser.add_argument(
+        "--alpha", type=float, help="weight of the pixel part in the map; default: chosen on planted defects"
+    )
     parser.add_argument("--batch_size", type=int, default=8, help="pictures per UNet call")
     parser.add_argument("--seed", type=int, default=0, help="draws the noise fields and splits the pictures")
     args = parser.parse_args(argv)

@@ -56,7 +56,7 @@ def evaluate(pipe, labelled, batch_size=8, false_alarm_rate=None, alpha=None, na
         labelled (`list[LabelledImage]`): test pictures.
         batch_size (`int`): pictures per UNet call.
         false_alarm_rate (`float`, *optional*): promised to good parts.
-        alpha (`float`, *optional*): weight of the pixel part.
+        alpha (`float`, *optional*): weight of the pixel part in the map.
         native (`bool`): whether to measure at the pictures' own sizes as well.
 
     Returns:
@@ -170,7 +170,7 @@ def main(argv=None):
     parser.add_argument("--output_dir", help="for report.json and sheet.png; default outputs/evaluation/CATEGORY")
     parser.add_argument("--batch_size", type=int, default=8, help="pictures per UNet call")
     parser.add_argument("--false_alarm_rate", type=float, help="promised to good parts; default 1 %%")
-    parser.add_argument("--alpha", type=float, help="weight of the pixel part; default the checkpoint's")
+    parser.add_argument("--alpha", type=float, help="weight of the pixel part in the map; default the checkpoint's")
     parser.add_argument("--no_native", action="store_true", help="leave out the table at native size")
     parser.add_argument("--keep_with_model", action="store_true", help="leave the figures in the checkpoint too")
     parser.add_argument(

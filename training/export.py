@@ -110,7 +110,7 @@ def describe_calibration(pipe, timesteps=None, category=None):
         "opset": OPSET,
         "false_alarm_rate": calibration.effective_rate(),
         "saturation": saturation,
-        "image_thresholds": [calibration.image_threshold(rate, pipe.alpha, timesteps) for rate in rates],
+        "image_thresholds": [calibration.image_threshold(rate, timesteps) for rate in rates],
         "pixel_thresholds": [calibration.pixel_threshold(rate, pipe.alpha, timesteps) for rate in rates],
     }
 

@@ -170,9 +170,9 @@ def _curves(entries):
 
 def _category_parts(pipe, images, validated, sheet, seed):
     calibration, timesteps = pipe.calibration, list(pipe.config.timesteps)
-    rate, threshold = calibration.effective_rate(), calibration.image_threshold(None, pipe.alpha, timesteps)
+    rate, threshold = calibration.effective_rate(), calibration.image_threshold(None, timesteps)
     yield html.paragraph(f"It was {describe(calibration)}")
-    good = calibration.ranked_scores(pipe.alpha, timesteps).cpu().numpy()
+    good = calibration.ranked_scores(timesteps).cpu().numpy()
     planted = np.empty(0) if validated is None else _planted_scores(pipe, validated)
     caption = (
         f"Scores. Grey: the {len(good)} held-out good pictures that are ranked, of which {rate:.1%} may be rejected."
@@ -183,7 +183,7 @@ def _category_parts(pipe, images, validated, sheet, seed):
             f"the finished model: {(planted > threshold).sum()} are rejected (vermilion), the others accepted (blue)."
         )
     yield html.drawing(histogram_svg(good, planted, threshold, "synthetic defects"), caption, "histogram")
-    yield html.table(_weights(calibration.config))
+    yield html.table(_weights(calibration))
     if sheet is not None:
         yield html.picture(
             sheet,
@@ -207,17 +207,18 @@ def _planted_scores(pipe, validated):
     timesteps = list(pipe.config.timesteps)
     noise = pipe.calibration.noise_fields(timesteps)
     samples = torch.stack([sample for sample, _ in validated.pictures[validated.num_good :]])
-    scores = [pipe.score(batch, timesteps, pipe.alpha, noise)[0] for batch in samples.split(NUM_SAMPLES)]
+    scores = [pipe.score(batch, timesteps, noise)[0] for batch in samples.split(NUM_SAMPLES)]
     return torch.cat(scores).cpu().numpy()
 
 
-def _weights(config):
-    """What the score and the map are made of, and how they do on the planted defects that chose their weights."""
-    rows = {"Part": "its weight in the picture's score / in the map"}
-    rows["KL (Eq. 9)"] = f"{config.alpha:.0%} / {config.alpha:.0%}"
-    names = ("feature error (Eq. 10)", *REFERENCE_NAMES)
-    for name, image, maps in zip(names, config.image_weights, config.map_weights, strict=False):
-        rows[name] = " / ".join(f"{(1 - config.alpha) * share:.0%}" for share in (image, maps))
+def _weights(calibration):
+    """What the score and the map are made of, and how they do on the planted defects that chose it."""
+    config = calibration.config
+    rows = {"Part": "its weight in the map / whether the picture's score looks at it"}
+    names = ("KL (Eq. 9)", "feature error (Eq. 10)", *REFERENCE_NAMES)
+    for name, share, decides in zip(names, calibration.map_shares, calibration.image_parts, strict=False):
+        rows[name] = f"{share:.0%} / {'yes' if decides else 'no'}"
+    rows["the picture's score"] = {"max": "the largest of them", "mean": "their mean"}[config.image_rule]
     if config.planted_image_auroc is not None:
         rows["all, on synthetic defects"] = (
             f"image AUROC {config.planted_image_auroc:.3f}, PRO {config.planted_pro:.3f}"

@@ -248,7 +248,7 @@ def parse_args(argv=None):
     scoring = parser.add_argument_group("scoring")
     scoring.add_argument("--batch_size", type=int, default=8, help="pictures per UNet call")
     scoring.add_argument("--false_alarm_rate", type=float, help="promised to good parts; default 1 %%")
-    scoring.add_argument("--alpha", type=float, help="weight of the pixel part; default the checkpoint's")
+    scoring.add_argument("--alpha", type=float, help="weight of the pixel part in the map; default the checkpoint's")
     add_num_workers(scoring)
     args = parser.parse_args(argv)
     given = [name for name in ("input_dir", "shards", "dataset_name") if getattr(args, name) is not None]

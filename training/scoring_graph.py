@@ -48,11 +48,11 @@ class ScoringGraph(torch.nn.Module):
         parts = calibration.standardize(measured, self.timesteps)
         # The axis of length 1 keeps OpenVINO 2026.4 from fusing the mean of a picture's worst places with what
         # follows: it does so wrongly for more than one picture.
-        anomaly_score = calibration.image_score(parts[:, None], self.alpha, self.timesteps)[:, 0]
+        anomaly_score = calibration.image_score(parts[:, None], self.timesteps)[:, 0]
         kl_map, feature_map = calibration.two_parts(parts).split(1, dim=1)
         # Blended first, smoothed then: both are linear, and one map is smoothed instead of two.
         anomaly_map = render(blend(kl_map, feature_map, self.alpha), pipe.resolution, pipe.config.smoothing_sigma)
-        return anomaly_score, calibration.p_value(anomaly_score, self.alpha, self.timesteps), anomaly_map[:, 0]
+        return anomaly_score, calibration.p_value(anomaly_score, self.timesteps), anomaly_map[:, 0]
 
     def _weighted(self, measured):
         """Zeros for what has no weight: nothing then asks for what would compute it, and no graph holds it."""
@@ -74,8 +74,8 @@ def _zeros(maps):
 
 def _parts_that_count(pipe):
     """Whether the pixel part, the feature error and each reference have any weight in map or score, `list[bool]`."""
-    weights = zip(pipe.calibration.config.map_weights, pipe.calibration.config.image_weights, strict=True)
-    return [pipe.alpha > 0, *(pipe.alpha < 1 and any(both) for both in weights)]
+    in_map = [pipe.alpha > 0, *(pipe.alpha < 1 and weight > 0 for weight in pipe.calibration.config.map_weights)]
+    return [any(both) for both in zip(in_map, pipe.calibration.image_parts, strict=True)]
 
 
 def _without_pixels(unet, num_pixel_channels):

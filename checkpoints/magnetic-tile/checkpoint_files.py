@@ -160,12 +160,17 @@ def _owns_card(path):
     return not path.exists() or CARD_MARK in path.read_text(errors="replace")
 
 
-def _weights_in_words(config):
-    """What the map is made of, in per cent, as the calibration chose it."""
-    names = ("feature error", "Gaussian of good features", "memory of good features")
-    shares = [config.alpha, *((1 - config.alpha) * share for share in config.map_weights)]
-    parts = zip(("KL", *names), shares, strict=False)
-    return " The map is made of " + ", ".join(f"{name} {share:.0%}" for name, share in parts if share) + "."
+def _parts_in_words(calibration):
+    """What the map is made of, in per cent, and what decides the score, as the calibration chose it."""
+    names = ("KL", "feature error", "Gaussian of good features", "memory of good features")
+    shares = ", ".join(
+        f"{name} {share:.0%}" for name, share in zip(names, calibration.map_shares, strict=False) if share
+    )
+    deciding = [name for name, decides in zip(names, calibration.image_parts, strict=False) if decides]
+    rule = {"max": "the largest of those of", "mean": "the mean of those of"}[calibration.config.image_rule]
+    if len(deciding) == 1:
+        rule = "that of"
+    return f" The map is made of {shares}. A picture's score is {rule} {' and '.join(deciding)}."
 
 
 def _model_card(pipe):
@@ -183,7 +188,7 @@ def _model_card(pipe):
         )
         if config.cross_fitted:
             promise += " They also fitted the normalisation (cross-fitting), so that the rate is an estimate."
-        promise += _weights_in_words(config)
+        promise += _parts_in_words(calibration)
     return f"""---
 library_name: diffusers
 pipeline_tag: image-segmentation

@@ -58,7 +58,7 @@ class AnomalyScoringPipeline(TrainedModel, DiffusionPipeline):
                 [0, 1]. Pictures are squashed to the model's square; maps come back at the picture's own size.
             category (`str`, *optional*): what the pictures show, for a checkpoint of several categories.
             timesteps (`list[int]`, *optional*): T of Eq. 11, a subset of the calibrated ones.
-            alpha (`float`, *optional*): weight of the pixel part, in [0, 1].
+            alpha (`float`, *optional*): weight of the pixel part in the map, in [0, 1].
             false_alarm_rate (`float`, *optional*): share of good parts that may be rejected, in (0, 1]. The default
                 is 1 %; a rate that the number of calibration pictures cannot promise becomes the smallest they can.
             batch_size (`int`): pictures per UNet call, each at all timesteps.
@@ -107,7 +107,7 @@ class AnomalyScoringPipeline(TrainedModel, DiffusionPipeline):
         scores, both = [], []
         batches = samples.split(batch_size)
         for batch in self.progress_bar(batches) if len(batches) > 1 else batches:
-            batch_scores, grids = self.score(batch, timesteps, alpha, noise)
+            batch_scores, grids = self.score(batch, timesteps, noise)
             scores.append(batch_scores.cpu())
             both.append(grids.cpu())
         scores, both = torch.cat(scores), torch.cat(both)
@@ -152,7 +152,7 @@ class AnomalyScoringPipeline(TrainedModel, DiffusionPipeline):
         timesteps = self.config.timesteps if timesteps is None else timesteps
         rate = self.calibration.effective_rate(false_alarm_rate)
         pixel_threshold = self.calibration.pixel_threshold(rate, alpha, timesteps)
-        p_value = self.calibration.p_value(scores, alpha, timesteps).cpu().numpy()
+        p_value = self.calibration.p_value(scores, timesteps).cpu().numpy()
         is_anomalous = p_value <= rate + 1e-12
         masks = [
             (anomaly_map > pixel_threshold) & bool(anomalous)
@@ -163,7 +163,7 @@ class AnomalyScoringPipeline(TrainedModel, DiffusionPipeline):
             "is_anomalous": is_anomalous,
             "pred_mask": masks,
             "false_alarm_rate": rate,
-            "image_threshold": self.calibration.image_threshold(rate, alpha, timesteps),
+            "image_threshold": self.calibration.image_threshold(rate, timesteps),
             "pixel_threshold": pixel_threshold,
         }
 

@@ -154,7 +154,7 @@ class GradientDenoisePipeline(TrainedModel, DiffusionPipeline):
             images.append(_repaired(picture, repair, soft_mask))
             soft_masks.append(soft_mask)
         scores = self._final_scores(images, soft_masks, repairs)
-        p_value = self.calibration.p_value(scores, self.alpha, list(self.config.timesteps)).cpu().numpy()
+        p_value = self.calibration.p_value(scores, list(self.config.timesteps)).cpu().numpy()
 
         # 4. Postprocess
         images = [_postprocess(image, output_type) for image in images]
@@ -180,7 +180,7 @@ class GradientDenoisePipeline(TrainedModel, DiffusionPipeline):
         for image, soft_mask, repair in zip(images, soft_masks, repairs, strict=True):
             if soft_mask.any():
                 sample = to_samples([image], self.resolution)
-                scores.append(self.score(sample, list(self.config.timesteps), self.alpha, noise)[0].item())
+                scores.append(self.score(sample, list(self.config.timesteps), noise)[0].item())
             else:
                 scores.append(repair.first_score)
         return torch.tensor(scores)

@@ -55,7 +55,8 @@ class TrainedModel:
         patch_size (`int`): pixel-unshuffle factor of the UNet.
         data_mean, data_std (`float`): brightness and contrast of good pictures in [-1, 1]; see `normalize_contrast`.
         timesteps (`list[int]`): default T of Eq. 11.
-        alpha (`float`, *optional*): default weight of the pixel part in Eq. 11; without it, that of the calibration.
+        alpha (`float`, *optional*): default weight of the pixel part in the map (Eq. 11); without it, that
+            of the calibration.
         smoothing_sigma (`float`): Gaussian smoothing of the maps, in pixels of the model's square.
         score_grid (`int`): height and width of the grid that pictures are scored on.
         mixed_precision (`str`): "auto" runs the UNet in bfloat16 where the hardware has it and calibration found the
@@ -191,13 +192,13 @@ class TrainedModel:
         )
 
     @torch.inference_mode()
-    def score(self, samples, timesteps, alpha, noise):
+    def score(self, samples, timesteps, noise):
         """Anomaly score of each sample, (batch,), and both parts on the score grid, (batch, 2, grid, grid).
 
-        Arguments are those of `measure`; `alpha` blends the parts (Eq. 11).
+        Arguments are those of `measure`.
         """
         parts = self.calibration.standardize(self.measure(samples, timesteps, noise), timesteps)
-        return self.calibration.image_score(parts, alpha, timesteps), self.calibration.two_parts(parts)
+        return self.calibration.image_score(parts, timesteps), self.calibration.two_parts(parts)
 
     def predict(self, noisy_sample, timesteps, mixed_precision=None):
         """Noise, variance and features that the UNet predicts for x_t; see `denoising_network.predict`.
