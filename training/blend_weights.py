@@ -3,8 +3,8 @@
 The map's weights are those with the largest PRO on the planted defects; the parts that may decide a picture's score are
 those with the largest image AUROC of pictures with a planted defect against good ones, either the part that finds a
 picture worst or their mean. A planted defect is no real one, so a difference must be clear before it counts: of all
-choices that are not worse by more than a standard error, the one that relies on the parts most evenly is taken, and as
-many as can be may decide.
+choices that are not clearly worse, the one that relies on the parts most evenly is taken, and as many as can be may
+decide.
 """
 
 from dataclasses import dataclass
@@ -23,6 +23,13 @@ ALPHAS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5)
 
 WEIGHT_STEPS = 4
 """The feature part is shared out in quarters."""
+
+CLEAR_OVERLAP = 2
+"""A difference of PRO is clear beyond so many standard errors: that of regions, many of them in the same few pictures,
+is an understatement."""
+
+CLEAR_PLACEMENT = 1
+"""A difference of image AUROC is clear beyond so many standard errors."""
 
 REDUCTION = 2
 """PRO of the candidates is measured on maps this many times smaller than the model's square."""
@@ -75,9 +82,10 @@ def choose_map_weights(planted, masks, resolution, sigma, alpha=None):
         feature_map = torch.einsum("npyx,p->nyx", maps[:, 1:], torch.tensor(share))
         return _region_overlaps(np.stack(regions), blend(maps[:, 0], feature_map, weight).numpy())
 
-    by_share = np.stack([overlaps(share, alpha or 0.0) for share in shares])
-    best = by_share[by_share.mean(axis=1).argmax()]
-    map_share = next(share for share, each in zip(shares, by_share, strict=True) if _is_as_good(best - each))
+    by_share = {share: overlaps(share, alpha or 0.0) for share in shares}
+    best = max(by_share.values(), key=np.mean)
+    as_good = [share for share, each in by_share.items() if _is_as_good(CLEAR_OVERLAP, best - each)]
+    map_share = min(as_good, key=lambda share: (_unevenness(share), -by_share[share].mean()))
     by_alpha = {weight: overlaps(map_share, weight).mean() for weight in (ALPHAS if alpha is None else [alpha])}
     alpha = max(by_alpha, key=by_alpha.get)
     return alpha, list(map_share), float(by_alpha[alpha])
@@ -98,16 +106,21 @@ def choose_image_parts(good, planted):
     }
     best = max(placements.values(), key=lambda each: each[0].mean())
     as_good = [
-        choice for choice in choices if _is_as_good(*(b - e for b, e in zip(best, placements[choice], strict=True)))
+        choice
+        for choice, each in placements.items()
+        if _is_as_good(CLEAR_PLACEMENT, best[0] - each[0], best[1] - each[1])
     ]
     parts, rule = max(as_good, key=lambda choice: (sum(choice[0]), placements[choice][0].mean()))
     return list(parts), rule, float(placements[parts, rule][0].mean())
 
 
-def _is_as_good(*differences):
-    """Whether the best's advantage, a mean over the first units, is within the standard error that all of them give."""
+def _is_as_good(clear, *differences):
+    """Whether the best's advantage, a mean over the first units, is not clear.
+
+    It is clear beyond `clear` times the standard error that all units give.
+    """
     variance = sum(each.var(ddof=1) / len(each) for each in differences)
-    return differences[0].mean() <= np.sqrt(variance)
+    return differences[0].mean() <= clear * np.sqrt(variance)
 
 
 def _region_overlaps(regions, maps):
@@ -130,12 +143,15 @@ def _placements(good, planted):
 
 
 def _shares(count):
-    """Every way to share 1 out among `count` parts in steps of 1 / WEIGHT_STEPS, the most even first."""
+    """Every way to share 1 out among `count` parts in steps of 1 / WEIGHT_STEPS."""
 
     def ways(parts, left):
         if parts == 1:
             return [(left,)]
         return [(first, *rest) for first in range(left + 1) for rest in ways(parts - 1, left - first)]
 
-    found = sorted(ways(count, WEIGHT_STEPS), key=lambda way: sum(part**2 for part in way))
-    return [tuple(part / WEIGHT_STEPS for part in way) for way in found]
+    return [tuple(part / WEIGHT_STEPS for part in way) for way in ways(count, WEIGHT_STEPS)]
+
+
+def _unevenness(share):
+    return sum(part**2 for part in share)
