@@ -47,7 +47,6 @@ RIVALS = {
 }
 OURS = {
     "ours": {},
-    "ours, without references": {"references": False},
     "ours, Eq. 10 alone": {"alpha": 0.0, "image_parts": (False, True)},
     "ours, Eq. 9 alone": {"alpha": 1.0, "image_parts": (True, False)},
 }

@@ -4,7 +4,7 @@
 
 CATEGORY is the folder in MVTec-AD layout that the model was trained on. Good pictures that it was not trained on are
 measured once, in float32; then calibrations are fitted to many random splits of them, into disjoint parts and with the
-checkpoint's weights of Eq. 11, and give p-values to pictures that took no part. There are two pools of new pictures:
+checkpoint's choice of parts, and give p-values to pictures that took no part. There are two pools of new pictures:
 
 - `held out`: new pictures are a random part of the held-out ones. That makes them exchangeable with the ranked ones
   whatever they show, so this judges the method and its code, not the data.
@@ -169,7 +169,7 @@ def split_p_values(calibration, good, new=None, splits=200, seed=0):
     """`SplitPValues` of new good pictures under calibrations fitted to random splits of others.
 
     Args:
-        calibration (`ScoreCalibration`): gives timesteps and weights; it is left as it is.
+        calibration (`ScoreCalibration`): gives timesteps and deciding parts; it is left as it is.
         good (`Measurement`): of the pictures that are split.
         new (`Measurement`, *optional*): of new pictures; without it, each split takes `NEW_SHARE` of `good` for them.
     """

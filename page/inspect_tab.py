@@ -64,7 +64,7 @@ def build_inspect_tab(page):
             with gr.Accordion("Advanced: noise scales, the two parts of the map", open=False):
                 gr.Markdown(
                     "Noise of each scale is added to the picture, and the network says what a good part would look "
-                    "like. It can be wrong about pixels (KL divergence) and about features; in the map, α weighs both."
+                    "like. It can be wrong about pixels (KL divergence) and about features; α weighs both in the map."
                 )
                 scales = _timestep_choices(first)
                 timesteps = gr.CheckboxGroup(

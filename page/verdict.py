@@ -56,6 +56,11 @@ def repair_verdict(output, changed):
     """
     before, after = output.anomaly_score[0], output.repaired_score[0]
     if not changed.any():
+        if not output.is_accepted[0]:
+            return (
+                '<div class="verdict rejected" role="status"><h2>Rejected, but no place stands out</h2>'
+                "<p>The picture came back as it was. Mark what is to be drawn anew.</p></div>"
+            )
         return '<div class="verdict accepted"><h2>Nothing to repair</h2><p>The picture came back as it was.</p></div>'
     area = f"{count_of(int(changed.sum()), 'pixel')}, {_share(changed.mean())} of the picture"
     share = f"{area}, were drawn anew; all others are as given."

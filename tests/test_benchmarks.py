@@ -169,7 +169,7 @@ def test_our_model_and_its_parts_are_measured_on_a_category(tiny_pipeline, tmp_p
     tiny_pipeline.save_pretrained(tmp_path / "models" / f"{TILES.name}-0")
     monkeypatch.setattr(category, "RESOLUTION", 64)
     monkeypatch.setattr(category, "FEATURE_GRID", 16)
-    methods = ["ours", "ours, Eq. 10 alone", "ours, Eq. 9 alone"]
+    methods = list(accuracy.OURS)
     accuracy.main([str(TILES), "--methods", *methods, "--output_dir", str(tmp_path)])
     measured = json.loads((tmp_path / "results.json").read_text())
     assert [each["method"] for each in measured] == methods

@@ -51,7 +51,7 @@ def scoring(unified):
     for calibration in pipe.categories.calibration:
         references = len(calibration.config.map_weights) - 1
         weights = [0.5, *[0.5 / references] * references]
-        calibration.register_to_config(map_weights=weights, image_parts=None)
+        calibration.register_to_config(map_weights=weights, image_parts=None, image_rule="mean")
     pipe = pipe.for_category("negative")
     pipe.set_progress_bar_config(disable=True)
     return pipe
@@ -78,13 +78,14 @@ def exported(unified, scoring, tmp_path_factory):
 @pytest.mark.parametrize("timesteps", [[5, 50, 100], [50]])
 def test_the_graph_scores_as_the_pipeline_does_whatever_has_no_weight(tiny_checkpoint, files, alpha, timesteps):
     pipe = AnomalyScoringPipeline.from_pretrained(tiny_checkpoint, alpha=alpha, mixed_precision="no")
-    for weights, parts in (
-        ([0.0, 1.0, 0.0], [False, False, True, False]),
-        ([1.0, 0.0, 0.0], [False, True, False, False]),
-        ([0.0, 0.5, 0.5], [True, False, False, False]),
-        ([0.2, 0.5, 0.3], None),
+    for weights, parts, rule in (
+        ([0.0, 1.0, 0.0], [False, False, True, False], "max"),
+        ([1.0, 0.0, 0.0], [False, True, False, False], "max"),
+        ([0.0, 0.5, 0.5], [True, False, False, False], "max"),
+        ([0.2, 0.5, 0.3], None, "max"),
+        ([0.2, 0.5, 0.3], None, "mean"),
     ):
-        pipe.calibration.register_to_config(map_weights=weights, image_parts=parts)
+        pipe.calibration.register_to_config(map_weights=weights, image_parts=parts, image_rule=rule)
         pictures = [read_image(path) for path in files[:2]]
         expected = pipe(pictures, timesteps=timesteps)
         graph = ScoringGraph(pipe, timesteps)

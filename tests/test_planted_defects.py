@@ -8,7 +8,7 @@ from sklearn.metrics import roc_auc_score
 
 from pipelines.anomaly_maps import worst_mean
 from pipelines.score_calibration import IMAGE_RULES, combine
-from training.blend_weights import ALPHAS, choose_image_parts, choose_weights
+from training.blend_weights import ALPHAS, _is_as_good, choose_image_parts, choose_map_weights, choose_weights
 from training.pictures.data import GoodImages
 from training.pictures.planted_defects import KINDS, MIN_VISIBLE_PIXELS, VISIBLE, PlantedDefects, plant
 
@@ -83,6 +83,25 @@ def test_the_part_that_separates_planted_defects_gets_most_of_the_weight(masks, 
     assert weights.image_parts[informative]
     assert weights.planted_image_auroc > 0.75
     assert weights.planted_pro > 0.7
+
+
+def test_the_best_is_clearly_ahead_beyond_so_many_standard_errors():
+    ahead = np.array([1.0, 2.0, 3.0, 4.0]) - 1.5  # mean 1, standard error 0.645
+    assert _is_as_good(2, ahead)
+    assert not _is_as_good(1, ahead)
+    assert _is_as_good(1, ahead, np.array([0.0, 3.0]))  # the other units' error counts too
+    assert _is_as_good(1, np.zeros(4))
+
+
+def test_of_shares_that_are_as_even_the_one_with_the_larger_overlap_is_taken(masks):
+    planted = parts_of(40, [1, 2, 3], masks, strength=3.0)
+    planted[:, 3] += torch.nn.functional.avg_pool2d(masks[:, None].float(), 8)[:, 0]
+    alpha, shares, overlap = choose_map_weights(planted, masks, 64, 1.0, alpha=0.0)
+    assert alpha == 0
+    assert shares == [0.25, 0.25, 0.5]
+    mirrored = choose_map_weights(planted[:, [0, 3, 2, 1]], masks, 64, 1.0, alpha=0.0)
+    assert mirrored[1] == [0.5, 0.25, 0.25]
+    assert mirrored[2] == pytest.approx(overlap)
 
 
 def test_alpha_rises_with_what_the_pixel_part_knows_and_is_kept_if_given(masks):

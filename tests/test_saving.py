@@ -332,9 +332,13 @@ def test_half_precision_leaves_the_normalisation_of_pixels_and_features_exact(ti
 @pytest.mark.parametrize(
     ("parts", "rule", "words"),
     [
-        ([True, False, True, False], "max", "is the largest of those of KL and Gaussian of good features."),
-        ([False, True, False, True], "mean", "is the mean of those of feature error and memory of good features."),
-        ([False, True, False, False], "max", "is that of feature error."),
+        ([True, False, True, False], "max", "is the largest of what KL and the Gaussian of good features give it."),
+        (
+            [True, True, False, True],
+            "mean",
+            "is the mean of what KL, feature error and the memory of good features give it.",
+        ),
+        ([False, True, False, False], "max", "is what feature error gives it."),
     ],
 )
 def test_the_model_card_says_what_decides_a_pictures_score(tiny_checkpoint, tmp_path, parts, rule, words):

@@ -1,4 +1,4 @@
-"""Choose the weights of Eq. 11 without a real defect: on defects planted into held-out good pictures.
+"""Choose the weights of Eq. 11 and what decides a score without a real defect: on defects planted into good pictures.
 
 The map's weights are those with the largest PRO on the planted defects; the parts that may decide a picture's score are
 those with the largest image AUROC of pictures with a planted defect against good ones, either the part that finds a
@@ -25,8 +25,7 @@ WEIGHT_STEPS = 4
 """The feature part is shared out in quarters."""
 
 CLEAR_OVERLAP = 2
-"""A difference of PRO is clear beyond so many standard errors: that of regions, many of them in the same few pictures,
-is an understatement."""
+"""A difference of PRO is clear beyond so many standard errors. Regions share pictures, which these do not know of."""
 
 CLEAR_PLACEMENT = 1
 """A difference of image AUROC is clear beyond so many standard errors."""
@@ -115,10 +114,7 @@ def choose_image_parts(good, planted):
 
 
 def _is_as_good(clear, *differences):
-    """Whether the best's advantage, a mean over the first units, is not clear.
-
-    It is clear beyond `clear` times the standard error that all units give.
-    """
+    """Whether the best is ahead, by the mean of the first differences, by no more than `clear` standard errors."""
     variance = sum(each.var(ddof=1) / len(each) for each in differences)
     return differences[0].mean() <= clear * np.sqrt(variance)
 

@@ -41,7 +41,7 @@ NUM_FOLDS = 5
 MAX_BFLOAT16 = 64
 MAPS_AT_ONCE = 16
 NUM_PLANTED = 180
-"""So many defects are planted to choose the weights of Eq. 11, in turn into each picture."""
+"""So many defects are planted to choose weights and deciding parts, in turn into each picture."""
 
 logger = logging.getLogger(__name__)
 
@@ -49,9 +49,9 @@ logger = logging.getLogger(__name__)
 def fit_calibration(pipe, files, timesteps, seed=0, batch_size=8, alpha=None, on_progress=None):
     """Calibrate a pipeline on good pictures that its model was not trained on.
 
-    The pictures that fit the normalisation also serve, with defects planted into them, to choose the weights of
-    Eq. 11; those that are ranked do not, so that the promised rate holds whatever is chosen. (Where pictures are too
-    few to be split, the same do both, and the rate is an estimate.)
+    The pictures that fit the normalisation also serve, with defects planted into them, to choose the weights of Eq. 11
+    and the parts that decide a score; those that are ranked do not, so that the promised rate holds whatever is chosen.
+    (Where pictures are too few to be split, the same do both, and the rate is an estimate.)
 
     Several processes share the pictures out; each of them has to call this, and each gets the same calibration.
 
@@ -166,7 +166,7 @@ def measure_all(pipe, images, timesteps, noise, batch_size, mixed_precision="no"
 def fit_image_ranks(calibration, fitted, ranked):
     """Fit all that p-values depend on to measurements already taken: what `fit_calibration` does with disjoint parts.
 
-    Weights stay as they are, and so do the ranks of map values, which only masks depend on.
+    Weights and deciding parts stay as they are, and so do the ranks of map values, which only masks depend on.
 
     Args:
         calibration (`ScoreCalibration`): changed in place.

@@ -218,9 +218,10 @@ def _weights(calibration):
     names = ("KL (Eq. 9)", "feature error (Eq. 10)", *REFERENCE_NAMES)
     for name, share, decides in zip(names, calibration.map_shares, calibration.image_parts, strict=False):
         rows[name] = f"{share:.0%} / {'yes' if decides else 'no'}"
-    rows["the picture's score"] = {"max": "the largest of them", "mean": "their mean"}[config.image_rule]
+    rule = {"max": "the largest of these", "mean": "the mean of these"}[config.image_rule]
+    rows["the picture's score"] = rule if sum(calibration.image_parts) > 1 else "that part's"
     if config.planted_image_auroc is not None:
-        rows["all, on synthetic defects"] = (
+        rows["this choice, on synthetic defects"] = (
             f"image AUROC {config.planted_image_auroc:.3f}, PRO {config.planted_pro:.3f}"
         )
     return rows

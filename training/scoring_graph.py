@@ -1,6 +1,6 @@
 """Scoring as one module of tensors, from squares to scores, p-values and maps: what `training/export.py` writes.
 
-Every equation is the pipeline's own function. Parts of the score that have no weight are left out.
+Every equation is the pipeline's own function. What counts neither in the map nor in the score is left out.
 """
 
 import copy
@@ -44,7 +44,7 @@ class ScoringGraph(torch.nn.Module):
         """
         pipe, calibration = self.pipe, self.pipe.calibration
         noise = calibration.noise_fields(self.timesteps)
-        measured = self._weighted(pipe.measure(squares_to_samples(pictures), self.timesteps, noise))
+        measured = self._with_what_counts(pipe.measure(squares_to_samples(pictures), self.timesteps, noise))
         parts = calibration.standardize(measured, self.timesteps)
         # The axis of length 1 keeps OpenVINO 2026.4 from fusing the mean of a picture's worst places with what
         # follows: it does so wrongly for more than one picture.
@@ -54,8 +54,8 @@ class ScoringGraph(torch.nn.Module):
         anomaly_map = render(blend(kl_map, feature_map, self.alpha), pipe.resolution, pipe.config.smoothing_sigma)
         return anomaly_score, calibration.p_value(anomaly_score, self.timesteps), anomaly_map[:, 0]
 
-    def _weighted(self, measured):
-        """Zeros for what has no weight: nothing then asks for what would compute it, and no graph holds it."""
+    def _with_what_counts(self, measured):
+        """Zeros for what does not count: nothing then asks for what would compute it, and no graph holds it."""
         error_counts, *references_count = self.feature_parts_count
         references = zip(measured.reference.unbind(dim=1), references_count, strict=True)
         return measured._replace(
@@ -73,7 +73,7 @@ def _zeros(maps):
 
 
 def _parts_that_count(pipe):
-    """Whether the pixel part, the feature error and each reference have any weight in map or score, `list[bool]`."""
+    """Whether the pixel part, the feature error and each reference count in map or score, `list[bool]`."""
     in_map = [pipe.alpha > 0, *(pipe.alpha < 1 and weight > 0 for weight in pipe.calibration.config.map_weights)]
     return [any(both) for both in zip(in_map, pipe.calibration.image_parts, strict=True)]
 
