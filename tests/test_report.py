@@ -12,11 +12,12 @@ from launching import TWELVE_STEPS, launch
 from PIL import Image
 
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
+from pipelines.score_calibration import ScoreCalibration
 from training.arguments import parse_args
 from training.pictures.data import GoodImages
 from training.publish import prepare_shipment
 from training.publishing.checkpoint_contents import REPORT, list_contents
-from training.report import build_report, leave_report
+from training.report import build_report, leave_report, parts_table
 
 VOID = {"meta", "img"}
 HOSTILE = "<img src=x onerror=alert(1)> & 'co' \"parts\""
@@ -181,3 +182,21 @@ def test_a_report_that_cannot_be_written_costs_a_warning_and_leaves_the_former(
         leave_report(tiny_pipeline, settings_of(tmp_path), [images], splits, None, 12.0, {})
     assert "the model is saved, but its report could not be written" in caplog.text
     assert (tmp_path / REPORT).read_text() == "former"
+
+
+@pytest.mark.parametrize(
+    ("parts", "rule", "words"),
+    [
+        ([True, False, True, False], "max", "the largest of these"),
+        ([True, False, True, False], "mean", "the mean of these"),
+        ([False, False, True, False], "max", "that part's"),
+    ],
+)
+def test_the_table_of_parts_says_what_each_counts_in_the_map_and_what_decides_the_score(parts, rule, words):
+    config = {"alpha": 0.2, "map_weights": [0.5, 0.25, 0.25], "image_parts": parts, "image_rule": rule}
+    rows = parts_table(ScoreCalibration(**config, planted_pro=0.75, planted_image_auroc=0.875))
+    _, *table = rows.values()
+    deciding = ["yes" if decides else "no" for decides in parts]
+    shares = ["20%", "40%", "20%", "20%"]
+    assert table[:4] == [f"{share} / {decides}" for share, decides in zip(shares, deciding, strict=True)]
+    assert table[4:] == [words, "image AUROC 0.875, PRO 0.750"]

@@ -183,7 +183,7 @@ def _category_parts(pipe, images, validated, sheet, seed):
             f"the finished model: {(planted > threshold).sum()} are rejected (vermilion), the others accepted (blue)."
         )
     yield html.drawing(histogram_svg(good, planted, threshold, "synthetic defects"), caption, "histogram")
-    yield html.table(_weights(calibration))
+    yield html.table(parts_table(calibration))
     if sheet is not None:
         yield html.picture(
             sheet,
@@ -211,7 +211,7 @@ def _planted_scores(pipe, validated):
     return torch.cat(scores).cpu().numpy()
 
 
-def _weights(calibration):
+def parts_table(calibration):
     """What the score and the map are made of, and how they do on the planted defects that chose it."""
     config = calibration.config
     rows = {"Part": "its weight in the map / whether the picture's score looks at it"}

@@ -162,15 +162,17 @@ def _owns_card(path):
 
 def _parts_in_words(calibration):
     """What the map is made of, in per cent, and what decides the score, as the calibration chose it."""
-    names = ("KL", "feature error", "Gaussian of good features", "memory of good features")
+    names = ("KL", "feature error", "the Gaussian of good features", "the memory of good features")
     shares = ", ".join(
         f"{name} {share:.0%}" for name, share in zip(names, calibration.map_shares, strict=False) if share
     )
     deciding = [name for name, decides in zip(names, calibration.image_parts, strict=False) if decides]
-    rule = {"max": "the largest of those of", "mean": "the mean of those of"}[calibration.config.image_rule]
-    if len(deciding) == 1:
-        rule = "that of"
-    return f" The map is made of {shares}. A picture's score is {rule} {' and '.join(deciding)}."
+    *others, last = deciding
+    rule = (
+        {"max": "the largest of what", "mean": "the mean of what"}[calibration.config.image_rule] if others else "what"
+    )
+    listed = f"{', '.join(others)} and {last} give" if others else f"{last} gives"
+    return f" The map is made of {shares}. A picture's score is {rule} {listed} it."
 
 
 def _model_card(pipe):

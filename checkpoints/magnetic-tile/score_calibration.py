@@ -6,8 +6,8 @@ thresholds hold for any number of pictures (Vovk et al., "Algorithmic Learning i
 most `false_alarm_rate` are rejected.
 
 A picture is measured in several parts: KL (Eq. 9), feature error (Eq. 10) and, beyond the paper, its distance from
-each reference of good features. Each is standardised, then the maps are blended as in Eq. 11. The picture itself is as
-anomalous as the part that finds it most so, or as the parts do on average.
+each reference of good features. Each is standardised, then the maps are blended as in Eq. 11. A picture's
+score is the largest that the deciding parts give it, or their mean.
 """
 
 import math
@@ -131,7 +131,9 @@ class ScoreCalibration(Float32Component, ConfigMixin):
         if image_parts is not None:
             check_list("image_parts", image_parts, parts, parts)
             if not all(isinstance(counts, bool) for counts in image_parts) or not any(image_parts):
-                raise ValueError(f"image_parts is {shown(image_parts)}; true and false are accepted, not all false.")
+                raise ValueError(
+                    f"image_parts is {shown(image_parts)}; true and false are accepted, true at least once."
+                )
         self.register_buffer("noise", torch.zeros(count, 3, resolution, resolution))
         for name in ("kl", "feature_error"):
             self.register_buffer(f"{name}_mean", torch.zeros(count, grid_size, grid_size))

@@ -120,7 +120,7 @@ class TrainedModel:
 
     @property
     def alpha(self):
-        """Weight of the pixel part in Eq. 11, unless a call asks for another; None while nothing has set it."""
+        """Weight of the pixel part in the map (Eq. 11), unless a call asks for another; None if not set."""
         if self.config.alpha is None and self.calibration is not None:
             return self.calibration.config.alpha
         return self.config.alpha
