@@ -58,8 +58,8 @@ def repair_verdict(output, changed):
     if not changed.any():
         if not output.is_accepted[0]:
             return (
-                '<div class="verdict rejected" role="status"><h2>Rejected, but no place stands out</h2>'
-                "<p>The picture came back as it was. Mark what is to be drawn anew.</p></div>"
+                '<div class="verdict rejected" role="status"><h2>Nothing is marked</h2>'
+                "<p>The picture came back as it was, still rejected. Mark what is to be drawn anew.</p></div>"
             )
         return '<div class="verdict accepted"><h2>Nothing to repair</h2><p>The picture came back as it was.</p></div>'
     area = f"{count_of(int(changed.sum()), 'pixel')}, {_share(changed.mean())} of the picture"

@@ -26,7 +26,7 @@ def inspector(shelf):
 def faint():
     """A tile with a slightly brighter bar: accepted by the tiny pipeline at 4 %, rejected at 20 %."""
     pixels = np.array(Image.open(TILE).convert("L")).astype(int)
-    pixels[100:140, 40:80] += 30
+    pixels[100:140, 40:80] += 20
     return to_rgb(Image.fromarray(pixels.clip(0, 255).astype(np.uint8)))
 
 

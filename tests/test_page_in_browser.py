@@ -87,7 +87,7 @@ def test_defect_is_repaired_and_the_mask_can_be_emptied(browser_page, scratched_
     browser_page.locator("#stop-repair:disabled").wait_for()
     browser_page.locator("#mask").get_by_label("Clear canvas").click()
     browser_page.locator("#repair:enabled").click()
-    browser_page.wait_for_selector("#repair-words >> text=Nothing to repair")
+    browser_page.wait_for_selector("#repair-words >> text=Nothing is marked")
 
 
 def test_repair_stops_when_asked(browser_page, scratched_file):

@@ -75,7 +75,7 @@ def test_regions_are_listed_up_to_five_with_their_share():
         (True, True, "Repaired: it now looks like a good part"),
         (False, True, "does not look like a good part yet"),
         (True, False, "Nothing to repair"),
-        (False, False, "Rejected, but no place stands out"),
+        (False, False, "Nothing is marked"),
     ],
 )
 def test_repair_says_what_it_has_come_to(accepted, changed, words):
