@@ -18,6 +18,9 @@ MAX_SIDE = 512
 STRENGTH = 2.0
 """A planted defect changes its pixels by at least this many deviations of the texture (root mean square)."""
 
+ALWAYS_CLEAR = 0.25
+"""A change of this much, of a range of 2, is clear on any picture: one in black and white is all texture."""
+
 TEXTURE_SIGMA = 1 / 32
 """Texture is what a Gaussian filter takes away whose deviation is this share of the picture's shorter side."""
 
@@ -51,13 +54,14 @@ def plant_defects(samples, count, seed=0):
         good = samples[index % len(samples)]
         sigma = TEXTURE_SIGMA * min(good.shape[1:])
         texture = (good - gaussian_filter(good, (0, sigma, sigma))).std()
+        clear = min(STRENGTH * texture, ALWAYS_CLEAR)
         for attempt in range(MAX_ATTEMPTS):
             random = np.random.default_rng((seed, index, attempt))
             donor = _resized(samples[int(random.integers(len(samples)))], good.shape[1:])
             defective, mask = plant(good, donor, "stain" if kind == "missing" else kind, random)
             if kind == "missing":
                 defective = _without(good, mask)
-            if mask.any() and np.sqrt(((defective - good)[:, mask] ** 2).mean()) > STRENGTH * texture:
+            if mask.any() and np.sqrt(((defective - good)[:, mask] ** 2).mean()) > clear:
                 break
         else:
             raise ValueError(f"no clear {kind} could be planted into good picture {index % len(samples)}.")

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 from scipy.ndimage import gaussian_filter
 from sentences import assert_sentence, refused
 
-from benchmarks.planted_truth import KINDS, STRENGTH, compare, plant_defects, structural_similarity
+from benchmarks.planted_truth import ALWAYS_CLEAR, KINDS, STRENGTH, compare, plant_defects, structural_similarity
 from benchmarks.repair import main
 from pipelines.pipeline_gradient_denoise import GradientDenoisePipeline
 from rendering.repair_views import GAP, chosen_steps, save_animation, side_by_side, strip
@@ -172,3 +172,10 @@ def test_the_benchmark_refuses_a_folder_without_a_checkpoint(tmp_path, one_core)
     with pytest.raises(SystemExit) as stopped:
         main(["--model", str(tmp_path), "--data_dir", str(ROOT / "tests" / "fixtures" / "magnetic_tile")])
     assert_sentence(str(stopped.value), "model_index.json")
+
+
+def test_a_picture_in_black_and_white_which_is_all_texture_can_have_clear_defects():
+    stripes = np.where(np.arange(64) // 8 % 2, 1.0, -1.0).astype(np.float32)
+    sample = np.broadcast_to(stripes, (3, 64, 64)).copy()
+    for each in plant_defects([sample], 8):
+        assert np.sqrt(((each.defective - each.good)[:, each.mask] ** 2).mean()) > ALWAYS_CLEAR
