@@ -113,11 +113,16 @@ def train(folders, name, seed, backbone, output_dir, max_train_steps=None, optio
 def without_references(calibration, image_parts=(True, True)):
     """A copy of a `ScoreCalibration` without references.
 
-    Its feature part is the feature error of Eq. 10 alone; of KL and feature error, `image_parts` decide its score.
+    Its feature part is the feature error of Eq. 10 alone. Its score is that of KL, of the feature error, or the mean of
+    both (Eq. 11 at the paper's alpha), as `image_parts` says.
     """
     references = len(calibration.config.map_weights) - 1
-    changes = {"map_weights": [1.0] + [0.0] * references, "image_parts": [*image_parts] + [False] * references}
-    copy = ScoreCalibration.from_config(calibration.config, **changes)
+    copy = ScoreCalibration.from_config(
+        calibration.config,
+        map_weights=[1.0] + [0.0] * references,
+        image_parts=[*image_parts] + [False] * references,
+        image_rule="mean",
+    )
     copy.load_state_dict(calibration.state_dict())
     return copy
 
