@@ -27,12 +27,12 @@ from benchmarks.bootstrap import standard_errors
 from benchmarks.category import Category, blended_maps, without_references
 from benchmarks.plotting import pyplot, require_matplotlib
 from benchmarks.rivals import PADIM_REDUCED, padim, patchcore, spade
-from pipelines.anomaly_maps import render, worst_mean
+from pipelines.anomaly_maps import render, resize_map, worst_mean
 from pipelines.score_calibration import combine
 from training.arguments import PRESETS
 from training.blend_weights import choose_image_parts, choose_map_weights
 from training.data_statistics import fit_feature_statistics
-from training.feature_reference import fit_feature_reference
+from training.feature_reference import GRID_SIZE, fit_feature_reference
 from training.metrics import image_metrics, pixel_metrics
 from training.pictures.data import GoodImages
 from training.process import keep_large_buffers, use_all_cores
@@ -158,13 +158,17 @@ def _ours(data, alpha=None, image_parts=None):
 
 @torch.inference_mode()
 def _references(data):
-    """Scores and maps of Gaussian and memory alone, with weights chosen on defects planted into held-out pictures."""
+    """Scores and maps of Gaussians and memory alone, with weights chosen on defects planted into held-out pictures."""
     with tqdm(total=len(data.training_files), desc="feature statistics", leave=False) as progress:
         fit_feature_statistics(data.extractor, data.batches(data.training_files), progress)
     references = fit_feature_reference(data.extractor, GoodImages(data.training_files, data.resolution), data.seed)
 
     def distances(batches):
-        parts = [torch.stack([reference(data.extractor(batch)) for reference in references], 1) for batch in batches]
+        parts = []
+        for batch in batches:
+            features = data.extractor(batch)
+            maps = [resize_map(reference(features), (GRID_SIZE, GRID_SIZE)) for reference in references]
+            parts.append(torch.stack(maps, dim=1))
         return torch.cat(parts)
 
     held_out = distances(data.batches(data.held_out))

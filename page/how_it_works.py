@@ -27,7 +27,7 @@ A denoising network with learned variance is trained on good parts alone. For a 
 added to x₀ (one fixed noise field for each timestep, so that the same picture always gets the same score); the KL
 divergence between the true posterior and the network's one-step prediction is the *pixel part* of the map, the
 error of the network's prediction of pretrained features the *feature part*, together with the picture's distance
-from a Gaussian and a memory of good features. Each is standardised with held-out good pictures. The map blends
+from two Gaussians and a memory of good features. Each is standardised with held-out good pictures. The map blends
 them; a picture's score is the largest, or the mean, of what some of them find. Which, and with what weights, is chosen
 on synthetic defects. Verdicts are conformal: the p-value is the rank among held-out good pictures.
 

@@ -12,14 +12,15 @@ from safetensors.torch import load_file, save_file
 
 from .component_code import sibling_modules, write_component_code
 from .safetensors_only import WEIGHT_LISTS
+from .score_calibration import REFERENCES
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 """Written to `model_index.json`; a checkpoint of a later format is refused by name."""
 
 CALIBRATION_VERSION = 3
 """A calibration of an earlier format ranks another score: it is left out, and the checkpoint asks to be calibrated."""
 
-HALF_PRECISION_COMPONENTS = ("unet", "feature_extractor", "gaussian", "memory", "categories")
+HALF_PRECISION_COMPONENTS = ("unet", "feature_extractor", *REFERENCES, "categories")
 """Stored in float16 where half precision is asked for; training rounds them before they are calibrated."""
 
 FLOAT32_TENSORS = ("feature_", "pixel_", "calibration.")
@@ -31,7 +32,7 @@ ENTRY_MODULES = ("pipeline_anomaly_scoring", "pipeline_gradient_denoise")
 SAVING = ".saving-"
 """A folder beside the checkpoint that begins like this is being written, or was left by a process that was killed."""
 
-COMPONENTS = ("unet", "scheduler", "feature_extractor", "gaussian", "memory", "calibration", "categories")
+COMPONENTS = ("unet", "scheduler", "feature_extractor", *REFERENCES, "calibration", "categories")
 
 MODEL_INDEX = "model_index.json"
 EVALUATION = "evaluation.json"
@@ -162,7 +163,7 @@ def _owns_card(path):
 
 def _parts_in_words(calibration):
     """What the map is made of, in per cent, and what decides the score, as the calibration chose it."""
-    names = ("KL", "feature error", "the Gaussian of good features", "the memory of good features")
+    names = ("KL", "feature error", *REFERENCES.values())
     shares = ", ".join(
         f"{name} {share:.0%}" for name, share in zip(names, calibration.map_shares, strict=False) if share
     )

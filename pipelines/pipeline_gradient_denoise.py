@@ -96,7 +96,8 @@ class GradientDenoisePipeline(TrainedModel, DiffusionPipeline):
                 that factor.
             denoise_every (`int`, *optional*): N_d, iterations of Eq. 13 between denoising steps of the diffusion model,
                 at the first timestep whose noise is as large as what they have added. By default there are none.
-            use_memory (`bool`): whether the distance from the nearest good feature is reduced with that of Eq. 12.
+            use_memory (`bool`): whether the distances from the nearest good feature and from the coarse Gaussian are
+                reduced with that of Eq. 12.
             false_alarm_rate (`float`): pictures with a higher p-value are good: they are left alone, and repairs end.
             generator (`torch.Generator`, *optional*): draws the noise; by default the same for every call.
             callback_on_step_end (*optional*): called after each step as `callback(pipe, step, timestep, {"sample": …})`
@@ -199,7 +200,7 @@ class GradientDenoisePipeline(TrainedModel, DiffusionPipeline):
 
         Args:
             sample (`torch.Tensor`): float in [-1, 1], (batch, 3, resolution, resolution).
-            weights (`list[float]`): of the Gaussian and, if the checkpoint has it, of the memory.
+            weights (`list[float]`): of the Gaussian, then of those other references that the checkpoint has.
 
         Returns:
             `torch.Tensor`: (batch,), each distance divided by the number of channels.

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import DDPMScheduler, ModelMixin, UNet2DModel
 
+from .anomaly_maps import resize_map
 from .category_bank import CategoryBank
 from .checkpoint_files import save_checkpoint
 from .checkpoint_loading import load_components
@@ -18,7 +19,7 @@ from .gaussian_diffusion import add_noise, posterior_kl, variational_bound
 from .image_preprocessing import contrast_scale, normalize_contrast
 from .model_checks import check_fit, check_settings
 from .safetensors_only import refuse_pickles
-from .score_calibration import Measurement, ScoreCalibration
+from .score_calibration import REFERENCES, Measurement, ScoreCalibration
 
 BFLOAT16_TOLERANCE = 0.05
 """bfloat16 is used by itself if no calibration picture's score moved by more than this many deviations."""
@@ -49,8 +50,10 @@ class TrainedModel:
         feature_extractor (`TimmFeatureExtractor`): the frozen backbone of Eq. 10.
         gaussian (`FeatureGaussian`, *optional*): features of good parts, place by place.
         memory (`FeatureMemory`, *optional*): features of good parts at any place.
+        coarse_gaussian (`FeatureGaussian`, *optional*): as the other Gaussian, of the coarsest features on a coarser
+            grid: what is odd only as a whole.
         calibration (`ScoreCalibration`, *optional*): what good pictures score; without it only `measure` works.
-        categories (`CategoryBank`, *optional*): for several categories, what belongs to each; the other three are then
+        categories (`CategoryBank`, *optional*): for several categories, what belongs to each; the other four are then
             left out.
         patch_size (`int`): pixel-unshuffle factor of the UNet.
         data_mean, data_std (`float`): brightness and contrast of good pictures in [-1, 1]; see `normalize_contrast`.
@@ -65,7 +68,7 @@ class TrainedModel:
     """
 
     model_cpu_offload_seq = "feature_extractor->unet"
-    _optional_components: ClassVar = ["gaussian", "memory", "calibration", "categories"]
+    _optional_components: ClassVar = ["gaussian", "memory", "coarse_gaussian", "calibration", "categories"]
 
     def __init__(
         self,
@@ -74,6 +77,7 @@ class TrainedModel:
         feature_extractor: ModelMixin,
         gaussian: ModelMixin | None = None,
         memory: ModelMixin | None = None,
+        coarse_gaussian: ModelMixin | None = None,
         calibration: ModelMixin | None = None,
         categories: ModelMixin | None = None,
         patch_size: int = 4,
@@ -98,6 +102,7 @@ class TrainedModel:
             feature_extractor=feature_extractor,
             gaussian=gaussian,
             memory=memory,
+            coarse_gaussian=coarse_gaussian,
             calibration=calibration,
             categories=categories,
         )
@@ -166,10 +171,7 @@ class TrainedModel:
         batch, count = samples.shape[0], len(timesteps)
         sample = samples.to(device)
         features = self.feature_extractor(sample)
-        distances = [
-            F.interpolate(reference(features)[:, None], size=(grid, grid), mode="bilinear", align_corners=False)
-            for reference in self.references
-        ]
+        distances = [resize_map(reference(features), (grid, grid)) for reference in self.references]
         sample = normalize_contrast(sample, self.config.data_mean, self.config.data_std)
         sample = sample.repeat_interleave(count, dim=0)
         t = torch.tensor(timesteps, device=device).repeat(batch)
@@ -188,7 +190,7 @@ class TrainedModel:
         return Measurement(
             F.adaptive_avg_pool2d(kl.unflatten(0, (batch, count)), grid),
             F.adaptive_avg_pool2d(feature_error, grid),
-            torch.cat(distances, dim=1) if distances else kl.new_zeros(batch, 0, grid, grid),
+            torch.stack(distances, dim=1) if distances else kl.new_zeros(batch, 0, grid, grid),
         )
 
     @torch.inference_mode()
@@ -213,8 +215,8 @@ class TrainedModel:
 
     @property
     def references(self):
-        """What the features of a picture are compared with: Gaussian and memory, those that the checkpoint has."""
-        return [reference for reference in (self.gaussian, self.memory) if reference is not None]
+        """What the features of a picture are compared with, in the order of `REFERENCES`; all that there are."""
+        return [reference for name in REFERENCES if (reference := getattr(self, name)) is not None]
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
@@ -236,6 +238,7 @@ class TrainedModel:
             "feature_extractor": TimmFeatureExtractor,
             "gaussian": FeatureGaussian,
             "memory": FeatureMemory,
+            "coarse_gaussian": FeatureGaussian,
             "calibration": ScoreCalibration,
             "categories": CategoryBank,
         }

@@ -72,8 +72,8 @@ def tile_files():
 def tiny_pipeline(tile_files):
     """A calibrated pipeline; tests that change it must take a copy."""
     pipe = build_tiny_pipeline()
-    gaussian, memory = fit_feature_reference(pipe.feature_extractor, MirroredImages(tile_files, 64))
-    pipe.register_modules(gaussian=gaussian, memory=memory)
+    references = fit_feature_reference(pipe.feature_extractor, MirroredImages(tile_files, 64))
+    pipe.register_modules(**references._asdict())
     pipe.register_modules(calibration=fit_calibration(pipe, tile_files, [5, 50, 100]))
     return pipe
 
@@ -113,9 +113,9 @@ def category_pipelines(tile_files, negative_files):
     for label, (name, files, kind) in enumerate(
         [("tile", tile_files, MirroredImages), ("negative", negative_files, NegativeImages)]
     ):
-        gaussian, memory = fit_feature_reference(shared["feature_extractor"], kind(tile_files, 64))
+        references = fit_feature_reference(shared["feature_extractor"], kind(tile_files, 64))
         pipe = AnomalyScoringPipeline(
-            **shared, gaussian=gaussian, memory=memory, data_mean=-0.1 + 0.2 * label, data_std=0.3, class_label=label
+            **shared, **references._asdict(), data_mean=-0.1 + 0.2 * label, data_std=0.3, class_label=label
         )
         pipe.register_modules(calibration=fit_calibration(pipe, files, CATEGORY_TIMESTEPS, alpha=0.3))
         found[name] = pipe

@@ -20,6 +20,7 @@ from examples.score_onnx import to_size, to_square
 from pipelines.anomaly_maps import resize_map
 from pipelines.image_preprocessing import preprocess
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
+from pipelines.score_calibration import REFERENCES
 from training import export as exporting
 from training.pictures.data import find_images, read_image
 from training.scoring_graph import ScoringGraph
@@ -79,11 +80,11 @@ def exported(unified, scoring, tmp_path_factory):
 def test_the_graph_scores_as_the_pipeline_does_whatever_has_no_weight(tiny_checkpoint, files, alpha, timesteps):
     pipe = AnomalyScoringPipeline.from_pretrained(tiny_checkpoint, alpha=alpha, mixed_precision="no")
     for weights, parts, rule in (
-        ([0.0, 1.0, 0.0], [False, False, True, False], "max"),
-        ([1.0, 0.0, 0.0], [False, True, False, False], "max"),
-        ([0.0, 0.5, 0.5], [True, False, False, False], "max"),
-        ([0.2, 0.5, 0.3], None, "max"),
-        ([0.2, 0.5, 0.3], None, "mean"),
+        ([0.0, 1.0, 0.0, 0.0], [False, False, True, False, False], "max"),
+        ([1.0, 0.0, 0.0, 0.0], [False, True, False, False, True], "max"),
+        ([0.0, 0.5, 0.0, 0.5], [True, False, False, False, False], "max"),
+        ([0.2, 0.3, 0.3, 0.2], None, "max"),
+        ([0.2, 0.3, 0.3, 0.2], None, "mean"),
     ):
         pipe.calibration.register_to_config(map_weights=weights, image_parts=parts, image_rule=rule)
         pictures = [read_image(path) for path in files[:2]]
@@ -99,7 +100,7 @@ def test_the_graph_scores_as_the_pipeline_does_whatever_has_no_weight(tiny_check
 
 
 def test_a_pipeline_without_references_has_a_graph_too(tiny_checkpoint, files):
-    loaded = AnomalyScoringPipeline.from_pretrained(tiny_checkpoint, gaussian=None, memory=None, alpha=0.5)
+    loaded = AnomalyScoringPipeline.from_pretrained(tiny_checkpoint, **dict.fromkeys(REFERENCES), alpha=0.5)
     calibration = type(loaded.calibration)(resolution=64, grid_size=16, num_ranked=4)
     loaded.register_modules(calibration=calibration)
     picture = read_image(files[0])

@@ -249,7 +249,7 @@ def streamed(hub, process, environment, contents, tmp_path_factory):
 
 def test_a_streamed_run_that_is_resumed_ends_with_the_very_weights_of_an_uninterrupted_one(streamed):
     whole, resumed, _ = streamed
-    for component in ("unet", "feature_extractor", "gaussian", "memory", "calibration"):
+    for component in ("unet", "feature_extractor", "gaussian", "memory", "coarse_gaussian", "calibration"):
         expected, weights = (
             load_file(folder / component / "diffusion_pytorch_model.safetensors") for folder in (whole, resumed)
         )

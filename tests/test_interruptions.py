@@ -52,7 +52,7 @@ def resumed(environment, tmp_path_factory):
 
 
 def test_a_killed_run_that_is_resumed_ends_with_the_very_weights_of_an_uninterrupted_one(finished, resumed):
-    for component in ("unet", "feature_extractor", "gaussian", "memory", "calibration"):
+    for component in ("unet", "feature_extractor", "gaussian", "memory", "coarse_gaussian", "calibration"):
         expected, weights = (load_file(folder / component / WEIGHTS) for folder in (finished, resumed))
         assert expected.keys() == weights.keys()
         for name, tensor in expected.items():

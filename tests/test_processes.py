@@ -45,7 +45,7 @@ def test_two_processes_have_the_losses_of_one(finished, in_two):
 
 
 def test_two_processes_end_with_the_weights_and_the_calibration_of_one(finished, in_two):
-    for component in ("unet", "feature_extractor", "gaussian", "memory", "calibration"):
+    for component in ("unet", "feature_extractor", "gaussian", "memory", "coarse_gaussian", "calibration"):
         expected, weights = (load_file(folder / component / WEIGHTS) for folder in (finished, in_two))
         assert expected.keys() == weights.keys()
         for name, tensor in expected.items():
@@ -82,9 +82,10 @@ from training.model import load_pretrained_extractor
 from training.sharing import is_main_process, start_processes
 start_processes()
 extractor = load_pretrained_extractor("tf_efficientnet_lite0", 16)
-gaussian, memory = fit_feature_reference(extractor, GoodImages(find_good_images({tiles!r}), 64), batch_size=2)
+found = fit_feature_reference(extractor, GoodImages(find_good_images({tiles!r}), 64), batch_size=2)
 if is_main_process():
-    save_file({{"mean": gaussian.mean, "bank": memory.bank}}, sys.argv[1])
+    scales = {{name: getattr(found, name).whitening_scale for name in ("gaussian", "coarse_gaussian")}}
+    save_file({{"mean": found.gaussian.mean, "bank": found.memory.bank, **scales}}, sys.argv[1])
 """
 
 

@@ -187,16 +187,16 @@ def test_a_report_that_cannot_be_written_costs_a_warning_and_leaves_the_former(
 @pytest.mark.parametrize(
     ("parts", "rule", "words"),
     [
-        ([True, False, True, False], "max", "the largest of these"),
-        ([True, False, True, False], "mean", "the mean of these"),
-        ([False, False, True, False], "max", "that part's"),
+        ([True, False, True, False, False], "max", "the largest of these"),
+        ([True, False, True, False, True], "mean", "the mean of these"),
+        ([False, False, True, False, False], "max", "that part's"),
     ],
 )
 def test_the_table_of_parts_says_what_each_counts_in_the_map_and_what_decides_the_score(parts, rule, words):
-    config = {"alpha": 0.2, "map_weights": [0.5, 0.25, 0.25], "image_parts": parts, "image_rule": rule}
+    config = {"alpha": 0.2, "map_weights": [0.5, 0.25, 0.125, 0.125], "image_parts": parts, "image_rule": rule}
     rows = parts_table(ScoreCalibration(**config, planted_pro=0.75, planted_image_auroc=0.875))
     _, *table = rows.values()
     deciding = ["yes" if decides else "no" for decides in parts]
-    shares = ["20%", "40%", "20%", "20%"]
-    assert table[:4] == [f"{share} / {decides}" for share, decides in zip(shares, deciding, strict=True)]
-    assert table[4:] == [words, "image AUROC 0.875, PRO 0.750"]
+    shares = ["20%", "40%", "20%", "10%", "10%"]
+    assert table[:5] == [f"{share} / {decides}" for share, decides in zip(shares, deciding, strict=True)]
+    assert table[5:] == [words, "image AUROC 0.875, PRO 0.750"]

@@ -20,6 +20,7 @@ from pipelines.component_code import RELATIVE_IMPORT, write_component_code
 from pipelines.feature_extraction import TimmFeatureExtractor
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from pipelines.pipeline_gradient_denoise import GradientDenoisePipeline
+from pipelines.score_calibration import REFERENCES
 
 ROOT = Path(__file__).resolve().parents[1]
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -332,13 +333,18 @@ def test_half_precision_leaves_the_normalisation_of_pixels_and_features_exact(ti
 @pytest.mark.parametrize(
     ("parts", "rule", "words"),
     [
-        ([True, False, True, False], "max", "is the largest of what KL and the Gaussian of good features give it."),
         (
-            [True, True, False, True],
-            "mean",
-            "is the mean of what KL, feature error and the memory of good features give it.",
+            [True, False, True, False, False],
+            "max",
+            "is the largest of what KL and the Gaussian of good features give it.",
         ),
-        ([False, True, False, False], "max", "is what feature error gives it."),
+        (
+            [True, True, False, True, True],
+            "mean",
+            "is the mean of what KL, feature error, the memory of good features and the coarse Gaussian of good "
+            "features give it.",
+        ),
+        ([False, True, False, False, False], "max", "is what feature error gives it."),
     ],
 )
 def test_the_model_card_says_what_decides_a_pictures_score(tiny_checkpoint, tmp_path, parts, rule, words):
@@ -433,11 +439,11 @@ def test_a_damaged_index_is_refused(tiny_checkpoint, tmp_path, content):
         AnomalyScoringPipeline.from_pretrained(folder)
 
 
-@pytest.mark.parametrize("version", [4, 99, "later"])
+@pytest.mark.parametrize("version", [5, 99, "later"])
 def test_a_checkpoint_of_a_later_format_is_refused(tiny_checkpoint, tmp_path, version):
     folder = copy_of(tiny_checkpoint, tmp_path)
     index = json.loads((folder / "model_index.json").read_text())
-    assert index["_format_version"] == 3
+    assert index["_format_version"] == 4
     (folder / "model_index.json").write_text(json.dumps(index | {"_format_version": version}))
     with refused(ValueError, str(version)):
         AnomalyScoringPipeline.from_pretrained(folder)
@@ -448,7 +454,7 @@ def test_a_checkpoint_of_the_first_format_loads_without_its_calibration_and_asks
 ):
     folder = copy_of(tiny_checkpoint, tmp_path)
     index = json.loads((folder / "model_index.json").read_text())
-    for name in ("gaussian", "memory"):
+    for name in REFERENCES:
         shutil.rmtree(folder / name)
         del index[name]
     (folder / "model_index.json").write_text(json.dumps(index | {"_format_version": 1}))

@@ -122,6 +122,7 @@ def test_a_file_under_two_names_is_sent_once(half_checkpoint, tiny_checkpoint):
     doubled = [name for name in shipment.files if name.endswith(HALF_PRECISION_WEIGHTS)]
     assert [name.split("/")[0] for name in doubled] == [
         "calibration",
+        "coarse_gaussian",
         "feature_extractor",
         "gaussian",
         "memory",

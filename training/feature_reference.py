@@ -1,11 +1,13 @@
-"""Fit what the features of good parts look like: a Gaussian for each place, and a memory of features at any place.
+"""Fit what the features of good parts look like: Gaussians for each place, and a memory of features at any place.
 
-Both are fitted to the training pictures as they are, without augmentation.
+All are fitted to the training pictures as they are, without augmentation.
 """
 
 import math
+from typing import NamedTuple
 
 import torch
+from torch.nn.functional import adaptive_avg_pool2d
 from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 
@@ -22,6 +24,10 @@ PRIOR_PICTURES = 50
 REGULARIZATION = 0.01
 """Added to the diagonal of every covariance of standardised features, as in PaDiM."""
 
+NUM_COARSE_STRIDES = 2
+"""The coarse Gaussian looks at so many of the coarsest strides (of the default ones at 8 and 16, as PatchCore does), on
+a grid half as fine, with a covariance for each place."""
+
 MAX_PICTURES = 4000
 """Of more, so many are taken at even distances: neither Gaussian nor memory has a use for all of them."""
 
@@ -36,9 +42,17 @@ NUM_PROJECTED = 64
 """The greedy coreset is chosen by distances in a random projection to this many dimensions, as PatchCore does."""
 
 
+class FeatureReferences(NamedTuple):
+    """References by the names of their components."""
+
+    gaussian: FeatureGaussian
+    memory: FeatureMemory
+    coarse_gaussian: FeatureGaussian
+
+
 @torch.no_grad()
 def fit_feature_reference(extractor, images, seed=0, batch_size=8):
-    """Fit Gaussian and memory to the standardised features of pictures.
+    """Fit Gaussians and memory to the standardised features of pictures.
 
     Several processes share the pictures out; each of them has to call this, and each gets the same.
 
@@ -49,17 +63,18 @@ def fit_feature_reference(extractor, images, seed=0, batch_size=8):
         batch_size (`int`): pictures per forward pass.
 
     Returns:
-        `tuple[FeatureGaussian, FeatureMemory]`: on the CPU, rounded to half precision, in which they are stored.
+        `FeatureReferences`: on the CPU, rounded to half precision, in which they are stored.
     """
     if len(images) > MAX_PICTURES:
         images = Subset(images, torch.linspace(0, len(images) - 1, MAX_PICTURES).long().tolist())
     size = min(GRID_SIZE, extractor.config.grid_size)
-    cells = math.gcd(NUM_CELLS, size)
+    coarse_size = max(1, size // 2)
     channels = extractor.num_features
+    coarse_channels = sum(extractor.backbone.feature_info.channels()[-NUM_COARSE_STRIDES:])
     generator = torch.Generator().manual_seed(seed)
     per_picture = min(size * size, math.ceil(NUM_CANDIDATES / len(images)))
-    total = torch.zeros(channels, size, size, dtype=torch.float64)
-    products = torch.zeros(cells * cells, channels, channels, dtype=torch.float64)
+    moments = _Moments(channels, size, math.gcd(NUM_CELLS, size))
+    coarse_moments = _Moments(coarse_channels, coarse_size, coarse_size)
     # every process draws for all pictures, so that which ones are its own makes no difference
     chosen = [torch.randperm(size * size, generator=generator)[:per_picture] for _ in range(len(images))]
     own = own_share(len(images), batch_size)
@@ -68,10 +83,9 @@ def fit_feature_reference(extractor, images, seed=0, batch_size=8):
     with tqdm(total=len(own), desc="features of good parts", unit="image", disable=not is_main_process()) as progress:
         for sample in DataLoader(Subset(images, own), batch_size=batch_size):
             features = extractor(sample.to(extractor.device)).cpu()
-            features = torch.nn.functional.adaptive_avg_pool2d(features, size)
-            total += features.double().sum(dim=0)
-            places = by_cell(features, cells).double()
-            products += places @ places.transpose(1, 2)
+            coarse_moments.add(adaptive_avg_pool2d(features[:, -coarse_channels:], coarse_size))
+            features = adaptive_avg_pool2d(features, size)
+            moments.add(features)
             rows = features.flatten(2).transpose(1, 2)
             places = torch.stack(chosen[first : first + len(sample)])
             first += len(sample)
@@ -79,19 +93,39 @@ def fit_feature_reference(extractor, images, seed=0, batch_size=8):
             progress.update(len(sample))
 
     count = len(images)
-    total, products = sum_over_processes(total), sum_over_processes(products)
+    gaussian, coarse_gaussian = moments.gaussian(count), coarse_moments.gaussian(count)
     candidates = gather_rows(torch.cat(candidates), count, batch_size).flatten(0, 1)
-    mean = total / count
-    mean_by_cell = by_cell(mean[None], cells)
-    covariance = products - count * mean_by_cell @ mean_by_cell.transpose(1, 2)
-    covariance /= count * (size // cells) ** 2
-    gaussian = FeatureGaussian(channels, size, cells)
-    gaussian.mean.copy_(mean)
-    gaussian.set_covariance(shrink(covariance, count))
-    memory = fill_memory(candidates, size, generator)
-    round_to_half(gaussian)
-    round_to_half(memory)
-    return gaussian, memory
+    references = FeatureReferences(gaussian, fill_memory(candidates, size, generator), coarse_gaussian)
+    for reference in references:
+        round_to_half(reference)
+    return references
+
+
+class _Moments:
+    """Sums of features, (channels, size, size), and of their products in each cell, over the pictures added."""
+
+    def __init__(self, channels, size, cells):
+        self.cells = cells
+        self.total = torch.zeros(channels, size, size, dtype=torch.float64)
+        self.products = torch.zeros(cells * cells, channels, channels, dtype=torch.float64)
+
+    def add(self, features):
+        """Features of a batch, (batch, channels, size, size)."""
+        self.total += features.double().sum(dim=0)
+        places = by_cell(features, self.cells).double()
+        self.products += places @ places.transpose(1, 2)
+
+    def gaussian(self, count):
+        """The `FeatureGaussian` of what all processes have added, `count` pictures."""
+        channels, size, _ = self.total.shape
+        mean = sum_over_processes(self.total) / count
+        mean_by_cell = by_cell(mean[None], self.cells)
+        covariance = sum_over_processes(self.products) - count * mean_by_cell @ mean_by_cell.transpose(1, 2)
+        covariance /= count * (size // self.cells) ** 2
+        gaussian = FeatureGaussian(channels, size, self.cells)
+        gaussian.mean.copy_(mean)
+        gaussian.set_covariance(shrink(covariance, count))
+        return gaussian
 
 
 def shrink(covariance, num_pictures):

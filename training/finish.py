@@ -49,11 +49,10 @@ def finish_pipeline(
     pipelines = {}
     for label, (name, (_, held_out)) in enumerate(splits.items()):
         log.log_phase("references")
-        gaussian, memory = fit_feature_reference(extractor, categories[label], args.seed)
+        references = fit_feature_reference(extractor, categories[label], args.seed)
         pipe = AnomalyScoringPipeline(
             **shared,
-            gaussian=gaussian.to(unet.device),
-            memory=memory.to(unet.device),
+            **{name: reference.to(unet.device) for name, reference in references._asdict().items()},
             data_mean=data_mean[label].item(),
             data_std=data_std[label].item(),
             class_label=label if len(splits) > 1 else None,

@@ -14,6 +14,7 @@ from PIL import Image
 from pipelines.checkpoint_reading import one_line
 from pipelines.denoising_network import has_bfloat16
 from pipelines.pipeline_gradient_denoise import GradientDenoisePipeline
+from pipelines.score_calibration import REFERENCES
 from rendering import report_page as html
 from rendering.curves import curves_svg
 from rendering.histogram import histogram_svg
@@ -43,7 +44,6 @@ SEPARATION_TITLES = {
     "pixel_auroc": "Defects' pixels found (pixel AUROC)",
 }
 PART_NAMES = {"features": "feature error", "kl": "KL"}
-REFERENCE_NAMES = ("Gaussian of good features", "memory of good features")
 
 logger = logging.getLogger(__name__)
 
@@ -215,7 +215,7 @@ def parts_table(calibration):
     """What the score and the map are made of, and how they do on the planted defects that chose it."""
     config = calibration.config
     rows = {"Part": "its weight in the map / whether the picture's score looks at it"}
-    names = ("KL (Eq. 9)", "feature error (Eq. 10)", *REFERENCE_NAMES)
+    names = ("KL (Eq. 9)", "feature error (Eq. 10)", *(name.removeprefix("the ") for name in REFERENCES.values()))
     for name, share, decides in zip(names, calibration.map_shares, calibration.image_parts, strict=False):
         rows[name] = f"{share:.0%} / {'yes' if decides else 'no'}"
     rule = {"max": "the largest of these", "mean": "the mean of these"}[config.image_rule]

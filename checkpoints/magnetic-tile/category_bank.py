@@ -14,9 +14,11 @@ from .config_checks import MAX_TEXT, check_list, check_number, shown
 from .feature_gaussian import FeatureGaussian
 from .feature_memory import FeatureMemory
 from .float32_component import Float32Component
-from .score_calibration import ScoreCalibration
+from .score_calibration import REFERENCES, ScoreCalibration
 
 MAX_CATEGORIES = 200
+MODULES = (*REFERENCES, "calibration")
+"""Components that every category has its own of."""
 
 
 class CategoryBank(Float32Component, ConfigMixin):
@@ -25,14 +27,14 @@ class CategoryBank(Float32Component, ConfigMixin):
     Args:
         names (`list[str]`): the categories.
         data_mean, data_std (`list[float]`): brightness and contrast of each category's good pictures in [-1, 1].
-        gaussian_configs, memory_configs, calibration_configs (`list[dict]`): each category's configuration of
-            `FeatureGaussian`, `FeatureMemory` and `ScoreCalibration`.
+        gaussian_configs, memory_configs, coarse_gaussian_configs, calibration_configs (`list[dict]`): each category's
+            configuration of `FeatureGaussian`, `FeatureMemory`, the coarse `FeatureGaussian` and `ScoreCalibration`.
 
     Raises:
         ValueError: if the lists are not of one length, or a name or configuration cannot be used.
     """
 
-    _keep_in_fp32_modules: ClassVar = ["gaussian", "memory", "calibration"]
+    _keep_in_fp32_modules: ClassVar = [*MODULES]
 
     @register_to_config
     def __init__(
@@ -42,6 +44,7 @@ class CategoryBank(Float32Component, ConfigMixin):
         data_std: list[float],
         gaussian_configs: list[dict],
         memory_configs: list[dict],
+        coarse_gaussian_configs: list[dict],
         calibration_configs: list[dict],
     ):
         super().__init__()
@@ -56,6 +59,7 @@ class CategoryBank(Float32Component, ConfigMixin):
                 check_number(name, value, low, 1)
         self.gaussian = _modules(FeatureGaussian, "gaussian_configs", gaussian_configs, len(names))
         self.memory = _modules(FeatureMemory, "memory_configs", memory_configs, len(names))
+        self.coarse_gaussian = _modules(FeatureGaussian, "coarse_gaussian_configs", coarse_gaussian_configs, len(names))
         self.calibration = _modules(ScoreCalibration, "calibration_configs", calibration_configs, len(names))
 
     def check_values(self):
@@ -69,9 +73,7 @@ class CategoryBank(Float32Component, ConfigMixin):
 
         They are shared, not copied.
         """
-        components = {
-            name: [getattr(pipe, name) for pipe in pipelines.values()] for name in ("gaussian", "memory", "calibration")
-        }
+        components = {name: [getattr(pipe, name) for pipe in pipelines.values()] for name in MODULES}
         bank = cls(
             names=list(pipelines),
             data_mean=[pipe.config.data_mean for pipe in pipelines.values()],
@@ -93,9 +95,7 @@ class CategoryBank(Float32Component, ConfigMixin):
             "class_label": label,
             "data_mean": self.config.data_mean[label],
             "data_std": self.config.data_std[label],
-            "gaussian": self.gaussian[label],
-            "memory": self.memory[label],
-            "calibration": self.calibration[label],
+            **{name: getattr(self, name)[label] for name in MODULES},
         }
 
     def set_calibration(self, name, calibration):

@@ -1,7 +1,7 @@
 """Whether settings and components of a checkpoint can belong to one model; what does not is named."""
 
 from .config_checks import check_list, check_number, check_whole
-from .score_calibration import MAX_TIMESTEPS
+from .score_calibration import MAX_TIMESTEPS, REFERENCES
 
 MAX_RESOLUTION = 4096
 MAX_NOISE_STEPS = 10_000
@@ -47,19 +47,21 @@ def check_fit(pipe):
     for timestep in pipe.config.timesteps:
         check_whole("timesteps", timestep, 0, len(alphas_cumprod) - 1)
     if pipe.categories is None:
-        _check_category_fit(pipe, pipe.gaussian, pipe.memory, pipe.calibration)
+        _check_category_fit(pipe, *(pipe.components[name] for name in REFERENCES), pipe.calibration)
         return
     bank = pipe.categories
     if classes != len(bank.config.names):
         raise ValueError(f"the unet knows {classes} categories, but there are {len(bank.config.names)}.")
-    for parts in zip(bank.gaussian, bank.memory, bank.calibration, strict=True):
+    for parts in zip(*(getattr(bank, name) for name in REFERENCES), bank.calibration, strict=True):
         _check_category_fit(pipe, *parts)
 
 
-def _check_category_fit(pipe, gaussian, memory, calibration):
+def _check_category_fit(pipe, gaussian, memory, coarse_gaussian, calibration):
     features = pipe.feature_extractor.num_features
-    for name, reference in (("gaussian", gaussian), ("memory", memory)):
-        if reference is not None and reference.config.num_features != features:
+    for name, reference in zip(REFERENCES, (gaussian, memory, coarse_gaussian), strict=True):
+        if reference is None or (name == "coarse_gaussian" and reference.config.num_features <= features):
+            continue
+        if reference.config.num_features != features:
             raise ValueError(
                 f"the {name} is one of {reference.config.num_features} features, the feature_extractor has {features}."
             )

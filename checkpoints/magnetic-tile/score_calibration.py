@@ -30,6 +30,14 @@ MAX_TIMESTEPS = 10
 """Tables have a row for every subset of the timesteps: 1023 of so many."""
 
 
+REFERENCES = {
+    "gaussian": "the Gaussian of good features",
+    "memory": "the memory of good features",
+    "coarse_gaussian": "the coarse Gaussian of good features",
+}
+"""Components that the features of a picture are compared with, in the order of their parts, and what they are called.
+"""
+
 IMAGE_RULES = ("max", "mean")
 """How the scores that parts give a picture become one."""
 

@@ -198,7 +198,7 @@ class Float32Component(SafetensorsOnly, ModelMixin):
         super()._apply(fn, recurse)
         for name, buffer in before.items():
             moved = getattr(self, name)
-            if moved.dtype != torch.float32:
+            if buffer.is_floating_point() and moved.dtype != torch.float32:
                 setattr(self, name, buffer.to(device=moved.device, dtype=torch.float32))
         return self
 
@@ -231,6 +231,14 @@ NUM_ALPHAS = 21
 MAX_TIMESTEPS = 10
 """Tables have a row for every subset of the timesteps: 1023 of so many."""
 
+
+REFERENCES = {
+    "gaussian": "the Gaussian of good features",
+    "memory": "the memory of good features",
+    "coarse_gaussian": "the coarse Gaussian of good features",
+}
+"""Components that the features of a picture are compared with, in the order of their parts, and what they are called.
+"""
 
 IMAGE_RULES = ("max", "mean")
 """How the scores that parts give a picture become one."""

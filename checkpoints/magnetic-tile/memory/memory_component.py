@@ -146,7 +146,7 @@ class Float32Component(SafetensorsOnly, ModelMixin):
         super()._apply(fn, recurse)
         for name, buffer in before.items():
             moved = getattr(self, name)
-            if moved.dtype != torch.float32:
+            if buffer.is_floating_point() and moved.dtype != torch.float32:
                 setattr(self, name, buffer.to(device=moved.device, dtype=torch.float32))
         return self
 
