@@ -20,6 +20,9 @@ FORMAT_VERSION = 4
 CALIBRATION_VERSION = 3
 """A calibration of an earlier format ranks another score: it is left out, and the checkpoint asks to be calibrated."""
 
+GAUSSIAN_VERSION = 4
+"""A Gaussian of an earlier format is laid out differently: its checkpoint has to be trained again."""
+
 HALF_PRECISION_COMPONENTS = ("unet", "feature_extractor", *REFERENCES, "categories")
 """Stored in float16 where half precision is asked for; training rounds them before they are calibrated."""
 
