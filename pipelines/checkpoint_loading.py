@@ -78,7 +78,7 @@ def load_components(name_or_path, pipeline_class, classes, options):
             if name in pipeline_class._optional_components:
                 continue
             raise ValueError(f"{name_or_path} lacks its folder {name}; it is no complete checkpoint.")
-        if name == "gaussian" and index.get("_format_version", 1) < GAUSSIAN_VERSION:
+        if name in ("gaussian", "categories") and index.get("_format_version", 1) < GAUSSIAN_VERSION:
             raise ValueError(f"{name_or_path} was made by an earlier version of this project; train it again.")
         extra = loading if issubclass(component_class, torch.nn.Module) else {}
         try:

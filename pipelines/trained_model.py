@@ -68,7 +68,7 @@ class TrainedModel:
     """
 
     model_cpu_offload_seq = "feature_extractor->unet"
-    _optional_components: ClassVar = ["gaussian", "memory", "coarse_gaussian", "calibration", "categories"]
+    _optional_components: ClassVar = [*REFERENCES, "calibration", "categories"]
 
     def __init__(
         self,

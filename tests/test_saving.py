@@ -449,13 +449,16 @@ def test_a_checkpoint_of_a_later_format_is_refused(tiny_checkpoint, tmp_path, ve
         AnomalyScoringPipeline.from_pretrained(folder)
 
 
-def test_a_gaussian_of_an_earlier_format_is_refused(tiny_checkpoint, tmp_path):
+def test_gaussians_of_an_earlier_format_are_refused(tiny_checkpoint, tmp_path):
     folder = copy_of(tiny_checkpoint, tmp_path)
     index = json.loads((folder / "model_index.json").read_text())
     (folder / "model_index.json").write_text(json.dumps(index | {"_format_version": 3}))
     with refused(ValueError, "earlier version", "train it again"):
         AnomalyScoringPipeline.from_pretrained(folder)
     assert AnomalyScoringPipeline.from_pretrained(folder, gaussian=None).gaussian is None
+    (folder / "categories").mkdir()  # those of a checkpoint for several categories lie in there
+    with refused(ValueError, "earlier version", "train it again"):
+        AnomalyScoringPipeline.from_pretrained(folder, gaussian=None)
 
 
 def test_a_checkpoint_of_the_first_format_loads_without_its_calibration_and_asks_for_a_new_one(
