@@ -4,6 +4,7 @@ import os
 import shutil
 import sys
 from pathlib import Path
+from unittest import mock
 
 WORKER = os.environ.get("PYTEST_XDIST_WORKER")
 if WORKER is not None:  # each of several test processes, and what it starts, has a core of its own
@@ -60,6 +61,14 @@ class NegativeImages(MirroredImages):
 
     def __getitem__(self, index):
         return -super().__getitem__(index)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def upload_folder(tmp_path_factory):
+    """Where Gradio puts uploads and answers: of these tests alone, so that none meets what an interrupted run left."""
+    folder = tmp_path_factory.mktemp("gradio")
+    with mock.patch.dict(os.environ, {"GRADIO_TEMP_DIR": str(folder)}):
+        yield folder
 
 
 @pytest.fixture(scope="session")

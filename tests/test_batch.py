@@ -42,7 +42,6 @@ def model(shelf):
 @pytest.fixture
 def upload(tmp_path):
     """Put files where uploads lie; returns what Gradio sends for them."""
-    Path(get_upload_folder()).mkdir(parents=True, exist_ok=True)
     folder = Path(get_upload_folder()) / tmp_path.name
     folder.mkdir(exist_ok=True)
 

@@ -28,8 +28,7 @@ PATIENCE = 300
 def uploaded():
     """24 good tiles as Gradio hands over what was uploaded: a ZIP with a tree in it, and two bad files beside it."""
     folder = Path(get_upload_folder()) / "test-trainings"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    folder.mkdir()
     with zipfile.ZipFile(folder / "tiles.zip", "w") as archive:
         for path in find_good_images(TILES):
             archive.write(path, f"../line 1/{path.name}")
