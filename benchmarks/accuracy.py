@@ -29,7 +29,7 @@ from benchmarks.plotting import pyplot, require_matplotlib
 from benchmarks.rivals import PADIM_REDUCED, padim, patchcore, spade
 from pipelines.anomaly_maps import render, resize_map, worst_mean
 from pipelines.score_calibration import combine
-from training.arguments import PRESETS
+from training.arguments import DEFAULT_PRESET, PRESETS
 from training.blend_weights import choose_image_parts, choose_map_weights
 from training.data_statistics import fit_feature_statistics
 from training.feature_reference import GRID_SIZE, fit_feature_reference
@@ -71,7 +71,7 @@ def main(argv=None):
         help=str(METHODS),
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="of splits, training, coresets and channels")
-    parser.add_argument("--backbone", default=PRESETS["fast"]["feature_extractor"], help="everyone's backbone")
+    parser.add_argument("--backbone", default=PRESETS[DEFAULT_PRESET]["feature_extractor"], help="everyone's backbone")
     parser.add_argument("--max_train_steps", type=int, help="of our models; default that of training/train.py")
     parser.add_argument("--output_dir", default="outputs/accuracy", help="models, results, table and plot")
     args = parser.parse_args(argv)

@@ -12,16 +12,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.category import Category, standardized_parts, train
+from benchmarks.category import Category, checkpoint_folder, standardized_parts, train
 from benchmarks.paper import format_rows, measure
-from training.arguments import PRESETS
+from training.arguments import DEFAULT_PRESET, PRESETS
 from training.process import keep_large_buffers, use_all_cores
 
 
 def compare(old, new, steps):
     """Rows of both categories (`Category`): the old one before and after, the new one after so many `steps`."""
     before = old.pipeline
-    known = (old.output_dir / "models" / f"{old.folder.name}-{old.seed}").resolve()
+    known = checkpoint_folder(old.output_dir, f"{old.folder.name}-{old.seed}", old.max_train_steps)
     name = f"{known.name}-with-{new.folder.name}"
     options = ["--init_from", str(known)]
     after = train([old.folder, new.folder], name, old.seed, old.backbone, old.output_dir, steps, options)
@@ -45,15 +45,17 @@ def main(argv=None):
     parser.add_argument("old", help="the category that is known")
     parser.add_argument("new", help="the one that is added")
     parser.add_argument("--steps", type=int, default=500, help="of the second training, on both")
+    parser.add_argument("--max_train_steps", type=int, help="of the first; default that of training/train.py")
     parser.add_argument("--seed", type=int, default=0, help="of splits and training")
-    parser.add_argument("--backbone", default=PRESETS["fast"]["feature_extractor"], help="of the features")
+    parser.add_argument("--backbone", default=PRESETS[DEFAULT_PRESET]["feature_extractor"], help="of the features")
     parser.add_argument("--output_dir", default="outputs/adding", help="models")
     args = parser.parse_args(argv)
     keep_large_buffers()
     use_all_cores()
     try:
         old, new = (
-            Category(Path(folder), args.seed, args.backbone, Path(args.output_dir)) for folder in (args.old, args.new)
+            Category(Path(folder), args.seed, args.backbone, Path(args.output_dir), args.max_train_steps)
+            for folder in (args.old, args.new)
         )
         print(format_rows(compare(old, new, args.steps)))
     except (ValueError, OSError) as error:

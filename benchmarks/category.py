@@ -12,12 +12,13 @@ from torch.utils.data import DataLoader
 from pipelines.anomaly_maps import blend, render
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from pipelines.score_calibration import ScoreCalibration
-from training.arguments import CALIBRATION_FRACTION
+from training.arguments import CALIBRATION_FRACTION, DEFAULT_PRESET, PRESETS
 from training.calibration import NUM_PLANTED
 from training.evaluate import nearest_mask
 from training.model import load_pretrained_extractor
 from training.pictures.data import GoodImages, find_good_images, find_labelled_images, hold_out, read_image
 from training.pictures.planted_defects import PlantedDefects
+from training.training_record import read_record
 
 RESOLUTION = 256
 FEATURE_GRID = 64
@@ -91,23 +92,32 @@ def train(folders, name, seed, backbone, output_dir, max_train_steps=None, optio
     A model trained for other than the preset's steps has them in its folder's name.
 
     Raises:
-        ValueError: if training fails, or the model that is there has another backbone.
+        ValueError: if training fails, or the model that is there has another backbone or was trained for other steps.
     """
-    steps = f"-{max_train_steps}-steps" if max_train_steps else ""
-    checkpoint = (Path(output_dir) / "models" / f"{name}{steps}").resolve()
+    checkpoint = checkpoint_folder(output_dir, name, max_train_steps)
+    steps = max_train_steps or PRESETS[DEFAULT_PRESET]["max_train_steps"]
     if not (checkpoint / "model_index.json").is_file():
         command = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "training/train.py"]
         command += ["--train_data_dir", *(str(Path(folder).resolve()) for folder in folders)]
         command += ["--output_dir", str(checkpoint), "--seed", str(seed), "--feature_extractor", backbone]
         command += ["--resume_from_checkpoint", "latest"]
-        command += ["--max_train_steps", str(max_train_steps)] if max_train_steps else []
+        command += ["--max_train_steps", str(steps)]
         if subprocess.run([*command, *options], cwd=Path(__file__).resolve().parents[1]).returncode:
             raise ValueError(f"training {checkpoint.name} failed; its reason is printed above.")
     pipe = AnomalyScoringPipeline.from_pretrained(checkpoint)
     found = pipe.feature_extractor.config.backbone_name
     if found != backbone:
         raise ValueError(f"{checkpoint} has the backbone {found}, not {backbone}; choose another --output_dir.")
+    trained = read_record(checkpoint).get("settings", {}).get("max_train_steps", steps)
+    if trained != steps:
+        raise ValueError(f"{checkpoint} was trained for {trained} steps, not {steps}; choose another --output_dir.")
     return pipe
+
+
+def checkpoint_folder(output_dir, name, max_train_steps=None):
+    """Where the model `name` lies, or will lie (`Path`)."""
+    steps = f"-{max_train_steps}-steps" if max_train_steps else ""
+    return (Path(output_dir) / "models" / f"{name}{steps}").resolve()
 
 
 def without_references(calibration, image_parts=(True, True)):

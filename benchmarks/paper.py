@@ -36,7 +36,7 @@ from pipelines.denoising_network import predict
 from pipelines.gaussian_diffusion import add_noise, predict_sample
 from pipelines.image_preprocessing import normalize_contrast
 from pipelines.score_calibration import Measurement, ScoreCalibration
-from training.arguments import PRESETS
+from training.arguments import DEFAULT_PRESET, PRESETS
 from training.blend_weights import REDUCTION
 from training.metrics import pixel_metrics
 from training.normalisation import fit_normalisation
@@ -108,7 +108,7 @@ def table1(args):
 
 def table2(args):
     """Eq. 10 alone with features of fewer strides or on coarser grids."""
-    grid = PRESETS["fast"]["feature_grid"]
+    grid = PRESETS[DEFAULT_PRESET]["feature_grid"]
     variants = [(strides, grid) for strides in STRIDES] + [(STRIDES[-1], size) for size in GRIDS]
     rows = []
     for data in _categories(args, ABLATION_SHARE):
@@ -127,7 +127,7 @@ def table3(args):
     """One class-conditional model for all categories against one for each."""
     if len(args.categories) < 2:
         raise ValueError("table3 compares one model for several categories with separate ones; name at least two.")
-    steps = args.max_train_steps or PRESETS["fast"]["max_train_steps"]
+    steps = args.max_train_steps or PRESETS[DEFAULT_PRESET]["max_train_steps"]
     name = "unified-" + "-".join(sorted(Path(folder).resolve().name for folder in args.categories))
     unified = train(
         args.categories, f"{name}-{args.seed}", args.seed, args.backbone, args.output_dir, UNIFIED_FACTOR * steps
@@ -235,7 +235,7 @@ def _categories(args, share=1.0):
     """The categories named on the command line, one at a time: each holds all its test pictures' parts."""
     steps = args.max_train_steps
     if steps is None and share < 1:
-        steps = round(share * PRESETS["fast"]["max_train_steps"])
+        steps = round(share * PRESETS[DEFAULT_PRESET]["max_train_steps"])
     for folder in args.categories:
         yield Category(Path(folder), args.seed, args.backbone, Path(args.output_dir), steps)
 
@@ -251,7 +251,7 @@ def main(argv=None):
     parser.add_argument("what", choices=sorted(TABLES), metavar="WHAT", help=", ".join(sorted(TABLES)))
     parser.add_argument("categories", nargs="+", help="folders in MVTec-AD layout")
     parser.add_argument("--seed", type=int, default=0, help="of splits and training")
-    parser.add_argument("--backbone", default=PRESETS["fast"]["feature_extractor"], help="of the features")
+    parser.add_argument("--backbone", default=PRESETS[DEFAULT_PRESET]["feature_extractor"], help="of the features")
     parser.add_argument("--max_train_steps", type=int, help="of each model; default the preset's, table2 a third of it")
     parser.add_argument("--output_dir", default="outputs/paper", help="models, tables and plots")
     args = parser.parse_args(argv)

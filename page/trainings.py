@@ -9,7 +9,7 @@ import threading
 from contextlib import contextmanager
 from pathlib import Path
 
-from training.arguments import PRESETS
+from training.arguments import DEFAULT_PRESET, PRESETS
 from training.progress import read_progress
 
 from .training_pictures import unpack_pictures
@@ -50,7 +50,7 @@ class Trainings:
         names = (path.parent.name.removesuffix(PICTURES) for path in self._folder.glob(f"*{PICTURES}/{REQUEST}"))
         return sorted(name for name in names if name != running)
 
-    def start(self, name, uploads, preset="fast", steps=None, report=None):
+    def start(self, name, uploads, preset=DEFAULT_PRESET, steps=None, report=None):
         """Unpack the pictures and start a training. Returns the `TrainingRun`, also found as `latest`.
 
         Args:

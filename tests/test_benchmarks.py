@@ -188,6 +188,10 @@ def test_a_kept_model_serves_only_the_backbone_and_the_steps_it_was_trained_for(
     data = category.Category(TILES, 0, "tf_efficientnet_lite0", tmp_path)
     assert data.pipeline.unet.config.sample_size == 16
     assert commands == []
+    record = {"settings": {"max_train_steps": 1000}}
+    (tmp_path / "models" / f"{TILES.name}-0" / "training.json").write_text(json.dumps(record))
+    with refused(ValueError, "1000 steps, not 4000"):
+        data.trained()
     with refused(ValueError, "tf_efficientnet_lite0", "resnet18"):
         category.Category(TILES, 0, "resnet18", tmp_path).trained()
     with refused(ValueError, f"{TILES.name}-0-7-steps"):

@@ -83,7 +83,7 @@ def test_it_says_what_was_trained_on_what_and_how_to_do_it_again(report, finishe
         "18 good pictures",
         "12 steps",
         "calibrated on 6 good pictures",
-        "accelerate launch training/train.py --preset fast",
+        "accelerate launch training/train.py --preset balanced",
         str(TILES),
         f"--output_dir {finished}",
         "--max_train_steps 12",

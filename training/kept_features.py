@@ -7,7 +7,7 @@ the backbone has nothing new to say.
 import torch
 
 MAX_BYTES = 1 << 30
-"""Of features that a process keeps: those of 1,365 pictures with the `fast` preset. Of more, none are kept."""
+"""Of features that a process keeps: those of 1,365 pictures with the `balanced` preset. Of more, none are kept."""
 
 
 def feature_source(extractor, sequence, rotation_degrees):

@@ -1,4 +1,4 @@
-"""The command that trains a checkpoint again: preset, pictures, and every setting that differs from the preset."""
+"""The command that trains a checkpoint again: pictures, the nearest preset, every setting that differs from it."""
 
 import shlex
 
@@ -26,11 +26,12 @@ def repeat_command(settings, folders, output_dir="OUT"):
     Returns:
         `str`
     """
-    preset = settings.get("preset") if settings.get("preset") in PRESETS else "fast"
+    changed = {preset: list(_changed_settings(settings, preset)) for preset in PRESETS}
+    preset = min(PRESETS, key=lambda preset: len(changed[preset]))
     data_set = data_set_of(settings)
     source = ["--dataset_name", data_set] if data_set else ["--train_data_dir", *folders[:MAX_LISTED]]
     first = ["accelerate", "launch", "training/train.py", "--preset", preset, *source, "--output_dir", output_dir]
-    lines = [first, *([f"--{name}", *values] for name, values in _changed_settings(settings, preset))]
+    lines = [first, *([f"--{name}", *values] for name, values in changed[preset])]
     return " \\\n    ".join(shlex.join(one_line(word) for word in line) for line in lines)
 
 
