@@ -319,7 +319,7 @@ def search(pipe, defective, monkeypatch):
     def run(places, **changes):
         holes, found, resample = [], iter(places), DefectRepair._resample
 
-        def find(repair, grids, share=None):
+        def find(repair, grids, search=0, share=None):
             mask = torch.zeros(64, 64, dtype=torch.bool)
             mask[next(found)] = True
             return mask
@@ -368,6 +368,25 @@ def test_the_last_search_marks_widely_and_counts_only_if_its_result_is_accepted(
     assert len(holes) == 2
     is_better = wide.repaired_score[0] < alone.repaired_score[0]
     assert np.array_equal(wide.masks[0], alone.masks[0]) != is_better
+
+
+def test_each_further_search_marks_what_is_less_certain(pipe, defective, monkeypatch):
+    rates, pixel_threshold = [], type(pipe.calibration).pixel_threshold
+
+    def watch(calibration, rate, *args):
+        rates.append(rate)
+        return pixel_threshold(calibration, rate, *args)
+
+    repair = repair_of(pipe, defective)
+    monkeypatch.setattr(type(pipe.calibration), "pixel_threshold", watch)
+    repair.rate = 0.1
+    found = [repair._find(repair.first_grids, search) for search in range(3)]
+    assert rates == pytest.approx([0.1, 0.4, 0.5])
+    assert all(mask.any() for mask in found)
+    assert not torch.equal(found[0], found[1])
+    repair.rate = 0.7
+    repair._find(repair.first_grids, 2)
+    assert rates[-1] == 0.7
 
 
 def test_the_progress_bar_has_room_for_every_search(pipe, search, monkeypatch):

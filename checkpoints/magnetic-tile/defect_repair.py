@@ -18,6 +18,10 @@ MASK_SHARE, WIDE_MASK_SHARE = 0.75, 0.35
 searches down to the second. What a mask leaves out is found in the next search; where it takes in too much, structure
 is lost that no network of this size draws again."""
 
+RATE_GROWTH, LARGEST_RATE = 4, 0.5
+"""The pixel threshold is that of the asked false alarm rate in the first search, and of so many times the last one's
+rate in each further one, up to the largest: what is left of a picture that is still rejected is likely a defect, too."""
+
 CLOSING = 1 / 16
 """Gaps in the found mask are closed that are narrower than twice this share of the model's square: inside of a large
 defect, where a map may be weaker than at its edge."""
@@ -98,7 +102,7 @@ class DefectRepair:
         best = None
         for search in range(self.num_searches):
             is_widest = 0 < search == self.num_searches - 1
-            if search and not self._widen(best.grids, is_widest):
+            if search and not self._widen(best.grids, search, is_widest):
                 continue
             for schedule in schedules:
                 result = self._draw(*schedule, progress)
@@ -141,13 +145,14 @@ class DefectRepair:
         """What was drawn, before its soft edge, at the model's square in [-1, 1]."""
         return self._to_square(self.drawn)
 
-    def _find(self, grids, share=MASK_SHARE):
+    def _find(self, grids, search=0, share=MASK_SHARE):
         """What scoring marks: regions of the map around the pixels that exceed the threshold, bool, (height, width)."""
         config, calibration = self.pipe.config, self.pipe.calibration
         if self._is_accepted():
             return torch.zeros_like(self.square[0, 0], dtype=torch.bool)
         anomaly_map = blend(*render(grids, self.pipe.resolution, config.smoothing_sigma)[0], self.pipe.alpha)
-        threshold = calibration.pixel_threshold(self.rate, self.pipe.alpha, self.timesteps)
+        rate = max(self.rate, min(self.rate * RATE_GROWTH**search, LARGEST_RATE))
+        threshold = calibration.pixel_threshold(rate, self.pipe.alpha, self.timesteps)
         return close(grow_mask(anomaly_map, threshold, share), round(CLOSING * self.pipe.resolution))
 
     def _mark(self, found):
@@ -161,11 +166,11 @@ class DefectRepair:
         self.found, self.soft_mask = found, soft_mask[None, None]
         self.hole = (self.soft_mask > 0).float()
 
-    def _widen(self, grids, is_widest):
+    def _widen(self, grids, search, is_widest):
         """Add what scoring marks in a result, or else widely in the given picture; returns whether that is more."""
-        wider = self.found | self._find(grids)
+        wider = self.found | self._find(grids, search)
         if is_widest:
-            wider |= self._find(self.first_grids, WIDE_MASK_SHARE)
+            wider |= self._find(self.first_grids, search, WIDE_MASK_SHARE)
         is_more = bool((wider & ~self.found).any())
         self._mark(wider)
         return is_more
