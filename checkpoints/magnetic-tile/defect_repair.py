@@ -19,8 +19,8 @@ searches down to the second. What a mask leaves out is found in the next search;
 is lost that no network of this size draws again."""
 
 RATE_GROWTH, LARGEST_RATE = 4, 0.5
-"""The pixel threshold is that of the asked false alarm rate in the first search, and of so many times the last one's
-rate in each further one, up to the largest: what is left of a picture that is still rejected is likely a defect, too."""
+"""The pixel threshold is that of the false alarm rate in the first search, and of so many times the last one's rate in
+each further one, up to the largest: what stands out in a picture that is still rejected is likely a defect, too."""
 
 CLOSING = 1 / 16
 """Gaps in the found mask are closed that are narrower than twice this share of the model's square: inside of a large
