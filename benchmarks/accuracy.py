@@ -3,7 +3,7 @@
     python benchmarks/accuracy.py CATEGORY [CATEGORY …] --seeds 0 1 2
 
 Each category is a folder in MVTec-AD layout. A model of ours is trained by `training/train.py` with its defaults unless
-OUT/models/CATEGORY-SEED exists. Each result is kept in OUT/results as soon as it is there, so that a stopped run goes
+OUT/models/CATEGORY-SEED-STEPS-steps exists. Each result is kept in OUT/results as soon as it is there, so that a stopped run goes
 on where it was; with `--output_dir benchmarks` it starts from those that are kept here. Test pictures are touched only
 to report.
 """
@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from tqdm.auto import tqdm
 
 from benchmarks.bootstrap import standard_errors
-from benchmarks.category import Category, blended_maps, without_references
+from benchmarks.category import Category, blended_maps, steps_of, without_references
 from benchmarks.plotting import pyplot, require_matplotlib
 from benchmarks.rivals import PADIM_REDUCED, padim, patchcore, spade
 from pipelines.anomaly_maps import render, resize_map, worst_mean
@@ -113,7 +113,7 @@ def run(args):
 def _kept(args, category, method, seed):
     """Where a result is kept: everything that it depends on is in the name."""
     name = "-".join(re.findall(r"[a-z0-9]+", method.lower()))
-    steps = f"-{args.max_train_steps}-steps" if method in OURS and args.max_train_steps else ""
+    steps = f"-{steps_of(args.max_train_steps)}-steps" if method in OURS else ""
     return Path(args.output_dir) / "results" / category.name / args.backbone / f"{name}{steps}-seed-{seed}.json"
 
 

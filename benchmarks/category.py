@@ -18,7 +18,6 @@ from training.evaluate import nearest_mask
 from training.model import load_pretrained_extractor
 from training.pictures.data import GoodImages, find_good_images, find_labelled_images, hold_out, read_image
 from training.pictures.planted_defects import PlantedDefects
-from training.training_record import read_record
 
 RESOLUTION = 256
 FEATURE_GRID = 64
@@ -89,35 +88,33 @@ class Category:
 def train(folders, name, seed, backbone, output_dir, max_train_steps=None, options=()):
     """Load the model `name` from OUT/models, after training it if it is not there (or going on where that stopped).
 
-    A model trained for other than the preset's steps has them in its folder's name.
-
     Raises:
-        ValueError: if training fails, or the model that is there has another backbone or was trained for other steps.
+        ValueError: if training fails, or the model that is there has another backbone.
     """
     checkpoint = checkpoint_folder(output_dir, name, max_train_steps)
-    steps = max_train_steps or PRESETS[DEFAULT_PRESET]["max_train_steps"]
     if not (checkpoint / "model_index.json").is_file():
         command = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "training/train.py"]
         command += ["--train_data_dir", *(str(Path(folder).resolve()) for folder in folders)]
         command += ["--output_dir", str(checkpoint), "--seed", str(seed), "--feature_extractor", backbone]
         command += ["--resume_from_checkpoint", "latest"]
-        command += ["--max_train_steps", str(steps)]
+        command += ["--max_train_steps", str(steps_of(max_train_steps))]
         if subprocess.run([*command, *options], cwd=Path(__file__).resolve().parents[1]).returncode:
             raise ValueError(f"training {checkpoint.name} failed; its reason is printed above.")
     pipe = AnomalyScoringPipeline.from_pretrained(checkpoint)
     found = pipe.feature_extractor.config.backbone_name
     if found != backbone:
         raise ValueError(f"{checkpoint} has the backbone {found}, not {backbone}; choose another --output_dir.")
-    trained = read_record(checkpoint).get("settings", {}).get("max_train_steps", steps)
-    if trained != steps:
-        raise ValueError(f"{checkpoint} was trained for {trained} steps, not {steps}; choose another --output_dir.")
     return pipe
 
 
 def checkpoint_folder(output_dir, name, max_train_steps=None):
-    """Where the model `name` lies, or will lie (`Path`)."""
-    steps = f"-{max_train_steps}-steps" if max_train_steps else ""
-    return (Path(output_dir) / "models" / f"{name}{steps}").resolve()
+    """Where the model `name` lies, or will lie (`Path`); its steps are in the folder's name."""
+    return (Path(output_dir) / "models" / f"{name}-{steps_of(max_train_steps)}-steps").resolve()
+
+
+def steps_of(max_train_steps=None):
+    """The steps asked for, or those of `training/train.py` by default."""
+    return max_train_steps or PRESETS[DEFAULT_PRESET]["max_train_steps"]
 
 
 def without_references(calibration, image_parts=(True, True)):

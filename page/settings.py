@@ -48,7 +48,7 @@ class Settings:
     max_upload_mb: int = 32
     max_batch: int = 500
     max_training_pictures: int = 2000
-    max_training_minutes: int = 180
+    max_training_minutes: int = 360
 
     def describe(self):
         """The settings as they are printed at start, one a line."""

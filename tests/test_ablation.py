@@ -7,7 +7,7 @@ import torch
 from conftest import TILES
 
 from benchmarks import ablation, category
-from benchmarks.category import without_references
+from benchmarks.category import checkpoint_folder, without_references
 from pipelines.score_calibration import ScoreCalibration
 
 
@@ -15,7 +15,7 @@ from pipelines.score_calibration import ScoreCalibration
 def test_each_variant_is_measured_on_planted_and_on_real_defects(tiny_pipeline, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(category, "RESOLUTION", 64)
     monkeypatch.setattr(category, "NUM_PLANTED", 12)
-    tiny_pipeline.save_pretrained(tmp_path / "models" / f"{TILES.name}-0")
+    tiny_pipeline.save_pretrained(checkpoint_folder(tmp_path, f"{TILES.name}-0"))
     ablation.main([str(TILES), "--output_dir", str(tmp_path)])
     rows = {row["variant"]: row for row in json.loads((tmp_path / "ablation.json").read_text())}
     shipped = rows["as shipped"]

@@ -16,6 +16,7 @@ from sklearn.metrics import roc_auc_score
 from benchmarks import accuracy, category
 from benchmarks.bootstrap import _histograms as histograms
 from benchmarks.bootstrap import pixel_metrics_of_histograms, standard_errors
+from benchmarks.category import checkpoint_folder
 from benchmarks.rivals import PADIM_REGULARIZATION, padim, patchcore, spade
 from training.metrics import pixel_metrics
 
@@ -163,10 +164,23 @@ def test_a_kept_result_is_read_and_not_measured_again(tmp_path, capsys):
     assert "nut" in str(ended.value.code)
 
 
+def test_a_kept_result_of_ours_is_that_of_its_steps(tmp_path, capsys):
+    folder = tmp_path / "results" / "nut" / "tf_efficientnet_lite0"
+    folder.mkdir(parents=True)
+    (folder / "ours-4000-steps-seed-0.json").write_text(json.dumps(result("nut", "ours", 0, 0.123, 0.01)))
+    arguments = [str(tmp_path / "nut"), "--methods", "ours", "--output_dir", str(tmp_path)]
+    for steps in ([], ["--max_train_steps", "4000"]):  # the default's own
+        accuracy.main([*arguments, *steps])
+        assert "0.123" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as ended:
+        accuracy.main([*arguments, "--max_train_steps", "1000"])
+    assert "nut" in str(ended.value.code)
+
+
 @pytest.mark.usefixtures("one_core")
 def test_our_model_and_its_parts_are_measured_on_a_category(tiny_pipeline, tmp_path, monkeypatch):
     """The tiny pipeline stands where a trained model would, so that nothing is trained."""
-    tiny_pipeline.save_pretrained(tmp_path / "models" / f"{TILES.name}-0")
+    tiny_pipeline.save_pretrained(checkpoint_folder(tmp_path, f"{TILES.name}-0"))
     monkeypatch.setattr(category, "RESOLUTION", 64)
     monkeypatch.setattr(category, "FEATURE_GRID", 16)
     methods = list(accuracy.OURS)
@@ -180,7 +194,7 @@ def test_our_model_and_its_parts_are_measured_on_a_category(tiny_pipeline, tmp_p
 
 
 def test_a_kept_model_serves_only_the_backbone_and_the_steps_it_was_trained_for(tiny_pipeline, tmp_path, monkeypatch):
-    tiny_pipeline.save_pretrained(tmp_path / "models" / f"{TILES.name}-0")
+    tiny_pipeline.save_pretrained(checkpoint_folder(tmp_path, f"{TILES.name}-0"))
     commands = []
     monkeypatch.setattr(
         category.subprocess, "run", lambda command, **_: commands.append(command) or SimpleNamespace(returncode=1)
@@ -188,10 +202,6 @@ def test_a_kept_model_serves_only_the_backbone_and_the_steps_it_was_trained_for(
     data = category.Category(TILES, 0, "tf_efficientnet_lite0", tmp_path)
     assert data.pipeline.unet.config.sample_size == 16
     assert commands == []
-    record = {"settings": {"max_train_steps": 1000}}
-    (tmp_path / "models" / f"{TILES.name}-0" / "training.json").write_text(json.dumps(record))
-    with refused(ValueError, "1000 steps, not 4000"):
-        data.trained()
     with refused(ValueError, "tf_efficientnet_lite0", "resnet18"):
         category.Category(TILES, 0, "resnet18", tmp_path).trained()
     with refused(ValueError, f"{TILES.name}-0-7-steps"):

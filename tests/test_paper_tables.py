@@ -9,6 +9,7 @@ from conftest import TILES
 from sentences import refused
 
 from benchmarks import category, paper
+from benchmarks.category import checkpoint_folder
 from pipelines.image_preprocessing import normalize_contrast
 from training.pictures.data import GoodImages
 
@@ -19,7 +20,7 @@ def output(tiny_pipeline, tmp_path, monkeypatch):
     monkeypatch.setattr(category, "RESOLUTION", 64)
     monkeypatch.setattr(category, "NUM_PLANTED", 12)
     monkeypatch.setattr(paper, "ALPHAS", np.array([0.0, 0.5, 1.0]))
-    tiny_pipeline.save_pretrained(tmp_path / "models" / f"{TILES.name}-0")
+    tiny_pipeline.save_pretrained(checkpoint_folder(tmp_path, f"{TILES.name}-0"))
     return tmp_path
 
 

@@ -27,7 +27,10 @@ def repeat_command(settings, folders, output_dir="OUT"):
         `str`
     """
     changed = {preset: list(_changed_settings(settings, preset)) for preset in PRESETS}
-    preset = min(PRESETS, key=lambda preset: len(changed[preset]))
+    preset = min(
+        PRESETS,
+        key=lambda name: (_num_unsaid(settings, name), len(changed[name]), name != settings.get("preset")),
+    )
     data_set = data_set_of(settings)
     source = ["--dataset_name", data_set] if data_set else ["--train_data_dir", *folders[:MAX_LISTED]]
     first = ["accelerate", "launch", "training/train.py", "--preset", preset, *source, "--output_dir", output_dir]
@@ -41,14 +44,26 @@ def data_set_of(settings):
     return name if isinstance(name, str) and is_hub_id(name) else None
 
 
+def _defaults(preset):
+    """Name and default of every setting that a command states."""
+    defaults = vars(parse_args(["--preset", preset, "--train_data_dir", "X", "--output_dir", "X"]))
+    for name, default in defaults.items():
+        if name not in UNSTATED and not name.startswith(("hub_", "push_to_")):
+            yield name, default
+
+
+def _num_unsaid(settings, preset):
+    """How many settings are nothing where the preset has something, which no option can say."""
+    return sum(default is not None and settings.get(name, default) is None for name, default in _defaults(preset))
+
+
 def _changed_settings(settings, preset):
     """Name and values of every known setting that differs from the preset's default."""
-    defaults = vars(parse_args(["--preset", preset, "--train_data_dir", "X", "--output_dir", "X"]))
     if settings.get("alpha") is not None:
         yield "alpha", [settings["alpha"]]
-    for name, default in defaults.items():
+    for name, default in _defaults(preset):
         value = settings.get(name, default)
-        if name in UNSTATED or name.startswith(("hub_", "push_to_")) or value in (default, None):
+        if value in (default, None):
             continue
         if isinstance(default, bool):
             yield (name if value else f"no-{name}"), []

@@ -83,9 +83,9 @@ class GradientDenoisePipeline(TrainedModel, DiffusionPipeline):
                 little repairs texture, much redraws structure. They are tried in turn until a result is accepted; else
                 the one that scores best goes on. An empty tuple leaves resampling out.
             num_searches (`int`): times that scoring looks for the defect, at most: in a resampled picture that it does
-                not accept either, what it marks now joins the mask, at a lower threshold each time, and all of that is
-                resampled. The last of several marks widely what was found first, and counts only if its result is
-                accepted. A given `mask` stays.
+                not accept either, what it marks now joins the mask, and all of that is resampled. The threshold falls
+                each time, to one that half of all good pictures exceed. The last of several marks widely what was found
+                first, and counts only if its result is accepted. A given `mask` stays.
             num_resamples (`int`): times that every reverse step is done, so that a region and its surroundings come to
                 agree (Lugmayr et al. 2022).
             fill_mask (`bool`): whether resampling starts from a smooth fill of the region, or from the picture itself.
