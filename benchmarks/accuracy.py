@@ -3,9 +3,9 @@
     python benchmarks/accuracy.py CATEGORY [CATEGORY …] --seeds 0 1 2
 
 Each category is a folder in MVTec-AD layout. A model of ours is trained by `training/train.py` with its defaults unless
-OUT/models/CATEGORY-SEED-STEPS-steps exists. Each result is kept in OUT/results as soon as it is there, so that a stopped run goes
-on where it was; with `--output_dir benchmarks` it starts from those that are kept here. Test pictures are touched only
-to report.
+OUT/models/CATEGORY-SEED-STEPS-steps exists. Each result is kept in OUT/results as soon as it is there, so that a
+stopped run goes on where it was; with `--output_dir benchmarks` it starts from those that are kept here. Test pictures
+are touched only to report.
 """
 
 import argparse
