@@ -28,6 +28,7 @@ from benchmarks.category import (
     Category,
     blended_maps,
     standardized_parts,
+    steps_of,
     train,
     without_references,
 )
@@ -127,7 +128,7 @@ def table3(args):
     """One class-conditional model for all categories against one for each."""
     if len(args.categories) < 2:
         raise ValueError("table3 compares one model for several categories with separate ones; name at least two.")
-    steps = args.max_train_steps or PRESETS[DEFAULT_PRESET]["max_train_steps"]
+    steps = steps_of(args.max_train_steps)
     name = "unified-" + "-".join(sorted(Path(folder).resolve().name for folder in args.categories))
     unified = train(
         args.categories, f"{name}-{args.seed}", args.seed, args.backbone, args.output_dir, UNIFIED_FACTOR * steps
@@ -235,7 +236,7 @@ def _categories(args, share=1.0):
     """The categories named on the command line, one at a time: each holds all its test pictures' parts."""
     steps = args.max_train_steps
     if steps is None and share < 1:
-        steps = round(share * PRESETS[DEFAULT_PRESET]["max_train_steps"])
+        steps = round(share * steps_of())
     for folder in args.categories:
         yield Category(Path(folder), args.seed, args.backbone, Path(args.output_dir), steps)
 

@@ -15,35 +15,21 @@ def settings_of(command):
     return parse_args(words[3:])
 
 
+SMALL_WITHOUT_WEIGHTING = [
+    "--preset", "paper", "--patch_size", "8", "--feature_grid", "32", "--block_out_channels", "128", "160", "192",
+    "--layers_per_block", "1", "--feature_extractor", "tf_efficientnet_lite0", "--learning_rate", "4e-4",
+    "--train_batch_size", "8", "--normalize_contrast", "--low_noise_share", "0.5",
+]  # fmt: skip
+"""Nearest to the default, whose snr_gamma no option can take away."""
+
+
 @pytest.mark.parametrize(
     "given",
     [
         [],
         ["--preset", "paper", "--train_batch_size", "4", "--no-normalize_contrast"],
         ["--preset", "balanced", "--learning_rate", "0.001"],
-        [
-            "--preset",
-            "paper",
-            "--patch_size",
-            "8",
-            "--feature_grid",
-            "32",
-            "--block_out_channels",
-            "128",
-            "160",
-            "192",
-            "--layers_per_block",
-            "1",
-            "--feature_extractor",
-            "tf_efficientnet_lite0",
-            "--learning_rate",
-            "4e-4",
-            "--train_batch_size",
-            "8",
-            "--normalize_contrast",
-            "--low_noise_share",
-            "0.5",
-        ],
+        SMALL_WITHOUT_WEIGHTING,
         ["--alpha", "0.2", "--timesteps", "10", "60", "--seed", "3", "--block_out_channels", "32", "64"],
         ["--feature_extractor", "a folder; of 'mine'", "--streaming", "--dataset_name", "org/data"],
     ],
