@@ -93,14 +93,21 @@ def test_the_best_is_clearly_ahead_beyond_so_many_standard_errors():
     assert _is_as_good(1, np.zeros(4))
 
 
+def test_where_no_share_is_clearly_better_half_is_the_networks_and_references_share_the_rest(masks):
+    planted = torch.cat([parts_of(40, []), parts_of(41, [])[:40, 3:]], dim=1)
+    assert choose_map_weights(planted, masks, 64, 1.0)[1] == pytest.approx([1 / 2, 1 / 6, 1 / 6, 1 / 6])
+    thirds = [1 / 3] * 3
+    assert choose_map_weights(planted[:, :4], masks, 64, 1.0, even=thirds)[1] == pytest.approx(thirds)
+
+
 def test_of_shares_that_are_as_even_the_one_with_the_larger_overlap_is_taken(masks):
-    planted = parts_of(40, [1, 2, 3], masks, strength=3.0)
-    planted[:, 3] += torch.nn.functional.avg_pool2d(masks[:, None].float(), 8)[:, 0]
+    planted = parts_of(40, [1, 2, 3], masks, strength=1.5)
+    planted[:, [1, 3]] += 0.75 * torch.nn.functional.avg_pool2d(masks[:, None].float(), 8)
     alpha, shares, overlap = choose_map_weights(planted, masks, 64, 1.0, alpha=0.0)
     assert alpha == 0
-    assert shares == [0.25, 0.25, 0.5]
-    mirrored = choose_map_weights(planted[:, [0, 3, 2, 1]], masks, 64, 1.0, alpha=0.0)
-    assert mirrored[1] == [0.5, 0.25, 0.25]
+    assert shares == pytest.approx([1 / 2, 1 / 6, 1 / 3])
+    mirrored = choose_map_weights(planted[:, [0, 1, 3, 2]], masks, 64, 1.0, alpha=0.0)
+    assert mirrored[1] == pytest.approx([1 / 2, 1 / 3, 1 / 6])
     assert mirrored[2] == pytest.approx(overlap)
 
 

@@ -3,8 +3,8 @@
 The map's weights are those with the largest PRO on the planted defects; the parts that may decide a picture's score are
 those with the largest image AUROC of pictures with a planted defect against good ones, either the part that finds a
 picture worst or their mean. A planted defect is no real one, so a difference must be clear before it counts: of all
-choices that are not clearly worse, the one that relies on the parts most evenly is taken, and as many as can be may
-decide.
+choices that are not clearly worse, the map takes the one nearest to even shares, and as many parts as can be may
+decide. Even is half to the network's feature error and half to the references, for these look at the same features.
 """
 
 from dataclasses import dataclass
@@ -21,8 +21,8 @@ from training.metrics import EIGHT_CONNECTED, MAX_FALSE_POSITIVE_RATE
 ALPHAS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5)
 """Candidates for the weight of the pixel part. The paper uses 0.5 or less throughout."""
 
-WEIGHT_STEPS = 4
-"""The feature part is shared out in quarters."""
+WEIGHT_STEPS = 6
+"""The feature part is shared out in sixths: half to the network and a third of the other half to each of three."""
 
 CLEAR_OVERLAP = 2
 """A difference of PRO is clear beyond so many standard errors. Regions share pictures, which these do not know of."""
@@ -65,15 +65,16 @@ def choose_weights(good, planted, masks, resolution, sigma, alpha=None):
     return BlendWeights(alpha, map_weights, image_parts, image_rule, planted_pro, planted_image_auroc)
 
 
-def choose_map_weights(planted, masks, resolution, sigma, alpha=None):
+def choose_map_weights(planted, masks, resolution, sigma, alpha=None, even=None):
     """First the feature part is shared out among feature error and references, then alpha is chosen.
 
-    Arguments are those of `choose_weights`.
+    Arguments are those of `choose_weights`, and `even` (`list[float]`, *optional*): the shares to keep near to.
 
     Returns:
         `tuple[float, list[float], float]`: alpha, the shares, and their PRO on the planted defects.
     """
     shares = _shares(planted.shape[1] - 1)
+    even = even_shares(planted.shape[1] - 2) if even is None else even
     regions = [label(mask, structure=EIGHT_CONNECTED)[0] for mask in masks[:, ::REDUCTION, ::REDUCTION].numpy()]
     maps = render(planted, resolution // REDUCTION, sigma / REDUCTION)
 
@@ -84,10 +85,15 @@ def choose_map_weights(planted, masks, resolution, sigma, alpha=None):
     by_share = {share: overlaps(share, alpha or 0.0) for share in shares}
     best = max(by_share.values(), key=np.mean)
     as_good = [share for share, each in by_share.items() if _is_as_good(CLEAR_OVERLAP, best - each)]
-    map_share = min(as_good, key=lambda share: (_unevenness(share), -by_share[share].mean()))
+    map_share = min(as_good, key=lambda share: (round(_distance(share, even), 9), -by_share[share].mean()))
     by_alpha = {weight: overlaps(map_share, weight).mean() for weight in (ALPHAS if alpha is None else [alpha])}
     alpha = max(by_alpha, key=by_alpha.get)
     return alpha, list(map_share), float(by_alpha[alpha])
+
+
+def even_shares(num_references):
+    """Half of the feature part to the feature error, half to the references evenly; all to the error without any."""
+    return [0.5, *[0.5 / num_references] * num_references] if num_references else [1.0]
 
 
 def choose_image_parts(good, planted):
@@ -149,5 +155,5 @@ def _shares(count):
     return [tuple(part / WEIGHT_STEPS for part in way) for way in ways(count, WEIGHT_STEPS)]
 
 
-def _unevenness(share):
-    return sum(part**2 for part in share)
+def _distance(share, even):
+    return sum((part - target) ** 2 for part, target in zip(share, even, strict=True))

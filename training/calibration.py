@@ -23,7 +23,7 @@ from pipelines.checkpoint_loading import locate_checkpoint
 from pipelines.denoising_network import has_bfloat16
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from pipelines.score_calibration import NUM_ALPHAS, Measurement, ScoreCalibration
-from training.blend_weights import choose_weights
+from training.blend_weights import choose_weights, even_shares
 from training.normalisation import fit_normalisation, part_scores_of, standardized_subsets
 from training.pictures.data import GoodImages, find_good_images, hold_out
 from training.pictures.planted_defects import PlantedDefects
@@ -72,12 +72,11 @@ def fit_calibration(pipe, files, timesteps, seed=0, batch_size=8, alpha=None, on
     noise = draw_noise_fields(seed, timesteps, pipe.resolution)
     ranked_files, fitted_files = split_held_out(files, seed)
     cross_fitted = len(files) < MIN_DISJOINT
-    even = [1 / (1 + len(pipe.references))] * (1 + len(pipe.references))
     calibration = ScoreCalibration(
         timesteps=timesteps,
         resolution=pipe.resolution,
         grid_size=pipe.config.score_grid,
-        map_weights=even,
+        map_weights=even_shares(len(pipe.references)),
         num_ranked=len(ranked_files),
         num_fitted=len(fitted_files),
         cross_fitted=cross_fitted,
