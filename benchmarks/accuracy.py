@@ -24,10 +24,10 @@ import torch.nn.functional as F
 from tqdm.auto import tqdm
 
 from benchmarks.bootstrap import standard_errors
-from benchmarks.category import Category, blended_maps, steps_of, without_references
+from benchmarks.category import RESOLUTION, Category, blended_maps, steps_of, without_references
 from benchmarks.plotting import pyplot, require_matplotlib
 from benchmarks.rivals import PADIM_REDUCED, padim, patchcore, spade
-from pipelines.anomaly_maps import render, resize_map, worst_mean
+from pipelines.anomaly_maps import SMOOTHING_SIGMA, render, resize_map, worst_mean
 from pipelines.score_calibration import combine
 from training.arguments import DEFAULT_PRESET, PRESETS
 from training.blend_weights import choose_image_parts, choose_map_weights
@@ -37,7 +37,9 @@ from training.metrics import image_metrics, pixel_metrics
 from training.pictures.data import GoodImages
 from training.process import keep_large_buffers, use_all_cores
 
-SMOOTHING_SIGMA = 4.0
+RIVALS_SIGMA = 4.0
+"""Smoothing of the rivals' maps, in pixels, as in their own implementations."""
+
 RIVALS = {
     "PaDiM": padim,
     "PaDiM, 100 channels": partial(padim, num_channels=PADIM_REDUCED),
@@ -73,6 +75,12 @@ def main(argv=None):
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="of splits, training, coresets and channels")
     parser.add_argument("--backbone", default=PRESETS[DEFAULT_PRESET]["feature_extractor"], help="everyone's backbone")
     parser.add_argument("--max_train_steps", type=int, help="of our models; default that of training/train.py")
+    parser.add_argument(
+        "--resolution",
+        type=int,
+        choices=[RESOLUTION * factor for factor in (1, 2, 4)],
+        help=f"of everyone's pictures, {RESOLUTION} by default; maps are compared at that in any case",
+    )
     parser.add_argument("--output_dir", default="outputs/accuracy", help="models, results, table and plot")
     args = parser.parse_args(argv)
     keep_large_buffers()
@@ -100,7 +108,8 @@ def run(args):
         for seed in args.seeds:
             wanted = [method for method in args.methods if not _kept(args, category, method, seed).is_file()]
             if wanted:
-                data = Category(category, seed, args.backbone, Path(args.output_dir), args.max_train_steps)
+                output_dir = Path(args.output_dir)
+                data = Category(category, seed, args.backbone, output_dir, args.max_train_steps, args.resolution)
                 for method in tqdm(wanted, desc=f"{category.name}, seed {seed}", unit="method"):
                     result = _measure(data, method)
                     path = _kept(args, category, method, seed)
@@ -113,8 +122,9 @@ def run(args):
 def _kept(args, category, method, seed):
     """Where a result is kept: everything that it depends on is in the name."""
     name = "-".join(re.findall(r"[a-z0-9]+", method.lower()))
-    steps = f"-{steps_of(args.max_train_steps)}-steps" if method in OURS else ""
-    return Path(args.output_dir) / "results" / category.name / args.backbone / f"{name}{steps}-seed-{seed}.json"
+    name += f"-{args.resolution}-pixels" if args.resolution not in (None, RESOLUTION) else ""
+    name += f"-{steps_of(args.max_train_steps)}-steps" if method in OURS else ""
+    return Path(args.output_dir) / "results" / category.name / args.backbone / f"{name}-seed-{seed}.json"
 
 
 def _measure(data, method):
@@ -127,10 +137,11 @@ def _measure(data, method):
 
         generator = torch.Generator().manual_seed(data.seed)
         scores, maps = ANOMALIB[method](data.extractor, data.batches(data.files), data.test, generator)
+        maps = resize_map(maps, data.masks[0].shape)
     else:
         generator = torch.Generator().manual_seed(data.seed)
         grid_maps = RIVALS[method](data.extractor, data.batches(data.files), data.test, generator)
-        maps = render(grid_maps[:, None].float(), data.resolution, SMOOTHING_SIGMA)[:, 0]
+        maps = render(grid_maps[:, None].float(), len(data.masks[0]), RIVALS_SIGMA / data.reduction)[:, 0]
         scores = maps.amax(dim=(1, 2))  # the image score of all three papers' implementations
     scores, maps = scores.numpy(), list(maps.numpy())
     measured = image_metrics(data.defective, scores, data.defective) | pixel_metrics(data.masks, maps)
@@ -153,7 +164,7 @@ def _ours(data, alpha=None, image_parts=None):
     calibration = without_references(pipe.calibration, image_parts) if image_parts else pipe.calibration
     alpha = pipe.alpha if alpha is None else alpha
     scores = calibration.image_score(data.parts, list(pipe.config.timesteps))
-    return scores, blended_maps(pipe, calibration, data.parts, alpha)
+    return scores, blended_maps(pipe, calibration, data.parts, alpha, data.reduction)
 
 
 @torch.inference_mode()
@@ -185,7 +196,7 @@ def _references(data):
     std, mean = torch.std_mean(worst_mean(held_out), dim=0)
     scores = combine(((worst_mean(new) - mean) / std)[:, image_parts], image_rule)
     blended = (new * torch.tensor(map_weights).view(-1, 1, 1)).sum(dim=1, keepdim=True)
-    return scores, render(blended, data.resolution, SMOOTHING_SIGMA)[:, 0]
+    return scores, render(blended, len(data.masks[0]), SMOOTHING_SIGMA / data.reduction)[:, 0]
 
 
 def summarize(results):

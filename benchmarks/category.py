@@ -20,6 +20,8 @@ from training.pictures.data import GoodImages, find_good_images, find_labelled_i
 from training.pictures.planted_defects import PlantedDefects
 
 RESOLUTION = 256
+"""What pictures are squashed to by default; maps and masks are compared at this size whatever that of the pictures."""
+
 FEATURE_GRID = 64
 
 PAPER_ALPHA = 0.5
@@ -35,9 +37,10 @@ class Category:
         backbone (`str`): timm name of the feature extractor.
         output_dir (`Path`): models are looked for, and kept, in its folder models.
         max_train_steps (`int`, *optional*): of our models.
+        resolution (`int`, *optional*): what pictures are squashed to, for everyone; a multiple of `RESOLUTION`.
     """
 
-    def __init__(self, folder, seed, backbone, output_dir, max_train_steps=None):
+    def __init__(self, folder, seed, backbone, output_dir, max_train_steps=None, resolution=None):
         self.folder, self.seed, self.backbone = folder, seed, backbone
         self.output_dir, self.max_train_steps = output_dir, max_train_steps
         self.labelled = find_labelled_images(folder)
@@ -46,7 +49,8 @@ class Category:
         self.defective = np.array([item.defect != "good" for item in self.labelled])
         sizes = [read_image(item.path).size[::-1] for item in self.labelled]
         masks = [item.read_mask(size) for item, size in zip(self.labelled, sizes, strict=True)]
-        self.resolution = RESOLUTION
+        self.resolution = resolution or RESOLUTION
+        self.reduction = self.resolution // RESOLUTION
         self.masks = [nearest_mask(mask, RESOLUTION) for mask in masks]
 
     @cached_property
@@ -81,7 +85,11 @@ class Category:
 
     def trained(self, variant="", options=()):
         """A model of ours trained with further options of `training/train.py`, which `variant` names."""
-        name = "-".join(part for part in (self.folder.name, str(self.seed), variant) if part)
+        if self.reduction > 1:  # the UNet's own size stays
+            patch_size = self.reduction * PRESETS[DEFAULT_PRESET]["patch_size"]
+            options = [*options, "--resolution", str(self.resolution), "--patch_size", str(patch_size)]
+        pixels = f"{self.resolution}-pixels" if self.reduction > 1 else ""
+        name = "-".join(part for part in (self.folder.name, str(self.seed), variant, pixels) if part)
         return train([self.folder], name, self.seed, self.backbone, self.output_dir, self.max_train_steps, options)
 
 

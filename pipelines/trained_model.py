@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import DDPMScheduler, ModelMixin, UNet2DModel
 
-from .anomaly_maps import resize_map
+from .anomaly_maps import SMOOTHING_SIGMA, resize_map
 from .category_bank import CategoryBank
 from .checkpoint_files import save_checkpoint
 from .checkpoint_loading import load_components
@@ -85,7 +85,7 @@ class TrainedModel:
         data_std: float = 0.5,
         timesteps: list[int] = (5, 50, 100),
         alpha: float | None = None,
-        smoothing_sigma: float = 4.0,
+        smoothing_sigma: float = SMOOTHING_SIGMA,
         score_grid: int = 32,
         mixed_precision: str = "auto",
         class_label: int | None = None,

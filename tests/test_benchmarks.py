@@ -164,17 +164,18 @@ def test_a_kept_result_is_read_and_not_measured_again(tmp_path, capsys):
     assert "nut" in str(ended.value.code)
 
 
-def test_a_kept_result_of_ours_is_that_of_its_steps(tmp_path, capsys):
+def test_a_kept_result_of_ours_is_that_of_its_steps_and_resolution(tmp_path, capsys):
     folder = tmp_path / "results" / "nut" / "tf_efficientnet_lite0"
     folder.mkdir(parents=True)
     (folder / "ours-4000-steps-seed-0.json").write_text(json.dumps(result("nut", "ours", 0, 0.123, 0.01)))
     arguments = [str(tmp_path / "nut"), "--methods", "ours", "--output_dir", str(tmp_path)]
-    for steps in ([], ["--max_train_steps", "4000"]):  # the default's own
-        accuracy.main([*arguments, *steps])
+    for same in ([], ["--max_train_steps", "4000"], ["--resolution", "256"]):  # the default's own
+        accuracy.main([*arguments, *same])
         assert "0.123" in capsys.readouterr().out
-    with pytest.raises(SystemExit) as ended:
-        accuracy.main([*arguments, "--max_train_steps", "1000"])
-    assert "nut" in str(ended.value.code)
+    for other in (["--max_train_steps", "1000"], ["--resolution", "512"]):
+        with pytest.raises(SystemExit) as ended:
+            accuracy.main([*arguments, *other])
+        assert "nut" in str(ended.value.code)
 
 
 @pytest.mark.usefixtures("one_core")
@@ -207,4 +208,9 @@ def test_a_kept_model_serves_only_the_backbone_and_the_steps_it_was_trained_for(
     with refused(ValueError, f"{TILES.name}-0-7-steps"):
         category.Category(TILES, 0, "tf_efficientnet_lite0", tmp_path, max_train_steps=7).trained()
     assert commands[0][-2:] == ["--max_train_steps", "7"]
+    zoomed = category.Category(TILES, 0, "tf_efficientnet_lite0", tmp_path, resolution=512)
+    with refused(ValueError, f"{TILES.name}-0-512-pixels-4000-steps"):
+        zoomed.trained()
+    assert commands[1][-4:] == ["--resolution", "512", "--patch_size", "16"]
+    assert zoomed.masks[0].shape == (256, 256)
     assert commands[0][commands[0].index("--feature_extractor") + 1] == "tf_efficientnet_lite0"
