@@ -19,10 +19,9 @@ from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 from tqdm.auto import tqdm
 
-from benchmarks.category import PAPER_ALPHA, Category, blended_maps, without_references
+from benchmarks.category import DEFAULT_BACKBONE, PAPER_ALPHA, Category, blended_maps, without_references
 from pipelines.anomaly_maps import worst_mean
 from pipelines.score_calibration import Measurement, ScoreCalibration, combine
-from training.arguments import DEFAULT_PRESET, PRESETS
 from training.blend_weights import REDUCTION
 from training.calibration import draw_noise_fields
 from training.metrics import per_region_overlap
@@ -146,7 +145,7 @@ def main(argv=None):
     )
     parser.add_argument("categories", nargs="+", help="folders in MVTec-AD layout")
     parser.add_argument("--seed", type=int, default=0, help="of splits and training")
-    parser.add_argument("--backbone", default=PRESETS[DEFAULT_PRESET]["feature_extractor"], help="of the features")
+    parser.add_argument("--backbone", default=DEFAULT_BACKBONE, help="of the features")
     parser.add_argument("--max_train_steps", type=int, help="of a model that must be trained; default the preset's")
     parser.add_argument("--output_dir", default="outputs/ablation", help="models and table")
     args = parser.parse_args(argv)

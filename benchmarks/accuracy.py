@@ -24,12 +24,11 @@ import torch.nn.functional as F
 from tqdm.auto import tqdm
 
 from benchmarks.bootstrap import standard_errors
-from benchmarks.category import RESOLUTION, Category, blended_maps, steps_of, without_references
+from benchmarks.category import DEFAULT_BACKBONE, RESOLUTION, Category, blended_maps, steps_of, without_references
 from benchmarks.plotting import pyplot, require_matplotlib
 from benchmarks.rivals import PADIM_REDUCED, padim, patchcore, spade
 from pipelines.anomaly_maps import SMOOTHING_SIGMA, render, resize_map, worst_mean
 from pipelines.score_calibration import combine
-from training.arguments import DEFAULT_PRESET, PRESETS
 from training.blend_weights import choose_image_parts, choose_map_weights
 from training.data_statistics import fit_feature_statistics
 from training.feature_reference import GRID_SIZE, fit_feature_reference
@@ -73,7 +72,7 @@ def main(argv=None):
         help=str(METHODS),
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="of splits, training, coresets and channels")
-    parser.add_argument("--backbone", default=PRESETS[DEFAULT_PRESET]["feature_extractor"], help="everyone's backbone")
+    parser.add_argument("--backbone", default=DEFAULT_BACKBONE, help="everyone's backbone")
     parser.add_argument("--max_train_steps", type=int, help="of our models; default that of training/train.py")
     parser.add_argument(
         "--resolution",

@@ -12,9 +12,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.category import Category, checkpoint_folder, standardized_parts, train
+from benchmarks.category import DEFAULT_BACKBONE, Category, checkpoint_folder, standardized_parts, train
 from benchmarks.paper import format_rows, measure
-from training.arguments import DEFAULT_PRESET, PRESETS
 from training.process import keep_large_buffers, use_all_cores
 
 
@@ -47,7 +46,7 @@ def main(argv=None):
     parser.add_argument("--steps", type=int, default=500, help="of the second training, on both")
     parser.add_argument("--max_train_steps", type=int, help="of the first; default that of training/train.py")
     parser.add_argument("--seed", type=int, default=0, help="of splits and training")
-    parser.add_argument("--backbone", default=PRESETS[DEFAULT_PRESET]["feature_extractor"], help="of the features")
+    parser.add_argument("--backbone", default=DEFAULT_BACKBONE, help="of the features")
     parser.add_argument("--output_dir", default="outputs/adding", help="models")
     args = parser.parse_args(argv)
     keep_large_buffers()

@@ -24,6 +24,8 @@ RESOLUTION = 256
 
 FEATURE_GRID = 64
 
+DEFAULT_BACKBONE = PRESETS[DEFAULT_PRESET]["feature_extractor"]
+
 PAPER_ALPHA = 0.5
 """The paper's weight of the pixel part, the same for all categories."""
 

@@ -24,6 +24,7 @@ from scipy.stats import spearmanr
 from tqdm.auto import tqdm
 
 from benchmarks.category import (
+    DEFAULT_BACKBONE,
     PAPER_ALPHA,
     Category,
     blended_maps,
@@ -252,7 +253,7 @@ def main(argv=None):
     parser.add_argument("what", choices=sorted(TABLES), metavar="WHAT", help=", ".join(sorted(TABLES)))
     parser.add_argument("categories", nargs="+", help="folders in MVTec-AD layout")
     parser.add_argument("--seed", type=int, default=0, help="of splits and training")
-    parser.add_argument("--backbone", default=PRESETS[DEFAULT_PRESET]["feature_extractor"], help="of the features")
+    parser.add_argument("--backbone", default=DEFAULT_BACKBONE, help="of the features")
     parser.add_argument("--max_train_steps", type=int, help="of each model; default the preset's, table2 a third of it")
     parser.add_argument("--output_dir", default="outputs/paper", help="models, tables and plots")
     args = parser.parse_args(argv)
