@@ -52,8 +52,15 @@ def test_what_others_recorded_cannot_add_words_or_lines_to_the_command():
     assert args.feature_extractor == " ".join(evil.split())
 
 
-def test_the_command_names_the_preset_that_says_most():
-    args = parse_args(["--train_data_dir", "X", "--output_dir", "OUT", "--preset", "fast", "--max_train_steps", "4000"])
+@pytest.mark.parametrize(
+    ("given", "preset"),
+    [
+        (["--preset", "fast", "--max_train_steps", "4000"], "balanced"),
+        (["--resolution", "512", "--patch_size", "16"], "fine"),
+    ],
+)
+def test_the_command_names_the_preset_that_says_most(given, preset):
+    args = parse_args(["--train_data_dir", "X", "--output_dir", "OUT", *given])
     assert repeat_command(settings_to_record(args), ["X"]).splitlines() == [
-        "accelerate launch training/train.py --preset balanced --train_data_dir X --output_dir OUT"
+        f"accelerate launch training/train.py --preset {preset} --train_data_dir X --output_dir OUT"
     ]
