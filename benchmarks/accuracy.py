@@ -80,6 +80,12 @@ def main(argv=None):
         choices=[RESOLUTION * factor for factor in (1, 2, 4)],
         help=f"of everyone's pictures, {RESOLUTION} by default; maps are compared at that in any case",
     )
+    parser.add_argument(
+        "--rivals_sigma",
+        type=float,
+        default=RIVALS_SIGMA,
+        help="smoothing of the maps of PaDiM, PatchCore and SPADE in pixels of their pictures",
+    )
     parser.add_argument("--output_dir", default="outputs/accuracy", help="models, results, table and plot")
     args = parser.parse_args(argv)
     keep_large_buffers()
@@ -110,7 +116,7 @@ def run(args):
                 output_dir = Path(args.output_dir)
                 data = Category(category, seed, args.backbone, output_dir, args.max_train_steps, args.resolution)
                 for method in tqdm(wanted, desc=f"{category.name}, seed {seed}", unit="method"):
-                    result = _measure(data, method)
+                    result = _measure(data, method, args.rivals_sigma)
                     path = _kept(args, category, method, seed)
                     path.parent.mkdir(parents=True, exist_ok=True)
                     path.write_text(json.dumps(result, indent=2) + "\n")
@@ -122,11 +128,12 @@ def _kept(args, category, method, seed):
     """Where a result is kept: everything that it depends on is in the name."""
     name = "-".join(re.findall(r"[a-z0-9]+", method.lower()))
     name += f"-{args.resolution}-pixels" if args.resolution not in (None, RESOLUTION) else ""
+    name += f"-smoothed-{args.rivals_sigma:g}" if method in RIVALS and args.rivals_sigma != RIVALS_SIGMA else ""
     name += f"-{steps_of(args.max_train_steps)}-steps" if method in OURS else ""
     return Path(args.output_dir) / "results" / category.name / args.backbone / f"{name}-seed-{seed}.json"
 
 
-def _measure(data, method):
+def _measure(data, method, rivals_sigma):
     if method in OURS:
         scores, maps = _ours(data, **OURS[method])
     elif method == REFERENCES:
@@ -140,7 +147,7 @@ def _measure(data, method):
     else:
         generator = torch.Generator().manual_seed(data.seed)
         grid_maps = RIVALS[method](data.extractor, data.batches(data.files), data.test, generator)
-        maps = render(grid_maps[:, None].float(), len(data.masks[0]), RIVALS_SIGMA / data.reduction)[:, 0]
+        maps = render(grid_maps[:, None].float(), len(data.masks[0]), rivals_sigma / data.reduction)[:, 0]
         scores = maps.amax(dim=(1, 2))  # the image score of all three papers' implementations
     scores, maps = scores.numpy(), list(maps.numpy())
     measured = image_metrics(data.defective, scores, data.defective) | pixel_metrics(data.masks, maps)
