@@ -26,7 +26,7 @@ CLOSING = 1 / 16
 """Gaps in the found mask are closed that are narrower than twice this share of the model's square: inside of a large
 defect, where a map may be weaker than at its edge."""
 
-DILATION, FEATHER_SIGMA = 1 / 128, 1.5 / 256
+DILATION, FEATHER_SIGMA = 1 / 64, 1.5 / 256
 """What a mask is grown by, and the deviation of its soft edge, as shares of the model's square."""
 
 GRAIN_TIMESTEP, GRAIN_DRAWS = 5, 2
