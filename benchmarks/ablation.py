@@ -113,7 +113,7 @@ def ablate(data):
         draws = (2, NUM_DRAWS) if not alone else (1, 2, NUM_DRAWS)
         rows += [measured.row(f"{of}{count} noise draws", draws=count, network_alone=alone) for count in draws]
         rows += [measured.row(f"{of}T = {t}", timesteps=[t], network_alone=alone) for t in measured.timesteps]
-    rows += [measured.row(f"smoothing {sigma:g} pixels", sigma=sigma) for sigma in (0.0, 2.0, 6.0, 8.0)]
+    rows += [measured.row(f"smoothing {sigma:g} pixels", sigma=sigma) for sigma in (0.0, 1.0, 4.0, 8.0)]
     rows += [measured.row(f"score: {name}", image_score=score) for name, score in IMAGE_SCORES.items()]
     return rows
 

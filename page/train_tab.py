@@ -207,4 +207,7 @@ def _name_of_trained(page):
 def _expected_time():
     if torch.cuda.is_available():
         return "some minutes on this machine's graphics card"
-    return "half an hour to three hours on an ordinary computer without a graphics card (a quarter of it by `fast`)"
+    return (
+        "half an hour to three hours on an ordinary computer without a graphics card (a quarter of it by `fast`, twice "
+        "as much by `fine`)"
+    )

@@ -8,6 +8,7 @@ from diffusers import DDPMScheduler
 from PIL import Image, ImageDraw
 from sentences import refused
 
+from pipelines import defect_repair
 from pipelines.defect_repair import DefectRepair
 from pipelines.gaussian_diffusion import predict_sample
 from pipelines.image_preprocessing import normalize_contrast, preprocess
@@ -406,6 +407,14 @@ def test_the_progress_bar_has_room_for_every_search(pipe, search, monkeypatch):
 def test_a_search_that_finds_nothing_new_and_a_given_mask_are_drawn_once(search):
     assert len(search([FIRST] * 4, num_searches=3)[1]) == 1
     assert len(search([], num_searches=3, mask=bar_mask())[1]) == 1
+
+
+def test_only_a_found_mask_is_grown_by_what_a_map_may_miss(search, monkeypatch):
+    given = search([], mask=bar_mask())[1][0].sum()
+    found = search([FIRST], num_searches=1)[1][0].sum()
+    monkeypatch.setattr(defect_repair, "FOUND_GROWTH", 4 / 64)
+    assert search([], mask=bar_mask())[1][0].sum() == given
+    assert search([FIRST], num_searches=1)[1][0].sum() > found
 
 
 def test_a_reverse_step_is_that_of_diffusers_scheduler_where_nothing_is_clipped(pipe, good):

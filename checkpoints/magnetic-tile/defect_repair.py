@@ -26,8 +26,9 @@ CLOSING = 1 / 16
 """Gaps in the found mask are closed that are narrower than twice this share of the model's square: inside of a large
 defect, where a map may be weaker than at its edge."""
 
-DILATION, FEATHER_SIGMA = 1 / 64, 1.5 / 256
-"""What a mask is grown by, and the deviation of its soft edge, as shares of the model's square."""
+FOUND_GROWTH, GIVEN_GROWTH, FEATHER_SIGMA = 1 / 64, 1 / 128, 1.5 / 256
+"""What a found mask and a given one are grown by, and the deviation of a mask's soft edge, as shares of the model's
+square. A map may end within a defect; who gives a mask knows where it ends."""
 
 GRAIN_TIMESTEP, GRAIN_DRAWS = 5, 2
 """Grain is what the network leaves out of the picture at this timestep, averaged over so many draws of noise."""
@@ -75,7 +76,7 @@ class DefectRepair:
         self._record(sample)
         self.score, grids = self._score(sample)
         self.first_score, self.first_grids = self.score, grids
-        self.num_searches = settings["num_searches"] if mask is None else 1
+        self.num_searches, self.growth = (settings["num_searches"], FOUND_GROWTH) if mask is None else (1, GIVEN_GROWTH)
         self._mark(self._find(grids) if mask is None else _squash_mask(mask, pipe.resolution).to(sample.device))
 
     def run(self):
@@ -162,7 +163,7 @@ class DefectRepair:
         if found.all():
             soft_mask = torch.ones_like(soft_mask)
         elif found.any():
-            soft_mask = feather(found, max(1, round(DILATION * size)), FEATHER_SIGMA * size)
+            soft_mask = feather(found, max(1, round(self.growth * size)), FEATHER_SIGMA * size)
         self.found, self.soft_mask = found, soft_mask[None, None]
         self.hole = (self.soft_mask > 0).float()
 
