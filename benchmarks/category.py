@@ -156,8 +156,15 @@ def blended_maps(pipe, calibration, parts, alpha, reduction=1, sigma=None):
 
 @torch.inference_mode()
 def standardized_parts(pipe, batches):
-    """What the calibration makes of batches of samples: (pictures, parts, grid, grid)."""
+    """What the calibration makes of batches of samples: (pictures, parts, grid, grid), on the CPU, as the pipeline is.
+
+    Where there is a GPU, it measures.
+    """
+    if torch.cuda.is_available():
+        pipe.to("cuda")
     timesteps = list(pipe.config.timesteps)
     noise = pipe.calibration.noise_fields(timesteps)
     measured = (pipe.measure(batch, timesteps, noise) for batch in batches)
-    return torch.cat([pipe.calibration.standardize(batch, timesteps) for batch in measured])
+    parts = torch.cat([pipe.calibration.standardize(batch, timesteps) for batch in measured]).cpu()
+    pipe.to("cpu")
+    return parts

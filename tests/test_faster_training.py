@@ -9,7 +9,9 @@ from launching import ROOT, TWELVE_STEPS, run
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 
-from training.process import READER_NICENESS, stand_back
+from training import score_folder
+from training.arguments import parse_args
+from training.process import MAX_READERS, READER_NICENESS, stand_back
 
 TILES = ROOT / "tests" / "fixtures" / "magnetic_tile"
 
@@ -42,3 +44,22 @@ def test_processes_that_read_pictures_stand_back_and_the_one_that_trains_does_no
     (found,) = next(iter(DataLoader(Niceness(), num_workers=1, worker_init_fn=stand_back))).tolist()
     assert found == min(before + READER_NICENESS, 19)
     assert os.nice(0) == before
+
+
+def test_one_process_reads_beside_cores_that_compute_and_many_beside_a_gpu(monkeypatch):
+    train = ["--train_data_dir", "a", "--output_dir", "b"]
+    stream = ["--dataset_name", "a/b", "--streaming", "--output_dir", "b"]
+    score = ["--model", "a", "--input_dir", "b", "--output_dir", "c"]
+
+    def readers():
+        parsed = parse_args(train), parse_args(stream), score_folder.parse_args(score)
+        return [args.dataloader_num_workers for args in parsed]
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert readers() == [1, 1, 1]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for cores, processes, expected in ((4, 1, 3), (4, 2, 1), (1, 1, 1), (64, 4, MAX_READERS)):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _, cores=cores: range(cores))
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+        assert readers() == [expected, 1, expected]
+    assert parse_args([*train, "--dataloader_num_workers", "0"]).dataloader_num_workers == 0

@@ -6,7 +6,13 @@ import sys
 from diffusers.optimization import SchedulerType
 
 from pipelines.score_calibration import MAX_TIMESTEPS
-from training.pictures.data_arguments import add_hub_options, add_hub_token, add_num_workers, check_hub_options
+from training.pictures.data_arguments import (
+    add_hub_options,
+    add_hub_token,
+    add_num_workers,
+    check_hub_options,
+    settle_num_workers,
+)
 from training.pictures.picture_stream import SAMPLE_SIZE, SHUFFLE_BUFFER
 from training.settings_file import as_arguments, read_settings
 
@@ -73,6 +79,7 @@ def parse_args(argv=None):
     parser.set_defaults(**PRESETS[preset])
     args = parser.parse_args(argv)
     _check(parser, args)
+    settle_num_workers(args)
     return args
 
 

@@ -16,6 +16,9 @@ import torch
 TERMINATED = 128 + signal.SIGTERM
 """Exit status of a process that ended because it was asked to."""
 
+MAX_READERS = 8
+"""Processes that read pictures for one that computes on a GPU, unless more are asked for."""
+
 READER_NICENESS = 10
 """How far processes that read pictures stand back behind the one that computes, as in `os.nice`."""
 
@@ -29,8 +32,14 @@ def are_on_cpu():
 
 def use_all_cores():
     """Undo the single OpenMP thread that `accelerate launch` sets on a CPU: share the cores among local processes."""
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    torch.set_num_threads(max(1, _num_cores() // processes))
+    torch.set_num_threads(max(1, _cores_of_this_process()))
+
+
+def num_readers():
+    """How many processes read pictures: one where the cores compute, else one for each core to spare, up to a limit."""
+    if not torch.cuda.is_available():
+        return 1
+    return min(max(1, _cores_of_this_process() - 1), MAX_READERS)
 
 
 def keep_large_buffers():
@@ -112,6 +121,7 @@ def end_children_at_exit():
     atexit.register(lambda: [child.kill() for child in multiprocessing.active_children()])
 
 
-def _num_cores():
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _cores_of_this_process():
+    """Its share of the cores that the processes of a launch may use on this machine; 0 if there are fewer cores."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

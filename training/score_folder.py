@@ -32,7 +32,13 @@ from training.inspecting.picture_sources import HubRows, list_folder
 from training.inspecting.score_parts import ScoreParts, describe_scores
 from training.inspecting.score_table import FORMATS, VERDICTS
 from training.inspecting.whole_files import whole_file
-from training.pictures.data_arguments import add_hub_options, add_hub_token, add_num_workers, check_hub_options
+from training.pictures.data_arguments import (
+    add_hub_options,
+    add_hub_token,
+    add_num_workers,
+    check_hub_options,
+    settle_num_workers,
+)
 from training.pictures.hub_dataset import import_datasets, keep_revision, open_rows, pin_revision
 from training.process import (
     TERMINATED,
@@ -255,6 +261,7 @@ def parse_args(argv=None):
     if len(given) != 1:
         parser.error(f"give one of --input_dir, --shards and --dataset_name; {' and '.join(given) or 'none'} was given")
     check_hub_options(parser, args, given[0], shared=("image_column",) if args.shards else ())
+    settle_num_workers(args)
     for name, least in (("part_size", 1), ("dataloader_num_workers", 0)):
         if getattr(args, name) < least:
             parser.error(f"--{name} is {getattr(args, name)}; it must be at least {least}")

@@ -3,6 +3,8 @@
 Each command adds them to its own parser; `hub_dataset.open_rows` takes the settings.
 """
 
+from training.process import num_readers
+
 HUB_OPTIONS = ("dataset_config_name", "dataset_split", "dataset_revision", "image_column", "label_column")
 HUB_OPTIONS += ("good_label", "streaming")
 """Of `--dataset_name` alone."""
@@ -44,8 +46,19 @@ def add_hub_token(group):
 
 
 def add_num_workers(group):
-    """Add `--dataloader_num_workers`."""
-    group.add_argument("--dataloader_num_workers", type=int, default=1, help="processes that read pictures")
+    """Add `--dataloader_num_workers`, which `settle_num_workers` completes."""
+    group.add_argument(
+        "--dataloader_num_workers",
+        type=int,
+        help="processes that read pictures, for each that computes; default 1, beside a GPU as many as there are cores "
+        "to spare",
+    )
+
+
+def settle_num_workers(args):
+    """Set `args.dataloader_num_workers` where it was not given; a stream is read by one process."""
+    if args.dataloader_num_workers is None:
+        args.dataloader_num_workers = 1 if args.streaming else num_readers()
 
 
 def check_hub_options(parser, args, instead, shared=()):
@@ -61,5 +74,5 @@ def check_hub_options(parser, args, instead, shared=()):
             parser.error(f"--{name} belongs to --dataset_name; it does nothing for --{instead}")
     if (args.label_column is None) != (args.good_label is None):
         parser.error("--label_column and --good_label are given together or not at all")
-    if args.streaming and args.dataloader_num_workers > 1:
+    if args.streaming and (args.dataloader_num_workers or 0) > 1:
         parser.error(f"--dataloader_num_workers is {args.dataloader_num_workers}; a stream is read by 1 at most")
