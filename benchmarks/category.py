@@ -106,7 +106,7 @@ def train(folders, name, seed, backbone, output_dir, max_train_steps=None, optio
         command = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "training/train.py"]
         command += ["--train_data_dir", *(str(Path(folder).resolve()) for folder in folders)]
         command += ["--output_dir", str(checkpoint), "--seed", str(seed), "--feature_extractor", backbone]
-        command += ["--resume_from_checkpoint", "latest"]
+        command += ["--resume_from_checkpoint", "latest", "--no-report"]
         command += ["--max_train_steps", str(steps_of(max_train_steps))]
         if subprocess.run([*command, *options], cwd=Path(__file__).resolve().parents[1]).returncode:
             raise ValueError(f"training {checkpoint.name} failed; its reason is printed above.")

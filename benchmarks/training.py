@@ -209,6 +209,8 @@ def main():
         f"pictures a second: {batch / untimed:.2f} untimed, {batch / alone:.2f} the UNet's forward and backward alone"
     )
     print(f"peak memory: {peak_memory_gb():.2f} GB")
+    if torch.cuda.is_available():
+        print(f"peak memory of tensors on the GPU: {torch.cuda.max_memory_allocated() / 2**30:.2f} GB")
     if args.alternatives:
         for name, seconds in alternatives(timer.unet_call, args.steps // 2).items():
             print(f"the UNet {name}: {1000 * seconds:.0f} ms forward and backward")
