@@ -115,3 +115,23 @@ def test_the_asked_for_share_of_timesteps_is_drawn_below_the_limit():
     assert drawn(0.0).max() == 999
     assert drawn(0.0).float().mean().item() == pytest.approx(499.5, abs=10)
     assert torch.equal(drawn(0.5), drawn(0.5))
+
+
+def test_noise_and_timestep_of_a_picture_follow_from_its_place_alone():
+    loss, cpu = loss_with(), torch.device("cpu")
+    noise, timesteps = loss.draw_noise(1, [3, 8], (3, 16, 16), cpu)
+    again = loss.draw_noise(1, [8], (3, 16, 16), cpu)
+    assert torch.equal(again[0][0], noise[1])
+    assert again[1] == timesteps[1]
+    assert not torch.equal(noise[0], noise[1])
+    assert not torch.equal(loss.draw_noise(2, [8], (3, 16, 16), cpu)[0], again[0])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU to draw on")
+def test_a_gpu_draws_the_timesteps_of_a_cpu_and_noise_of_its_own_that_follows_from_the_place():
+    loss = loss_with()
+    noise, timesteps = loss.draw_noise(1, [3, 8], (3, 64, 64), torch.device("cuda"))
+    assert {noise.device.type, timesteps.device.type} == {"cuda"}
+    assert torch.equal(timesteps.cpu(), loss.draw_noise(1, [3, 8], (3, 64, 64), torch.device("cpu"))[1])
+    assert torch.equal(loss.draw_noise(1, [8], (3, 64, 64), torch.device("cuda"))[0][0], noise[1])
+    assert noise.std().item() == pytest.approx(1, abs=0.02)

@@ -397,8 +397,23 @@ def test_bfloat16_runs_by_itself_only_where_calibration_found_the_scores_to_agre
         assert scores("auto", 0.001) == exact
 
 
+def test_convolutions_keep_all_bits_while_a_picture_is_measured_and_not_beyond(pipe, tiles):
+    allowed = []
+    hooks = [
+        network.register_forward_pre_hook(lambda *_: allowed.append(torch.backends.cudnn.allow_tf32))
+        for network in (pipe.unet, pipe.feature_extractor)
+    ]
+    pipe(tiles[:1])
+    for hook in hooks:
+        hook.remove()
+    assert allowed
+    assert not any(allowed)
+    assert torch.backends.cudnn.allow_tf32
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU to compare with")
-def test_scores_on_the_gpu_are_those_of_the_cpu(tiny_checkpoint, pipe, tiles, output):
+@pytest.mark.parametrize("batch_size", [1, 8])
+def test_scores_on_the_gpu_are_those_of_the_cpu(tiny_checkpoint, pipe, tiles, output, batch_size):
     on_gpu = AnomalyScoringPipeline.from_pretrained(tiny_checkpoint, mixed_precision="no").to("cuda")
-    scores = on_gpu(tiles).anomaly_score
-    np.testing.assert_allclose(scores, output.anomaly_score, atol=5 * SAME * deviation(pipe), rtol=0)
+    scores = on_gpu(tiles, batch_size=batch_size).anomaly_score
+    np.testing.assert_allclose(scores, output.anomaly_score, atol=SAME * deviation(pipe), rtol=0)

@@ -59,22 +59,28 @@ class DenoisingLoss:
         """T of the noise schedule."""
         return self.scheduler.config.num_train_timesteps
 
-    def draw_noise(self, seed, places, shape):
+    def draw_noise(self, seed, places, shape, device):
         """Noise and timestep of each picture, which follow from the seed and its place in the training alone.
 
-        So a resumed run, or one of more processes, draws the same.
+        So a resumed run, or one of more processes, draws the same. The noise of a GPU is another than a CPU's, which
+        would take longer to draw it there than the GPU takes for the rest of the step.
 
         Args:
             seed (`int`): of the training.
             places (`list[int]`): of the pictures, as `ShuffledRotatedImages` numbers them.
             shape (`tuple[int]`): of a picture.
+            device (`torch.device`): where the noise is drawn.
 
         Returns:
-            `tuple[torch.Tensor, torch.Tensor]`: float32, (pictures, *shape), and int64, (pictures,), on the CPU.
+            `tuple[torch.Tensor, torch.Tensor]`: float32, (pictures, *shape), and int64, (pictures,), on `device`.
         """
-        generators = [torch.Generator().manual_seed(seed * 1_000_003 + place) for place in places]
+        seeds = [seed * 1_000_003 + place for place in places]
+        generators = [torch.Generator().manual_seed(each) for each in seeds]
         timesteps = torch.cat([self.draw_timesteps(1, generator) for generator in generators])
-        return torch.stack([torch.randn(shape, generator=generator) for generator in generators]), timesteps
+        if device.type != "cpu":
+            generators = [torch.Generator(device).manual_seed(each) for each in seeds]
+        noise = [torch.randn(shape, generator=generator, device=device) for generator in generators]
+        return torch.stack(noise), timesteps.to(device)
 
     def draw_timesteps(self, batch_size, generator):
         """int64, (batch_size,), from the mixture of uniform distributions."""

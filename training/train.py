@@ -188,8 +188,9 @@ def train(args):
                         features = features_of(sample, places.tolist())
                     statistics = (values.to(labels.device)[labels] for values in (data_mean, data_std))
                     sample = normalize_contrast(sample, *(values.view(-1, 1, 1, 1) for values in statistics))
-                    noise, timesteps = loss_function.draw_noise(args.seed, places.tolist(), sample.shape[1:])
-                    noise, timesteps = noise.to(sample.device), timesteps.to(sample.device)
+                    noise, timesteps = loss_function.draw_noise(
+                        args.seed, places.tolist(), sample.shape[1:], sample.device
+                    )
                     losses = loss_function(unet, sample, features, noise, timesteps, labels)
                     accelerator.backward(losses.total)
                     if accelerator.sync_gradients:
