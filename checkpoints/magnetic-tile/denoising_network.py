@@ -4,6 +4,8 @@ The stock `UNet2DModel` works on a pixel-unshuffled picture: with `patch_size` p
 grid p times coarser, and its output 2 * 3 p^2 channels (noise, variance) followed by the features of x_0.
 """
 
+from contextlib import contextmanager
+
 import torch
 import torch.nn.functional as F
 
@@ -70,3 +72,22 @@ def has_bfloat16(device):
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+
+
+@contextmanager
+def without_tf32():
+    """Within the block, or the function, float32 convolutions on a GPU keep all bits; TF32 has 10 of a number's 23.
+
+    It is torch's default for them, and scores would depend on how many pictures are in a batch. Whoever has set another
+    precision for convolutions than for the rest by torch's newer `fp32_precision` keeps it.
+    """
+    try:
+        former = torch.backends.cudnn.allow_tf32
+    except RuntimeError:  # torch cannot say it in one word
+        yield
+        return
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = former

@@ -11,7 +11,7 @@ from .category_bank import CategoryBank
 from .checkpoint_files import save_checkpoint
 from .checkpoint_loading import load_components
 from .config_checks import shown
-from .denoising_network import has_bfloat16, predict
+from .denoising_network import has_bfloat16, predict, without_tf32
 from .feature_extraction import TimmFeatureExtractor
 from .feature_gaussian import FeatureGaussian
 from .feature_memory import FeatureMemory
@@ -155,6 +155,7 @@ class TrainedModel:
         return view
 
     @torch.inference_mode()
+    @without_tf32()
     def measure(self, samples, timesteps, noise, mixed_precision=None):
         """KL (Eq. 9), feature error (Eq. 10) and distances from good features, before any normalisation.
 
