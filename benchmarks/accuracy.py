@@ -41,6 +41,7 @@ RIVALS_SIGMA = 4.0
 
 RIVALS = {
     "PaDiM": padim,
+    "PaDiM, strides 4, 8, 16": partial(padim, strides=(4, 8, 16)),
     "PaDiM, 100 channels": partial(padim, num_channels=PADIM_REDUCED),
     "PatchCore": patchcore,
     "PatchCore, strides 8, 16": partial(patchcore, strides=(8, 16)),

@@ -5,6 +5,7 @@ height, width), and returns one map a test picture on its grid. The training pic
 holds none back for calibration.
 """
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -21,15 +22,16 @@ SPADE_NEIGHBOURS = 5
 
 
 @torch.inference_mode()
-def padim(extractor, training, test, generator, num_channels=None):
+def padim(extractor, training, test, generator, strides=(2, 4, 8, 16), num_channels=None):
     """Mahalanobis distance, (pictures, grid, grid), from a Gaussian with full covariance at each place.
 
     Args:
-        num_channels (`int`, *optional*): random channels that are kept; all by default.
+        strides (`tuple[int]`): of the features that are kept.
+        num_channels (`int`, *optional*): random channels of these that are kept; all by default.
     """
-    channels = torch.arange(extractor.num_features)
+    channels = _channels_of(extractor, strides)
     if num_channels:
-        channels = torch.randperm(extractor.num_features, generator=generator)[:num_channels].sort().values
+        channels = channels[torch.randperm(len(channels), generator=generator)[:num_channels].sort().values]
     good = torch.cat([extractor.raw_features(batch)[:, channels].half() for batch in training])
     new = torch.cat([extractor.raw_features(batch)[:, channels].half() for batch in test])
     grid = good.shape[-1]
@@ -44,6 +46,13 @@ def padim(extractor, training, test, generator, num_channels=None):
         white = torch.linalg.solve_triangular(factor, (new[place].float() - mean).transpose(1, 2), upper=False)
         distances[place] = white.square().sum(dim=1).sqrt()
     return distances.T.reshape(-1, grid, grid)
+
+
+def _channels_of(extractor, strides):
+    """Where the features of some strides are among all, int64, (channels,)."""
+    counts = extractor.backbone.feature_info.channels()
+    stride_of = np.repeat(extractor.config.feature_strides, counts)
+    return torch.from_numpy(np.flatnonzero(np.isin(stride_of, strides)))
 
 
 @torch.inference_mode()

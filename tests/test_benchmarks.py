@@ -28,11 +28,27 @@ class PlainFeatures(torch.nn.Module):
     num_features = 3
     pixel_mean, pixel_std = torch.zeros(1), torch.ones(1)
 
+    class Backbone:
+        feature_info = SimpleNamespace(channels=lambda: [3])
+
+        def __call__(self, image):
+            return [torch.nn.functional.avg_pool2d(image, 8)]
+
+    backbone = Backbone()
+
     def raw_features(self, sample):
         return torch.nn.functional.avg_pool2d(sample, 8)
 
-    def backbone(self, image):
-        return [torch.nn.functional.avg_pool2d(image, 8)]
+
+class FineAndPlainFeatures(PlainFeatures):
+    """The same after two channels of stride 4, here on the same grid."""
+
+    config = SimpleNamespace(feature_strides=[4, 8])
+    num_features = 5
+    backbone = SimpleNamespace(feature_info=SimpleNamespace(channels=lambda: [2, 3]))
+
+    def raw_features(self, sample):
+        return torch.cat([sample[:, :2, ::8, ::8], super().raw_features(sample)], dim=1)
 
 
 def pictures(count, size, seed):
@@ -59,6 +75,13 @@ def test_reduced_padim_draws_its_channels_with_the_generator():
     again = padim(PlainFeatures(), [good], [new], torch.Generator().manual_seed(0), num_channels=1)
     assert torch.equal(drawn[0], again)
     assert 1 < len({maps.sum().item() for maps in drawn}) <= 3
+
+
+def test_padim_keeps_the_features_of_the_strides_that_are_named():
+    good, new = pictures(10, 32, 0), pictures(2, 32, 1)
+    coarse = padim(FineAndPlainFeatures(), [good], [new], None, strides=(8,))
+    assert torch.equal(coarse, padim(PlainFeatures(), [good], [new], None))
+    assert not torch.allclose(coarse, padim(FineAndPlainFeatures(), [good], [new], None), rtol=0.01)
 
 
 def test_patchcore_and_spade_know_good_pictures_again_and_find_a_foreign_patch():
