@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 from benchmarks.bootstrap import standard_errors
 from benchmarks.category import DEFAULT_BACKBONE, RESOLUTION, Category, blended_maps, steps_of, without_references
 from benchmarks.plotting import pyplot, require_matplotlib
-from benchmarks.rivals import PADIM_REDUCED, padim, patchcore, spade
+from benchmarks.rivals import PADIM_REDUCED, PADIM_STRIDES, PATCHCORE_STRIDES, padim, patchcore, spade
 from pipelines.anomaly_maps import SMOOTHING_SIGMA, render, resize_map, worst_mean
 from pipelines.score_calibration import combine
 from training.blend_weights import choose_image_parts, choose_map_weights
@@ -41,10 +41,10 @@ RIVALS_SIGMA = 4.0
 
 RIVALS = {
     "PaDiM": padim,
-    "PaDiM, strides 4, 8, 16": partial(padim, strides=(4, 8, 16)),
+    "PaDiM, strides 4, 8, 16": partial(padim, strides=PADIM_STRIDES),
     "PaDiM, 100 channels": partial(padim, num_channels=PADIM_REDUCED),
     "PatchCore": patchcore,
-    "PatchCore, strides 8, 16": partial(patchcore, strides=(8, 16)),
+    "PatchCore, strides 8, 16": partial(patchcore, strides=PATCHCORE_STRIDES),
     "SPADE": spade,
 }
 OURS = {

@@ -8,10 +8,7 @@ from anomalib.models.image.padim.torch_model import PadimModel
 from anomalib.models.image.patchcore.torch_model import PatchcoreModel
 from timm import create_model
 
-from benchmarks.rivals import PADIM_REDUCED, PATCHCORE_SHARE
-
-PADIM_STRIDES = (4, 8, 16)
-PATCHCORE_STRIDES = (8, 16)
+from benchmarks.rivals import PADIM_REDUCED, PADIM_STRIDES, PATCHCORE_SHARE, PATCHCORE_STRIDES
 
 
 @torch.inference_mode()

@@ -15,6 +15,9 @@ PADIM_REGULARIZATION = 0.01
 PADIM_REDUCED = 100
 """Random channels that PaDiM's reduced form keeps for EfficientNet-sized features (paper: 100 of ResNet-18's 448)."""
 
+PADIM_STRIDES, PATCHCORE_STRIDES = (4, 8, 16), (8, 16)
+"""Of the features that their own implementations look at."""
+
 PATCHCORE_GRID = 32
 PATCHCORE_SHARE = 0.01
 SPADE_PICTURES = 50
