@@ -3,20 +3,18 @@
 import fnmatch
 import re
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from pipelines.checkpoint_files import CARD
 from pipelines.checkpoint_loading import is_hub_id, locate_checkpoint
-from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
-from pipelines.pipeline_gradient_denoise import GradientDenoisePipeline
+from pipelines.score_calibration import ScoreCalibration
 from training.publishing.measured_results import read_results
 
-from .hardware import lends_gpu, on_gpu
+from .hardware import lends_gpu
+from .loaded_checkpoints import MAX_LOADED, LoadedCheckpoints
 from .turns import Turns
 
 MAX_CARD = 1 << 20
@@ -31,22 +29,43 @@ class Model:
         name (`str`): what visitors choose it by.
         folder (`Path`): its checkpoint.
         category (`str`, *optional*): which of the checkpoint's categories it is.
-        scoring (`AnomalyScoringPipeline`): calibrated.
-        repairing (`GradientDenoisePipeline`): shares everything with it.
-        score, repair: call the two, where a GPU is lent for a call also on that.
+        calibration (`ScoreCalibration`): what it promises.
+        loaded (`LoadedCheckpoints`): where its networks are, or are read again.
     """
 
     name: str
     folder: Path
     category: str | None
-    scoring: AnomalyScoringPipeline = field(repr=False)
-    repairing: GradientDenoisePipeline = field(repr=False)
-    score: Callable = field(init=False, repr=False)
-    repair: Callable = field(init=False, repr=False)
+    calibration: ScoreCalibration = field(repr=False)
+    loaded: LoadedCheckpoints = field(repr=False)
 
-    def __post_init__(self):
-        object.__setattr__(self, "score", on_gpu(self.scoring.__call__))
-        object.__setattr__(self, "repair", on_gpu(self.repairing.__call__))
+    @property
+    def scoring(self):
+        """The `AnomalyScoringPipeline`, calibrated.
+
+        Raises:
+            ValueError: if its checkpoint has to be read again and cannot be; so do the next three.
+        """
+        return self._pipelines.scoring
+
+    @property
+    def repairing(self):
+        """The `GradientDenoisePipeline`, which shares everything with `scoring`."""
+        return self._pipelines.repairing
+
+    @property
+    def score(self):
+        """Calls `scoring`, where a GPU is lent for a call on that."""
+        return self._pipelines.score
+
+    @property
+    def repair(self):
+        """Calls `repairing`, where a GPU is lent for a call on that."""
+        return self._pipelines.repair
+
+    @property
+    def _pipelines(self):
+        return self.loaded.pipelines(self.folder, self.category)
 
     @property
     def card(self):
@@ -66,7 +85,7 @@ class Model:
     @property
     def smallest_percent(self):
         """The smallest false alarm rate that can be promised, in per cent, rounded up to hundredths."""
-        return float(np.ceil(1e4 * self.scoring.calibration.effective_rate(0) - 1e-6) / 100)
+        return float(np.ceil(1e4 * self.calibration.effective_rate(0) - 1e-6) / 100)
 
     @property
     def largest_percent(self):
@@ -76,24 +95,25 @@ class Model:
     @property
     def default_percent(self):
         """The false alarm rate to begin with, in per cent."""
-        return max(self.smallest_percent, 100 * self.scoring.calibration.effective_rate())
+        return max(self.smallest_percent, 100 * self.calibration.effective_rate())
 
 
 class ModelShelf:
-    """Loads models, keeps them, hands them out by name, and says whose turn it is to compute.
+    """Opens models, hands them out by name, and says whose turn it is to compute.
 
     Args:
         sources: checkpoint folders and Hub ids, loaded at once.
         hub_models: Hub ids and patterns that `open_from_hub` accepts.
+        max_loaded (`int`): so many checkpoints are in memory at once; the others are read again when they are used.
 
     Raises:
         ValueError: if one of them cannot be loaded.
     """
 
-    def __init__(self, sources, hub_models=()):
+    def __init__(self, sources, hub_models=(), max_loaded=MAX_LOADED):
         self.turns = Turns()
         self.hub_models = tuple(hub_models)
-        self._models = {}
+        self._models, self._loaded = {}, LoadedCheckpoints(max_loaded)
         self._adding = threading.Lock()
         for source in sources:
             name = _name_of(source)
@@ -128,24 +148,14 @@ class ModelShelf:
         """
         with self._adding:
             folder = locate_checkpoint(source)
-            pipe = AnomalyScoringPipeline.from_pretrained(folder)
-            if torch.cuda.is_available():
-                pipe.to("cuda")
-            categories = [None] if pipe.categories is None else list(pipe.categories.config.names)
             name = name or _name_of(source)
             models = {}
-            for category in categories:
-                scoring = pipe.for_category(category)
-                if scoring.calibration is None:
-                    raise ValueError(f"{name} is not calibrated; run training/calibration.py on good pictures first.")
-                scoring.set_progress_bar_config(disable=True)
-                repairing = GradientDenoisePipeline.from_pipe(scoring)
-                repairing.set_progress_bar_config(disable=True)
+            for category, pipelines in self._loaded.read(folder, name).items():
                 shown = name if category is None else f"{name}: {category}"
-                model = models[shown] = Model(shown, folder, category, scoring, repairing)
+                models[shown] = Model(shown, folder, category, pipelines.scoring.calibration, self._loaded)
                 if not lends_gpu():
                     with self.turns.take():  # the first picture takes longest: let it be none of a visitor's
-                        model.score(np.zeros((8, 8, 3), np.uint8))
+                        pipelines.score(np.zeros((8, 8, 3), np.uint8))
             self._models |= models  # all or none
             return list(models)
 

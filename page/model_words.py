@@ -21,7 +21,7 @@ NOT_MEASURED = (
 
 def describe_calibration(model):
     """What a model was compared with, and what it can promise, as HTML."""
-    config = model.scoring.calibration.config
+    config = model.calibration.config
     kind = "estimated" if config.cross_fitted else "promised"
     doubt = " With so few it is an estimate, not a promise." if config.cross_fitted else ""
     return (

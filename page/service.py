@@ -181,7 +181,7 @@ class Service:
                 "name": name,
                 "default_false_alarm_percent": model.default_percent,
                 "smallest_false_alarm_percent": model.smallest_percent,
-                "good_pictures_compared": model.scoring.calibration.config.num_ranked,
+                "good_pictures_compared": model.calibration.config.num_ranked,
             }
             for name, model in [(name, self._page.shelf.get(name)) for name in self._page.shelf.names]
         ]

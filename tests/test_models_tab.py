@@ -1,5 +1,6 @@
 """The tab Models: cards, measured results and calibration facts; Hub models that may and may not be opened."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -267,7 +268,7 @@ def test_hostile_names_in_results_are_text(checkpoint, page):
 
 
 def test_a_name_is_text_and_no_markup(page):
-    model = SimpleNamespace(name="<b>x", scoring=page.shelf.get("tile").scoring, smallest_percent=4.0)
+    model = dataclasses.replace(page.shelf.get("tile"), name="<b>x")
     assert "&lt;b&gt;x" in describe_calibration(model)
 
 

@@ -1,0 +1,77 @@
+"""Few checkpoints are in memory, however many are open: the others are read again, and answer as before."""
+
+import gc
+import shutil
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from page.inspection import Inspector
+from page.model_shelf import ModelShelf
+from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
+
+NAMES = ["nuts", "bolts", "pins"]
+
+
+@pytest.fixture
+def folders(tiny_checkpoint, tmp_path):
+    return [shutil.copytree(tiny_checkpoint, tmp_path / name) for name in NAMES]
+
+
+def networks_in_memory(networks):
+    gc.collect()
+    return [name for name, network in networks.items() if network() is not None]
+
+
+def test_the_ones_used_last_are_in_memory_and_the_others_answer_as_before(folders, scratched):
+    shelf = ModelShelf(folders[:2], max_loaded=2)
+    networks = {name: weakref.ref(shelf.get(name).scoring.unet) for name in NAMES[:2]}
+    before = shelf.get("nuts").score(scratched)  # used after the bolts, so these go first
+    shelf.add(folders[2])
+    assert networks_in_memory(networks) == ["nuts"]
+    assert shelf.names == NAMES
+
+    assert (shelf.get("bolts").score(scratched).anomaly_map[0] == before.anomaly_map[0]).all()
+    assert shelf.get("bolts").repairing.unet is shelf.get("bolts").scoring.unet
+    assert networks_in_memory(networks) == []
+
+
+def test_a_remembered_inspection_keeps_no_network_and_is_judged_after_it_went(folders, scratched):
+    shelf = ModelShelf(folders[:1], max_loaded=1)
+    inspector = Inspector(shelf)
+    network = weakref.ref(shelf.get("nuts").scoring.unet)
+    inspection = inspector.inspect("nuts", scratched, "scratched.png")
+    before = inspector.judge(inspection, 20)
+    shelf.add(folders[1])
+    gc.collect()
+    assert network() is None
+
+    assert inspector.inspect("nuts", scratched, "scratched.png") is inspection
+    after = inspector.judge(inspection, 20)
+    assert after[0] == before[0]
+    assert (after[1] == before[1]).all()
+
+
+def test_it_is_read_once_for_all_who_wait_and_also_by_whoever_has_the_turn(folders, scratched, monkeypatch):
+    shelf = ModelShelf(folders[:2], max_loaded=1)
+    read, read_checkpoint = [], AnomalyScoringPipeline.from_pretrained
+
+    def count(folder):
+        read.append(folder.name)
+        return read_checkpoint(folder)
+
+    monkeypatch.setattr(AnomalyScoringPipeline, "from_pretrained", count)
+    with shelf.turns.take(), ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: shelf.get("nuts").scoring, range(4)))
+        assert len(set(map(id, found))) == 1
+        shelf.get("nuts").score(scratched)
+    assert read == ["nuts"]
+
+
+def test_what_an_open_model_promises_needs_no_network(folders, scratched):
+    shelf = ModelShelf(folders, max_loaded=1)
+    shutil.rmtree(folders[0])
+    assert shelf.get("nuts").smallest_percent == shelf.get("pins").smallest_percent
+    with pytest.raises(ValueError, match=r"nuts.* is neither a folder nor a Hub id"):
+        shelf.get("nuts").score(scratched)
