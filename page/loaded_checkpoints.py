@@ -9,6 +9,7 @@ import torch
 
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from pipelines.pipeline_gradient_denoise import GradientDenoisePipeline
+from training.process import give_back_free_memory
 
 from .hardware import on_gpu
 
@@ -70,6 +71,7 @@ class LoadedCheckpoints:
             return self._kept.get(folder)
 
     def _read(self, folder, name):
+        self._make_room_for(folder)
         pipe = AnomalyScoringPipeline.from_pretrained(folder)
         if any(pipe.for_category(category).calibration is None for category in _categories(pipe)):
             raise ValueError(f"{name} is not calibrated; run training/calibration.py on good pictures first.")
@@ -78,10 +80,17 @@ class LoadedCheckpoints:
         read = {category: _pipelines(pipe.for_category(category)) for category in _categories(pipe)}
         with self._looking:
             self._kept[folder] = read
-            self._kept.move_to_end(folder)
-            while len(self._kept) > self._limit:
-                self._kept.popitem(last=False)
         return read
+
+    def _make_room_for(self, folder):
+        """Let the ones go that were not used for longest, and their memory: it would stay in pieces otherwise."""
+        with self._looking:
+            before = len(self._kept)
+            self._kept.pop(folder, None)
+            while len(self._kept) >= self._limit:
+                self._kept.popitem(last=False)
+        if len(self._kept) < before:
+            give_back_free_memory()
 
 
 def _categories(pipe):

@@ -2,13 +2,14 @@
 
 import atexit
 import ctypes
+import gc
 import multiprocessing
 import os
 import platform
 import re
 import signal
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -56,6 +57,16 @@ def keep_large_buffers():
     for option in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD, _M_TOP_PAD):
         mallopt(option, 1 << 30 if option != _M_TOP_PAD else 32 << 20)
     mallopt(_M_ARENA_MAX, 1)
+
+
+def give_back_free_memory():
+    """Give what glibc holds free, wherever it lies, back to the kernel: after something large that is not replaced.
+
+    Does nothing where the C library has no malloc_trim.
+    """
+    gc.collect()  # networks are in circles of references
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def peak_memory_gb():
