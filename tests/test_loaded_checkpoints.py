@@ -2,10 +2,13 @@
 
 import gc
 import shutil
+import subprocess
+import sys
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from conftest import ROOT
 
 from page.inspection import Inspector
 from page.model_shelf import ModelShelf
@@ -19,8 +22,14 @@ def folders(tiny_checkpoint, tmp_path):
     return [shutil.copytree(tiny_checkpoint, tmp_path / name) for name in NAMES]
 
 
+@pytest.fixture(autouse=True)
+def nobody_else_collects_garbage():
+    gc.disable()
+    yield
+    gc.enable()
+
+
 def networks_in_memory(networks):
-    gc.collect()
     return [name for name, network in networks.items() if network() is not None]
 
 
@@ -44,7 +53,6 @@ def test_a_remembered_inspection_keeps_no_network_and_is_judged_after_it_went(fo
     inspection = inspector.inspect("nuts", scratched, "scratched.png")
     before = inspector.judge(inspection, 20)
     shelf.add(folders[1])
-    gc.collect()
     assert network() is None
 
     assert inspector.inspect("nuts", scratched, "scratched.png") is inspection
@@ -75,3 +83,19 @@ def test_what_an_open_model_promises_needs_no_network(folders, scratched):
     assert shelf.get("nuts").smallest_percent == shelf.get("pins").smallest_percent
     with pytest.raises(ValueError, match=r"nuts.* is neither a folder nor a Hub id"):
         shelf.get("nuts").score(scratched)
+
+
+def test_memory_that_lies_free_between_what_is_used_goes_back_to_the_kernel():
+    code = """
+from training.process import give_back_free_memory, keep_large_buffers
+def resident_mb():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096 / 1e6
+keep_large_buffers()
+blocks = [bytearray(b"x" * 1_000_000) for _ in range(200)]
+del blocks[:-1]  # the last one, above all others, stays
+before = resident_mb()
+give_back_free_memory()
+print(before - resident_mb())
+"""
+    freed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert float(freed) > 150
