@@ -24,7 +24,15 @@ import torch.nn.functional as F
 from tqdm.auto import tqdm
 
 from benchmarks.bootstrap import standard_errors
-from benchmarks.category import DEFAULT_BACKBONE, RESOLUTION, Category, blended_maps, steps_of, without_references
+from benchmarks.category import (
+    DEFAULT_BACKBONE,
+    RESOLUTION,
+    Category,
+    blended_maps,
+    rule_slug,
+    steps_of,
+    without_references,
+)
 from benchmarks.plotting import pyplot, require_matplotlib
 from benchmarks.rivals import PADIM_REDUCED, PADIM_STRIDES, PATCHCORE_STRIDES, padim, patchcore, spade
 from pipelines.anomaly_maps import SMOOTHING_SIGMA, render, resize_map, worst_mean
@@ -34,6 +42,7 @@ from training.data_statistics import fit_feature_statistics
 from training.feature_reference import GRID_SIZE, fit_feature_reference
 from training.metrics import image_metrics, pixel_metrics
 from training.pictures.data import GoodImages
+from training.pictures.groups import HELP as GROUPS_HELP
 from training.process import keep_large_buffers, use_all_cores
 
 RIVALS_SIGMA = 4.0
@@ -87,6 +96,7 @@ def main(argv=None):
         default=RIVALS_SIGMA,
         help="smoothing of the maps of PaDiM, PatchCore and SPADE in pixels of their pictures",
     )
+    parser.add_argument("--groups", help=GROUPS_HELP)
     parser.add_argument("--output_dir", default="outputs/accuracy", help="models, results, table and plot")
     args = parser.parse_args(argv)
     keep_large_buffers()
@@ -115,7 +125,8 @@ def run(args):
             wanted = [method for method in args.methods if not _kept(args, category, method, seed).is_file()]
             if wanted:
                 output_dir = Path(args.output_dir)
-                data = Category(category, seed, args.backbone, output_dir, args.max_train_steps, args.resolution)
+                settings = args.backbone, output_dir, args.max_train_steps, args.resolution, args.groups
+                data = Category(category, seed, *settings)
                 for method in tqdm(wanted, desc=f"{category.name}, seed {seed}", unit="method"):
                     result = _measure(data, method, args.rivals_sigma)
                     path = _kept(args, category, method, seed)
@@ -130,6 +141,7 @@ def _kept(args, category, method, seed):
     name = "-".join(re.findall(r"[a-z0-9]+", method.lower()))
     name += f"-{args.resolution}-pixels" if args.resolution not in (None, RESOLUTION) else ""
     name += f"-smoothed-{args.rivals_sigma:g}" if method in RIVALS and args.rivals_sigma != RIVALS_SIGMA else ""
+    name += f"-groups-{rule_slug(args.groups)}" if args.groups else ""
     name += f"-{steps_of(args.max_train_steps)}-steps" if method in OURS else ""
     return Path(args.output_dir) / "results" / category.name / args.backbone / f"{name}-seed-{seed}.json"
 

@@ -8,8 +8,12 @@ checkpoint's choice of parts, and give p-values to pictures that took no part. T
 
 - `held out`: new pictures are a random part of the held-out ones. That makes them exchangeable with the ranked ones
   whatever they show, so this judges the method and its code, not the data.
-- `test/good`: held-out pictures calibrate, all of test/good is new. This judges whether the dataset's own two parts
+- `test/good`: held-out pictures calibrate, all of test/good is new. This judges whether the dataset's own two halves
   are exchangeable, as the promise presumes.
+
+Where parts were photographed several times, `--groups` says which pictures show the same one, as in training. The pools
+above then treat pictures as if each showed a part of its own, and a second table says what that does to new parts
+(`parts.py`).
 """
 
 import argparse
@@ -28,12 +32,19 @@ from scipy.stats import norm
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from benchmarks.parts import coarse_features, compare_splits, format_part_table
 from benchmarks.plotting import pyplot, require_matplotlib
 from pipelines.checkpoint_files import TRAINING_RECORD
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from pipelines.score_calibration import Measurement, ScoreCalibration
 from training.calibration import FITTED_SHARE, fit_image_ranks
-from training.pictures.data import GoodImages, find_good_images, find_images, hold_out
+from training.image_record import digests_of, read_image_record
+from training.pictures.data import GoodImages
+from training.pictures.folders import find_images
+from training.pictures.groups import HELP as GROUPS_HELP
+from training.pictures.groups import find_groups
+from training.pictures.layouts import find_good_images
+from training.pictures.splits import hold_out, part_numbers
 from training.process import keep_large_buffers, use_all_cores
 from training.training_record import hash_names
 
@@ -69,6 +80,7 @@ def main(argv=None):
     parser.add_argument("--model", required=True, help="checkpoint folder")
     parser.add_argument("--data_dir", required=True, help="category in MVTec-AD layout that the model was trained on")
     parser.add_argument("--category", help="what it shows, for a checkpoint of several categories")
+    parser.add_argument("--groups", help=GROUPS_HELP)
     parser.add_argument("--splits", type=int, default=200, help="random splits of each pool")
     parser.add_argument("--seed", type=int, default=0, help="draws the splits and smooths the p-values")
     parser.add_argument("--output_dir", help="results and plot; default outputs/calibration/CATEGORY")
@@ -78,21 +90,30 @@ def main(argv=None):
     use_all_cores()
     try:
         require_matplotlib()
-        pools = run(args)
+        pools, rows = run(args)
     except ValueError as error:
         sys.exit(f"error: {error}")
     results = {name: summarize(pool, args.seed) for name, pool in pools.items()}
     output_dir = Path(args.output_dir or Path("outputs", "calibration", Path(args.data_dir).resolve().name))
     output_dir.mkdir(parents=True, exist_ok=True)
     record = {"splits": args.splits, "seed": args.seed, "pools": results}
+    if rows:
+        record["new_parts"] = [row._asdict() | {"kept": row.kept} for row in rows[1]]
     (output_dir / "results.json").write_text(json.dumps(record, indent=2) + "\n")
     plot(pools, results, output_dir / "plot.png")
     print(format_table(results))
+    if rows:
+        print(format_part_table(rows[1], *rows[0], args.splits))
     print(f"results and plot: {output_dir}")
 
 
 def run(args):
-    """Measure the pictures as the command line says and split them: `dict[str, SplitPValues]` of the pools."""
+    """Measure the pictures as the command line says and split them.
+
+    Returns:
+        `tuple[dict[str, SplitPValues], tuple | None]`: of the pools; and with `--groups` the numbers of pictures and
+        parts, and the rows of `parts.compare_splits`.
+    """
     if args.splits < 1:
         raise ValueError(f"splits are {args.splits}; there must be at least 1.")
     pipe = AnomalyScoringPipeline.from_pretrained(args.model)
@@ -111,7 +132,13 @@ def run(args):
     pools = {"held out": over_splits()}
     if test_good:
         pools["test/good"] = over_splits(new=measure_pictures(pipe, test_good))
-    return pools
+    if args.groups is None:
+        return pools, None
+    images = sorted([*find_good_images(args.data_dir), *test_good])
+    parts = torch.tensor(part_numbers(images, find_groups(images, args.groups)))
+    features = coarse_features(pipe.feature_extractor, images, pipe.resolution, pipe.config.white_level)
+    rows = compare_splits(features, parts, args.splits, args.seed)
+    return pools, ((len(images), len(parts.unique())), rows)
 
 
 def find_held_out(model, data_dir, category=None):
@@ -123,6 +150,16 @@ def find_held_out(model, data_dir, category=None):
         ValueError: if there is no record, or it has fewer than `MIN_HELD_OUT` or others than are there.
     """
     path, folder = Path(model) / TRAINING_RECORD, Path(data_dir) / "train" / "good"
+    known = read_image_record(model)
+    if known is not None:
+        images = find_good_images(data_dir)
+        digests = zip(images, digests_of(images, shows_progress=False), strict=True)
+        held_out = [image for image, digest in digests if digest in known.held_out]
+        if len(held_out) < MIN_HELD_OUT:
+            raise ValueError(
+                f"{model} held out {len(held_out)} of the pictures of {data_dir}; at least {MIN_HELD_OUT} are needed."
+            )
+        return held_out
     if not path.is_file():
         raise ValueError(f"{model} has no {TRAINING_RECORD}, which names the pictures it was not trained on.")
     record = json.loads(path.read_text())
@@ -159,7 +196,9 @@ def measure_pictures(pipe, files):
     timesteps = list(pipe.calibration.config.timesteps)
     noise, batches = pipe.calibration.noise_fields(timesteps), []
     with tqdm(total=len(files), desc="measuring", unit="image") as progress:
-        for samples in DataLoader(GoodImages(files, pipe.resolution), batch_size=8):
+        for samples in DataLoader(
+            GoodImages(files, pipe.resolution, white_level=pipe.config.white_level), batch_size=8
+        ):
             batches.append([maps.cpu() for maps in pipe.measure(samples, timesteps, noise, "no")])
             progress.update(len(samples))
     return Measurement(*(torch.cat(maps) for maps in zip(*batches, strict=True)))
@@ -178,7 +217,14 @@ def split_p_values(calibration, good, new=None, splits=200, seed=0):
     num_new = round(NEW_SHARE * count) if new is None else 0
     num_fitted = round(FITTED_SHARE * (count - num_new))
     sizes = {"num_fitted": num_fitted, "num_ranked": count - num_new - num_fitted}
-    fresh = ScoreCalibration.from_config(calibration.config, **sizes, cross_fitted=False)
+    fresh = ScoreCalibration.from_config(
+        calibration.config,
+        **sizes,
+        num_groups=None,
+        num_fitted_groups=None,
+        ranks_bfloat16=False,
+        cross_fitted=False,
+    )
     smallest, p_values, smoothed = 1 / (sizes["num_ranked"] + 1), [], []
     for _ in tqdm(range(splits), desc="splitting", unit="split"):
         parts = torch.randperm(count, generator=generator).split([*sizes.values(), num_new])

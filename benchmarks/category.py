@@ -1,5 +1,6 @@
 """A category of parts in MVTec-AD layout and the models of ours that are trained on it: what all benchmarks share."""
 
+import re
 import subprocess
 import sys
 from functools import cached_property
@@ -16,8 +17,13 @@ from training.arguments import CALIBRATION_FRACTION, DEFAULT_PRESET, PRESETS
 from training.calibration import NUM_PLANTED
 from training.evaluate import nearest_mask
 from training.model import load_pretrained_extractor
-from training.pictures.data import GoodImages, find_good_images, find_labelled_images, hold_out, read_image
+from training.pictures.data import GoodImages
+from training.pictures.groups import find_groups
+from training.pictures.labelled import find_labelled_images
+from training.pictures.layouts import find_good_images
 from training.pictures.planted_defects import PlantedDefects
+from training.pictures.reading import read_image
+from training.pictures.splits import hold_out
 
 RESOLUTION = 256
 """What pictures are squashed to by default; maps and masks are compared at this size whatever that of the pictures."""
@@ -40,14 +46,17 @@ class Category:
         output_dir (`Path`): models are looked for, and kept, in its folder models.
         max_train_steps (`int`, *optional*): of our models.
         resolution (`int`, *optional*): what pictures are squashed to, for everyone; a multiple of `RESOLUTION`.
+        groups (`str`, *optional*): `--groups` of training; by default nearly identical pictures are kept together.
     """
 
-    def __init__(self, folder, seed, backbone, output_dir, max_train_steps=None, resolution=None):
+    def __init__(self, folder, seed, backbone, output_dir, max_train_steps=None, resolution=None, groups=None):
         self.folder, self.seed, self.backbone = folder, seed, backbone
         self.output_dir, self.max_train_steps = output_dir, max_train_steps
         self.labelled = find_labelled_images(folder)
         self.files = find_good_images(folder)
-        self.training_files, self.held_out = hold_out(self.files, CALIBRATION_FRACTION, seed)
+        self.rule = groups
+        groups = find_groups(self.files, groups, folder.name)
+        self.training_files, self.held_out = hold_out(self.files, CALIBRATION_FRACTION, seed, groups)
         self.defective = np.array([item.defect != "good" for item in self.labelled])
         sizes = [read_image(item.path).size[::-1] for item in self.labelled]
         masks = [item.read_mask(size) for item, size in zip(self.labelled, sizes, strict=True)]
@@ -90,9 +99,17 @@ class Category:
         if self.reduction > 1:  # the UNet's own size stays
             patch_size = self.reduction * PRESETS[DEFAULT_PRESET]["patch_size"]
             options = [*options, "--resolution", str(self.resolution), "--patch_size", str(patch_size)]
+        if self.rule is not None:
+            options = [*options, "--groups", self.rule]
         pixels = f"{self.resolution}-pixels" if self.reduction > 1 else ""
-        name = "-".join(part for part in (self.folder.name, str(self.seed), variant, pixels) if part)
+        grouped = "" if self.rule is None else f"groups-{rule_slug(self.rule)}"
+        name = "-".join(part for part in (self.folder.name, str(self.seed), variant, pixels, grouped) if part)
         return train([self.folder], name, self.seed, self.backbone, self.output_dir, self.max_train_steps, options)
+
+
+def rule_slug(rule):
+    """A rule of `--groups` as part of a file's name."""
+    return re.sub(r"[^A-Za-z0-9]+", "-", Path(rule).stem if Path(rule).is_file() else rule)
 
 
 def train(folders, name, seed, backbone, output_dir, max_train_steps=None, options=()):

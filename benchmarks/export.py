@@ -24,7 +24,9 @@ from benchmarks.speed import median_seconds, random_pictures
 from examples.score_onnx import to_size, to_square
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from training.export import INPUT, export
-from training.pictures.data import find_labelled_images, in_batches, read_image
+from training.pictures.data import in_batches
+from training.pictures.labelled import find_labelled_images
+from training.pictures.reading import read_image
 from training.process import keep_large_buffers, use_all_cores
 from training.scoring_graph import ScoringGraph
 

@@ -29,7 +29,7 @@ from tqdm.auto import tqdm
 from benchmarks.killing import ROOT, compare, digests_of, finish, kill_all, two_processes_command
 from training.checkpointing import PARTIAL
 from training.inspecting.score_parts import PARTS
-from training.pictures.data import find_images
+from training.pictures.folders import find_images
 
 SCRIPT = "training/score_folder.py"
 SETUPS = ((1, 1), (1, 2), (2, 2))

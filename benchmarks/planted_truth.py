@@ -7,8 +7,8 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from pipelines.image_preprocessing import as_uint8, to_rgb
-from training.pictures.data import read_image
 from training.pictures.planted_defects import plant
+from training.pictures.reading import read_image
 
 KINDS = ("stain", "scratch", "patch", "missing")
 

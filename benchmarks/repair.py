@@ -27,7 +27,8 @@ from benchmarks.plotting import pyplot, require_matplotlib
 from pipelines.image_preprocessing import as_uint8, to_rgb
 from pipelines.pipeline_gradient_denoise import GradientDenoisePipeline
 from rendering.repair_views import side_by_side, strip
-from training.pictures.data import find_labelled_images, read_image
+from training.pictures.labelled import find_labelled_images
+from training.pictures.reading import read_image
 from training.process import keep_large_buffers, use_all_cores
 
 RATE = 0.05

@@ -100,7 +100,7 @@ def main():
         return
     if torch.cuda.is_available():
         pipe.to("cuda")
-    automatic = "bfloat16" if pipe._uses_bfloat16() else "float32"
+    automatic = "bfloat16" if pipe.uses_bfloat16() else "float32"
     rows = measure(pipe, args.batch_size, args.repeats)
     print(
         f"batches of {args.batch_size}, {pipe.resolution}×{pipe.resolution} pixels, timesteps "

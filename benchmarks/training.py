@@ -28,7 +28,7 @@ from pipelines.feature_extraction import TimmFeatureExtractor
 from training import train as training
 from training.arguments import parse_args
 from training.losses import DenoisingLoss
-from training.pictures.data import find_good_images
+from training.pictures.layouts import find_good_images
 from training.process import keep_large_buffers, peak_memory_gb
 
 WARM_UP = 5

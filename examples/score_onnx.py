@@ -12,12 +12,12 @@ import onnxruntime
 from PIL import Image, ImageOps
 
 
-def to_square(image, resolution):
+def to_square(image, resolution, white_level=65535):
     """A picture of any mode, squashed to the model's square: float32 in [0, 1], (resolution, resolution, 3)."""
     image, size = ImageOps.exif_transpose(image), (resolution, resolution)
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):  # 16-bit grey, or float in [0, 1]
-        values = np.asarray(image).astype(np.float32) / (1 if image.mode == "F" else 65535)
-        grey = np.asarray(Image.fromarray(values).resize(size, Image.Resampling.BILINEAR))
+        values = np.asarray(image).astype(np.float32) / (1 if image.mode == "F" else white_level)
+        grey = np.asarray(Image.fromarray(np.minimum(values, 1)).resize(size, Image.Resampling.BILINEAR))
         return np.repeat(grey[..., None], 3, axis=-1)
     if image.has_transparency_data:
         image = image.convert("RGBA")
@@ -48,7 +48,9 @@ def main():
     rank = min(max(int(rate * (len(thresholds) + 1) + 1e-9), 1), len(thresholds))  # no smaller rate can be promised
     for path in args.pictures:
         image = Image.open(path)
-        squares = to_square(image, calibration["resolution"])[None]  # several pictures may go together
+        squares = to_square(image, calibration["resolution"], calibration["white_level"])[
+            None
+        ]  # several pictures may go together
         (score,), (p_value,), (anomaly_map,) = session.run(None, {"pictures": squares})
         verdict = "defect" if score > thresholds[rank - 1] else "good"
         print(f"{path.name}: score {score:.2f}, p-value {p_value:.4f}, {verdict}")

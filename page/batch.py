@@ -60,9 +60,11 @@ class Batch:
         scoring = model.scoring
         self.model, self.folder = model, folder
         self.false_alarm_rate = scoring.calibration.effective_rate(percent / 100)
-        timesteps = list(scoring.config.timesteps)
-        self.image_threshold = scoring.calibration.image_threshold(self.false_alarm_rate, timesteps)
-        self.ranked_scores = scoring.calibration.ranked_scores(timesteps).cpu().numpy()
+        calibration = scoring.calibration
+        ranked = {"timesteps": list(scoring.config.timesteps), "bfloat16": scoring.uses_bfloat16()}
+        self.image_threshold = calibration.image_threshold(self.false_alarm_rate, **ranked)
+        self.ranked_scores = calibration.ranked_scores(**ranked).cpu().numpy()
+        self.independent_scores = calibration.independent_scores(**ranked).cpu().numpy()
         self.rows = []
         self._turns, self._stopped, self._error = turns, threading.Event(), None
         self._results = tempfile.TemporaryDirectory(dir=_made(get_upload_folder()), ignore_cleanup_errors=True)
@@ -112,7 +114,7 @@ class Batch:
 
     def drift(self):
         """p-value of `drift_test`, or None."""
-        return drift_test(self.scores, self.ranked_scores, self.image_threshold)
+        return drift_test(self.scores, self.independent_scores, self.image_threshold)
 
     def _run(self):
         try:
@@ -164,7 +166,9 @@ class Batch:
                 yield BatchRow(index, unreadable_row(name, picture), "")
                 continue
             mask = output.pred_mask[places[index]]
-            heat = overlay(as_uint8(picture), output.anomaly_map[places[index]], saturation_of(self.model.scoring))
+            scoring = self.model.scoring
+            shown = as_uint8(picture, scoring.config.white_level)
+            heat = overlay(shown, output.anomaly_map[places[index]], saturation_of(scoring))
             drawn = outline(heat, mask)
             member = names.claim(name)
             archive.writestr(f"overlays/{member}.png", as_png(drawn))

@@ -7,7 +7,8 @@ import tempfile
 import gradio as gr
 
 from rendering.words import duration
-from training.pictures.data import IMAGE_SUFFIXES, MIN_IMAGES
+from training.pictures.layouts import MIN_IMAGES
+from training.pictures.reading import IMAGE_SUFFIXES
 
 from .answering import answer_in_one_sentence
 from .batch import Batch

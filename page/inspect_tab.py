@@ -10,7 +10,7 @@ import numpy as np
 
 from pipelines.image_preprocessing import as_uint8, to_rgb
 from rendering.heat_map import outline, overlay, saturation_of
-from training.pictures.data import read_image
+from training.pictures.reading import read_image
 
 from .answering import answer_in_one_sentence
 from .settings import EMBEDDED_MODELS, KEPT_SECONDS, ROOT
@@ -178,7 +178,8 @@ def _write_files(page, inspection, percent, path):
     saturation = saturation_of(model.scoring)
     folder = Path(tempfile.mkdtemp(dir=gr.utils.get_upload_folder()))
     stem = file_stem(inspection.file)
-    drawn = outline(overlay(as_uint8(picture), anomaly_map, saturation), mask)
+    shown = as_uint8(picture, model.scoring.config.white_level)
+    drawn = outline(overlay(shown, anomaly_map, saturation), mask)
     map_16_bit = np.rint(np.clip(anomaly_map / saturation, 0, 1) * 65535).astype(np.uint16)
     np.save(folder / f"{stem}-map.npy", anomaly_map.astype(np.float32))
     numbers, _ = page.inspector.judge(inspection, percent)

@@ -211,7 +211,7 @@ def check_percent(percent):
 def _drawn(model, picture, file, output, timesteps, alpha, index=0):
     maps = [output.anomaly_map[index], output.kl_map[index], output.feature_map[index]]
     size = maps[0].shape
-    shown = [shrink(as_uint8(picture), part, MAX_SIDE) for part in maps]
+    shown = [shrink(as_uint8(picture, model.scoring.config.white_level), part, MAX_SIDE) for part in maps]
     drawn = np.ascontiguousarray(shown[0][0])
     anomaly_map, kl_map, feature_map = (np.array(part) for _, part in shown)
     heat = overlay(drawn, anomaly_map, saturation_of(model.scoring))

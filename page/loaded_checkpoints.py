@@ -64,6 +64,14 @@ class LoadedCheckpoints:
         with self._reading:
             return self._read(folder, name)
 
+    def forget(self, folder):
+        """Let a checkpoint (`Path`) go that nobody will ask for again."""
+        with self._looking:
+            gone = self._kept.pop(folder, None)
+        if gone is not None:
+            del gone
+            give_back_free_memory()
+
     def _find(self, folder):
         with self._looking:
             if folder in self._kept:

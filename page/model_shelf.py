@@ -1,8 +1,10 @@
 """The models that visitors choose among: embedded ones, local folders, Hub ids; no code of a checkpoint ever runs."""
 
+import copy
 import fnmatch
 import re
 import threading
+from collections import OrderedDict
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +19,9 @@ from .hardware import lends_gpu
 from .loaded_checkpoints import MAX_LOADED, LoadedCheckpoints
 from .turns import Turns
 
+MAX_OPENED = 32
+"""So many models that visitors have opened from the Hub are on the shelf; of more, the ones opened last."""
+
 MAX_CARD = 1 << 20
 """Letters of a card that are read."""
 
@@ -29,7 +34,7 @@ class Model:
         name (`str`): what visitors choose it by.
         folder (`Path`): its checkpoint.
         category (`str`, *optional*): which of the checkpoint's categories it is.
-        calibration (`ScoreCalibration`): what it promises.
+        calibration (`ScoreCalibration`): what it promises, without its noise fields; it stays when networks go.
         loaded (`LoadedCheckpoints`): where its networks are, or are read again.
     """
 
@@ -114,6 +119,7 @@ class ModelShelf:
         self.turns = Turns()
         self.hub_models = tuple(hub_models)
         self._models, self._loaded = {}, LoadedCheckpoints(max_loaded)
+        self._opened = OrderedDict()
         self._adding = threading.Lock()
         for source in sources:
             name = _name_of(source)
@@ -152,7 +158,8 @@ class ModelShelf:
             models = {}
             for category, pipelines in self._loaded.read(folder, name).items():
                 shown = name if category is None else f"{name}: {category}"
-                models[shown] = Model(shown, folder, category, pipelines.scoring.calibration, self._loaded)
+                promise = without_noise(pipelines.scoring.calibration)
+                models[shown] = Model(shown, folder, category, promise, self._loaded)
                 if not lends_gpu():
                     with self.turns.take():  # the first picture takes longest: let it be none of a visitor's
                         pipelines.score(np.zeros((8, 8, 3), np.uint8))
@@ -171,7 +178,31 @@ class ModelShelf:
         if not any(fnmatch.fnmatchcase(hub_id, pattern) for pattern in self.hub_models):
             raise ValueError(f"{hub_id} is not among the models that may be opened here.")
         opened = [name for name in self.names if name == hub_id or name.startswith(f"{hub_id}: ")]
-        return opened or self.add(hub_id)
+        if opened:
+            if hub_id in self._opened:
+                self._opened.move_to_end(hub_id)
+            return opened
+        names = self.add(hub_id)
+        self._opened[hub_id] = names
+        while len(self._opened) > MAX_OPENED:
+            _, forgotten = self._opened.popitem(last=False)
+            self._forget(forgotten)
+        return names
+
+    def _forget(self, names):
+        """Take models off the shelf; whoever still has one chosen is told that there is no such model."""
+        with self._adding:
+            for name in names:
+                model = self._models.pop(name, None)
+                if model is not None:
+                    self._loaded.forget(model.folder)
+
+
+def without_noise(calibration):
+    """A `ScoreCalibration` that shares all tables with another but has no noise fields, the largest of them."""
+    light = copy.copy(calibration)
+    light._buffers = calibration._buffers | {"noise": calibration.noise[:, :0].clone()}
+    return light
 
 
 def measured_results(model):

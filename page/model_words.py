@@ -26,11 +26,18 @@ def describe_calibration(model):
     doubt = " With so few it is an estimate, not a promise." if config.cross_fitted else ""
     return (
         f'<div class="verdict accepted"><h2>{_text(model.name)}</h2><p>Its scores were compared with those of '
-        f"<b>{count_of(config.num_ranked, 'good picture')}</b> that it was not trained on. The smallest false alarm "
-        f"rate that can be {kind} is <b>{model.smallest_percent:g} %</b>.{doubt}</p>"
+        f"<b>{count_of(config.num_ranked, 'good picture')}</b>{_of_parts(config)} that it was not trained on. The "
+        f"smallest false alarm rate that can be {kind} is <b>{model.smallest_percent:g} %</b>.{doubt}</p>"
         f"<p>It looks at pictures at {model.scoring.resolution} × {model.scoring.resolution} pixels, whatever their "
         "own size.</p></div>"
     )
+
+
+def _of_parts(config):
+    """What follows from several pictures of a part, as HTML; "" where each shows a part of its own."""
+    if config.num_groups is None:
+        return ""
+    return f" of <b>{count_of(config.num_groups, 'part')}</b>, each of which counts once however many pictures it has,"
 
 
 def describe_results(results):

@@ -9,8 +9,10 @@ from pathlib import Path
 
 from pipelines.checkpoint_files import is_half_precision
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
-from training.calibration import describe, fit_calibration, replace_calibration
-from training.pictures.data import MIN_IMAGES
+from training.calibration import check_enough, describe, fit_calibration, replace_calibration
+from training.image_record import copy_image_record, leave_out_trained_on
+from training.pictures.groups import find_groups
+from training.pictures.layouts import MIN_IMAGES
 
 SUFFIX = ", recalibrated"
 SHOWN_EVERY = 0.5
@@ -62,8 +64,13 @@ class Recalibration:
             with tempfile.TemporaryDirectory() as directory:
                 files = [folder.file(index, directory) for index in indices]
                 timesteps = list(self._model.scoring.config.timesteps)
+                groups = find_groups(files, shows_progress=False, remedy="; give pictures of more parts")
+                files = leave_out_trained_on(self._model.folder, files, groups)
+                check_enough(files, groups)
                 with self._shelf.turns.take():
-                    calibration = fit_calibration(self._model.scoring, files, timesteps, on_progress=self._after_batch)
+                    calibration = fit_calibration(
+                        self._model.scoring, files, timesteps, on_progress=self._after_batch, groups=groups
+                    )
             self._add(calibration)
         except Exception as error:  # handed on to whoever asks for the result
             self._error = error
@@ -81,6 +88,7 @@ class Recalibration:
         name, folder = self._unused_name()
         try:
             pipe.save_pretrained(folder, half_precision=is_half_precision(self._model.folder))
+            copy_image_record(self._model.folder, folder)
             names = self._shelf.add(folder, name)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)

@@ -60,6 +60,7 @@ class ModelInfo(TypedDict):
     default_false_alarm_percent: float
     smallest_false_alarm_percent: float
     good_pictures_compared: int
+    good_parts_compared: int
 
 
 def build_service(page):
@@ -182,6 +183,7 @@ class Service:
                 "default_false_alarm_percent": model.default_percent,
                 "smallest_false_alarm_percent": model.smallest_percent,
                 "good_pictures_compared": model.calibration.config.num_ranked,
+                "good_parts_compared": model.calibration.num_ranked_groups,
             }
             for name, model in [(name, self._page.shelf.get(name)) for name in self._page.shelf.names]
         ]

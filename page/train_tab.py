@@ -7,7 +7,7 @@ import pandas as pd
 import torch
 
 from training.arguments import DEFAULT_PRESET, PRESETS
-from training.pictures.data import IMAGE_SUFFIXES
+from training.pictures.reading import IMAGE_SUFFIXES
 
 from .answering import answer_in_one_sentence
 from .packing import pack_for_download

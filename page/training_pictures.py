@@ -3,12 +3,16 @@
 import hashlib
 import re
 import shutil
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-from training.pictures.data import IMAGE_SUFFIXES, MIN_IMAGES
+from training.pictures.layouts import MIN_IMAGES, good_files
+from training.pictures.reading import IMAGE_SUFFIXES, is_image_name
 
 MAX_BYTES = 4 << 30
 """So much disk the pictures of one training may take."""
+
+MAX_FOLDERS = 8
+"""Of a picture in a ZIP, so many folders above it are kept, for they say what it shows."""
 
 
 def unpack_pictures(uploads, target, report=None):
@@ -23,11 +27,13 @@ def unpack_pictures(uploads, target, report=None):
         `list[str]`: what was left out, each a sentence with its reason.
 
     Raises:
-        ValueError: if fewer than `training.pictures.data.MIN_IMAGES` can be used, or they take more than `MAX_BYTES`.
+        ValueError: if fewer than `MIN_IMAGES` can be used, they take more than `MAX_BYTES`, or folders or names say
+            that not all of them show good parts.
     """
     target.mkdir(parents=True)
     try:
         left_out = _unpack(uploads, target, report)
+        left_out += _keep_good_ones(target)
         count = len(uploads) - len(left_out)
         if count < MIN_IMAGES:
             reason = f" The first that cannot be used: {left_out[0]}" if left_out else ""
@@ -51,7 +57,11 @@ def _unpack(uploads, target, report):
             size += len(content)
             if size > MAX_BYTES:
                 raise ValueError(f"the pictures take more than {MAX_BYTES >> 30} GB; give fewer or smaller ones.")
-            (target / _file_name(index, name)).write_bytes(content)
+            path = target / _folder_of(name) / _file_name(index, name)
+            if path.exists():
+                path = path.with_stem(f"{path.stem}-{index:05d}")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
         if report is not None:
             report(index + 1, len(uploads))
     return left_out
@@ -60,7 +70,7 @@ def _unpack(uploads, target, report):
 def _usable(uploads, index, seen):
     """The bytes of a picture that can be trained on; `seen` says which contents there were, and their names."""
     name = Path(uploads.names[index]).name
-    if Path(name).suffix.lower() not in IMAGE_SUFFIXES:
+    if not is_image_name(name):
         raise ValueError(f"{name} is in no format that is trained on ({', '.join(IMAGE_SUFFIXES)}).")
     uploads.read(index)
     content = uploads.content(index)
@@ -70,6 +80,29 @@ def _usable(uploads, index, seen):
     return content
 
 
+def _keep_good_ones(target):
+    """Delete what shows no good parts in a layout that is understood, and say how many pictures that were.
+
+    Raises:
+        ValueError: if folders or names say that not all pictures show good parts, in no layout that is understood.
+    """
+    everything = [path for path in target.rglob("*") if path.is_file()]
+    if not everything:
+        return []
+    good = set(good_files(target, remedy="give the pictures of good parts alone"))
+    others = [path for path in everything if path not in good]
+    for path in others:
+        path.unlink()
+    return [f"{path.name} is not among the good pictures of {path.parent.name}." for path in others]
+
+
+def _folder_of(name):
+    """Where a picture lay in its ZIP, as a path that leads nowhere else; no folder name is taken as it is."""
+    parts = [re.sub(r"[^A-Za-z0-9_ -]+", "-", part)[:60].strip(" -") for part in PurePosixPath(name).parts[:-1]]
+    return Path(*[part for part in parts if part][:MAX_FOLDERS])
+
+
 def _file_name(index, name):
-    stem = re.sub(r"[^A-Za-z0-9]+", "-", Path(name).stem).strip("-")[:60]
-    return f"{index:05d}-{stem}{Path(name).suffix.lower()}"
+    """A name of our own making, which says what the file's own does: a good part, a bad one, another picture's mask."""
+    stem = re.sub(r"[^A-Za-z0-9_]+", "-", Path(name).stem).strip("-")[:60]
+    return f"{stem or index}{Path(name).suffix.lower()}"

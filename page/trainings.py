@@ -104,7 +104,8 @@ class Trainings:
             self.latest.wait(CLOSING_SECONDS)
 
     def _run(self, name, request, left_out=()):
-        request = TrainingRequest(request.preset, request.steps, self._options)
+        options = (*self._options, "--all_good")  # folders and names were looked at when they were unpacked
+        request = TrainingRequest(request.preset, request.steps, options)
         limit = self._settings.max_training_minutes
         self.latest = TrainingRun(name, *self._places(name), request, limit, self._when_ended, left_out)
         return self.latest

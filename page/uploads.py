@@ -9,14 +9,15 @@ import re
 import secrets
 import zipfile
 import zlib
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from gradio.utils import get_upload_folder, is_in_or_equal
 from gradio_client.utils import is_http_url_like, strip_invalid_filename_characters
 from PIL import Image
 
 from pipelines.image_preprocessing import to_rgb
-from training.pictures.data import IMAGE_SUFFIXES, read_image
+from training.pictures.folders import is_hidden
+from training.pictures.reading import IMAGE_SUFFIXES, is_image_name, read_image
 
 from .answering import NOT_UPLOADED, URLS_REFUSED
 from .settings import BASE64_BYTES_PER_MB
@@ -168,9 +169,7 @@ def _picture_members(path):
             members = [
                 member
                 for member in archive.infolist()
-                if Path(member.filename).suffix.lower() in IMAGE_SUFFIXES
-                and not Path(member.filename).name.startswith(".")
-                and "__MACOSX" not in member.filename
+                if is_image_name(member.filename) and not any(map(is_hidden, PurePosixPath(member.filename).parts))
             ]
     except (zipfile.BadZipFile, OSError, NotImplementedError, ValueError):
         raise ValueError(f"{path.name} is damaged and cannot be unpacked.") from None

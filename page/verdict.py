@@ -25,9 +25,9 @@ def verdict(numbers, calibration):
     Returns:
         `str`: HTML.
     """
-    count, threshold = calibration.num_ranked, numbers["image_threshold"]
+    count, threshold = calibration.num_groups or calibration.num_ranked, numbers["image_threshold"]
     limit = "every part is" if threshold is None else f"parts above {threshold:.2f} are"
-    unusual = round(numbers["p_value"] * (count + 1)) - 1
+    pictures = "" if calibration.num_groups is None else f", in {count_of(calibration.num_ranked, 'picture')},"
     if not numbers["is_anomalous"]:
         css, title, place = "accepted", "Accepted: this looks like a good part", "Nothing is outlined."
     else:
@@ -41,10 +41,18 @@ def verdict(numbers, calibration):
     return (
         f'<div class="verdict {css}" role="status"><h2>{title}</h2><p>{place}</p>'
         f"<p><b>Score {numbers['anomaly_score']:.2f}.</b> At this setting, {limit} rejected.</p>"
-        f"<p><b>p-value {numbers['p_value']:.2g}.</b> Of {count} good parts measured for comparison, "
-        f"{unusual or 'none'} scored as high.</p>"
+        f"<p><b>p-value {numbers['p_value']:.2g}.</b> Of {count} good parts measured for comparison{pictures} "
+        f"{_as_high(numbers['p_value'], count)} scored as high.</p>"
         f"<p>{promise(numbers['false_alarm_rate'], calibration)}</p></div>"
     )
+
+
+def _as_high(p_value, count):
+    """How many of `count` good parts scored as high as a p-value says; a part counts by the share of its pictures."""
+    parts = p_value * (count + 1) - 1
+    if parts < 0.05:
+        return "none"
+    return f"{parts:.0f}" if abs(parts - round(parts)) < 0.05 else f"about {parts:.1f}"
 
 
 def repair_verdict(output, changed):
@@ -81,11 +89,17 @@ def promise(false_alarm_rate, calibration):
     if calibration.cross_fitted:
         return (
             f"<b>Estimate:</b> of {base} good parts, about {rejected}. The model was compared with only "
-            f"{calibration.num_ranked} good parts, too few for a guarantee."
+            f"{calibration.num_groups or calibration.num_ranked} good parts, too few for a guarantee."
+        )
+    new_parts = ""
+    if calibration.num_groups is not None:
+        new_parts = (
+            f" It holds for new parts and rests on the {calibration.num_groups} that were compared, each of which "
+            "counts once however many pictures it has."
         )
     return (
         f"<b>Promise:</b> of {base} good parts, at most {rejected} on average, while part, camera and light stay as "
-        "they were when the model was calibrated."
+        f"they were when the model was calibrated.{new_parts}"
     )
 
 

@@ -14,7 +14,7 @@ from .component_code import sibling_modules, write_component_code
 from .safetensors_only import WEIGHT_LISTS
 from .score_calibration import REFERENCES
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 """Written to `model_index.json`; a checkpoint of a later format is refused by name."""
 
 CALIBRATION_VERSION = 3
@@ -40,6 +40,9 @@ COMPONENTS = ("unet", "scheduler", "feature_extractor", *REFERENCES, "calibratio
 MODEL_INDEX = "model_index.json"
 EVALUATION = "evaluation.json"
 TRAINING_RECORD = "training.json"
+IMAGE_RECORD = "training_images.safetensors"
+"""Digests of the images that were trained on and held out; see `training/image_record.py`."""
+
 CARD = "README.md"
 CARD_MARK = "<!-- Written by save_pretrained. Remove this line to keep the card as you edit it. -->"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -85,6 +88,7 @@ def save_checkpoint(pipe, save_components, save_directory, half_precision, optio
                 extractor = partial / "feature_extractor"
                 shutil.copyfile(extractor / WEIGHTS, extractor / HALF_PRECISION_WEIGHTS)
             _forget_origin(partial)
+            _share_with_others(partial)
             _write_code(pipe, partial)
             if _owns_card(save_directory / CARD):
                 (partial / CARD).write_text(_model_card(pipe))
@@ -99,6 +103,12 @@ def is_half_precision(folder):
     """Whether a checkpoint folder stores its UNet in float16."""
     with safe_open(Path(folder) / "unet" / WEIGHTS, "pt") as weights:
         return weights.get_tensor(next(iter(weights.keys()))).dtype == torch.float16
+
+
+def _share_with_others(folder):
+    """Let whoever may read the index read the weights too: safetensors writes them for their owner alone."""
+    for path in folder.rglob("*.safetensors"):
+        path.chmod((folder / MODEL_INDEX).stat().st_mode)
 
 
 def _forget_origin(folder):
@@ -188,10 +198,13 @@ def _model_card(pipe):
         promise = "This checkpoint is not calibrated yet: it measures maps but gives no verdict."
     else:
         config = calibration.config
+        parts = "" if config.num_groups is None else f" of {config.num_groups} parts"
         promise = (
-            f"Verdicts are calibrated on {config.num_ranked} good pictures that the model was not trained on; the "
-            f"smallest false alarm rate they can promise is {100 / (config.num_ranked + 1):.2g} %."
+            f"Verdicts are calibrated on {config.num_ranked} good pictures{parts} that the model was not trained on; "
+            f"the smallest false alarm rate they can promise is {100 * calibration.effective_rate(0):.2g} %."
         )
+        if config.num_groups is not None:
+            promise += " It follows from the parts, not from their pictures, and holds for new parts."
         if config.cross_fitted:
             promise += " They also fitted the normalisation (cross-fitting), so that the rate is an estimate."
         promise += _parts_in_words(calibration)

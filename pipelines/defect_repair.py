@@ -12,6 +12,7 @@ from .anomaly_maps import blend, render
 from .gaussian_diffusion import add_noise, model_gaussian, noise_from_sample, predict_sample
 from .image_preprocessing import normalize_contrast, restore_contrast
 from .masked_resampling import close, feather, fill_from_surroundings, grow_mask, transfer_grain
+from .score_calibration import SLACK
 
 MASK_SHARE, WIDE_MASK_SHARE = 0.75, 0.35
 """The found mask reaches down to this share of the pixel threshold and of a region's peak, in the last of several
@@ -153,7 +154,7 @@ class DefectRepair:
             return torch.zeros_like(self.square[0, 0], dtype=torch.bool)
         anomaly_map = blend(*render(grids, self.pipe.resolution, config.smoothing_sigma)[0], self.pipe.alpha)
         rate = max(self.rate, min(self.rate * RATE_GROWTH**search, LARGEST_RATE))
-        threshold = calibration.pixel_threshold(rate, self.pipe.alpha, self.timesteps)
+        threshold = calibration.pixel_threshold(rate, self.pipe.alpha, self.timesteps, self.pipe.uses_bfloat16())
         return close(grow_mask(anomaly_map, threshold, share), round(CLOSING * self.pipe.resolution))
 
     def _mark(self, found):
@@ -286,8 +287,8 @@ class DefectRepair:
         return self._accepts(self.score)
 
     def _accepts(self, score):
-        p_value = self.pipe.calibration.p_value(torch.tensor([score]), self.timesteps)
-        return p_value.item() > self.rate + 1e-12
+        p_value = self.pipe.calibration.p_value(torch.tensor([score]), self.timesteps, self.pipe.uses_bfloat16())
+        return p_value.item() > self.rate + SLACK
 
     def _step(self, drawn, timestep, progress):
         square = self._compose(drawn)

@@ -27,7 +27,7 @@ from .hub_errors import hub_sentences  # noqa: F401
 from .image_preprocessing import preprocess
 from .model_checks import check_fit  # noqa: F401
 from .safetensors_only import SafetensorsOnly  # noqa: F401
-from .score_calibration import ScoreCalibration  # noqa: F401
+from .score_calibration import SLACK
 from .trained_model import TrainedModel
 
 
@@ -100,7 +100,7 @@ class AnomalyScoringPipeline(TrainedModel, DiffusionPipeline):
         timesteps = list(self.config.timesteps if timesteps is None else timesteps)
         alpha = self.alpha if alpha is None else float(alpha)
         self.check_inputs(timesteps, alpha, false_alarm_rate, batch_size, output_type)
-        samples, sizes = preprocess(image, self.resolution)
+        samples, sizes = preprocess(image, self.resolution, self.config.white_level)
         noise = self._noise_fields(timesteps, generator)
 
         # 2. Scores, and both parts on the score grid, in batches
@@ -151,9 +151,10 @@ class AnomalyScoringPipeline(TrainedModel, DiffusionPipeline):
         alpha = self.alpha if alpha is None else alpha
         timesteps = self.config.timesteps if timesteps is None else timesteps
         rate = self.calibration.effective_rate(false_alarm_rate)
-        pixel_threshold = self.calibration.pixel_threshold(rate, alpha, timesteps)
-        p_value = self.calibration.p_value(scores, timesteps).cpu().numpy()
-        is_anomalous = p_value <= rate + 1e-12
+        bfloat16 = self.uses_bfloat16()
+        pixel_threshold = self.calibration.pixel_threshold(rate, alpha, timesteps, bfloat16)
+        p_value = self.calibration.p_value(scores, timesteps, bfloat16).cpu().numpy()
+        is_anomalous = p_value <= rate + SLACK
         masks = [
             (anomaly_map > pixel_threshold) & bool(anomalous)
             for anomaly_map, anomalous in zip(anomaly_maps, is_anomalous, strict=True)
@@ -163,7 +164,7 @@ class AnomalyScoringPipeline(TrainedModel, DiffusionPipeline):
             "is_anomalous": is_anomalous,
             "pred_mask": masks,
             "false_alarm_rate": rate,
-            "image_threshold": self.calibration.image_threshold(rate, timesteps),
+            "image_threshold": self.calibration.image_threshold(rate, timesteps, bfloat16),
             "pixel_threshold": pixel_threshold,
         }
 
@@ -175,6 +176,7 @@ class AnomalyScoringPipeline(TrainedModel, DiffusionPipeline):
         """
         if self.calibration is None:
             raise ValueError("this checkpoint has no calibration; run training/calibration.py on good pictures first.")
+        self.check_precision()
         calibrated = list(self.calibration.config.timesteps)
         if not timesteps or len(set(timesteps)) < len(timesteps) or not set(timesteps) <= set(calibrated):
             raise ValueError(

@@ -27,11 +27,11 @@ from .float32_component import Float32Component  # noqa: F401
 from .gaussian_diffusion import add_noise  # noqa: F401
 from .gradient_denoise_output import GradientDenoiseOutput
 from .hub_errors import hub_sentences  # noqa: F401
-from .image_preprocessing import read_mask, read_pictures, to_samples
+from .image_preprocessing import read_mask, read_pictures, scale_depth, to_samples
 from .masked_resampling import shift_detail
 from .model_checks import check_fit  # noqa: F401
 from .safetensors_only import SafetensorsOnly  # noqa: F401
-from .score_calibration import ScoreCalibration  # noqa: F401
+from .score_calibration import SLACK
 from .trained_model import TrainedModel
 
 
@@ -133,13 +133,13 @@ class GradientDenoisePipeline(TrainedModel, DiffusionPipeline):
 
         # 1. Check inputs
         self.check_inputs(settings)
-        pictures = read_pictures(image)
+        pictures = scale_depth(read_pictures(image), self.config.white_level)
         masks = _one_for_each(mask, len(pictures))
         masks = [
             None if given is None else read_mask(given, picture.shape[:2], f"mask {index}")
             for index, (given, picture) in enumerate(zip(masks, pictures, strict=True))
         ]
-        samples = to_samples(pictures, self.resolution).to(self.unet.device)
+        samples = to_samples(pictures, self.resolution).to(self._execution_device)
         rate = self.calibration.effective_rate(false_alarm_rate)
         self._interrupt = False
 
@@ -156,7 +156,7 @@ class GradientDenoisePipeline(TrainedModel, DiffusionPipeline):
             images.append(_repaired(picture, repair, soft_mask))
             soft_masks.append(soft_mask)
         scores = self._final_scores(images, soft_masks, repairs)
-        p_value = self.calibration.p_value(scores, list(self.config.timesteps)).cpu().numpy()
+        p_value = self.calibration.p_value(scores, list(self.config.timesteps), self.uses_bfloat16()).cpu().numpy()
 
         # 4. Postprocess
         images = [_postprocess(image, output_type) for image in images]
@@ -170,7 +170,7 @@ class GradientDenoisePipeline(TrainedModel, DiffusionPipeline):
             anomaly_score=np.array([repair.first_score for repair in repairs], dtype=np.float32),
             repaired_score=scores.numpy(),
             p_value=p_value,
-            is_accepted=p_value > rate + 1e-12,
+            is_accepted=p_value > rate + SLACK,
             false_alarm_rate=rate,
         )
         return output if return_dict else output.to_tuple()
@@ -229,6 +229,7 @@ class GradientDenoisePipeline(TrainedModel, DiffusionPipeline):
         """
         if self.calibration is None:
             raise ValueError("this checkpoint has no calibration; run training/calibration.py on good pictures first.")
+        self.check_precision()
         if self.gaussian is None:
             raise ValueError("this checkpoint has no Gaussian of good features, which Eq. 12 needs; train it again.")
         total = self.scheduler.config.num_train_timesteps

@@ -1,5 +1,6 @@
 """What every pipeline of a checkpoint does alike: load, save, choose a category, measure a picture (Eq. 9 and 10)."""
 
+import logging
 from typing import ClassVar
 
 import torch
@@ -16,7 +17,7 @@ from .feature_extraction import TimmFeatureExtractor
 from .feature_gaussian import FeatureGaussian
 from .feature_memory import FeatureMemory
 from .gaussian_diffusion import add_noise, posterior_kl, variational_bound
-from .image_preprocessing import contrast_scale, normalize_contrast
+from .image_preprocessing import WHITE_LEVELS, contrast_limits, contrast_scale, normalize_contrast
 from .model_checks import check_fit, check_settings
 from .safetensors_only import refuse_pickles
 from .score_calibration import REFERENCES, Measurement, ScoreCalibration
@@ -26,9 +27,13 @@ BFLOAT16_TOLERANCE = 0.05
 
 
 SHARED_SETTINGS = ("patch_size", "timesteps", "alpha", "smoothing_sigma", "score_grid", "mixed_precision")
+SHARED_SETTINGS += ("white_level",)
 """What the pipelines of all categories of a checkpoint have in common."""
 
 CATEGORY_SETTINGS = ("data_mean", "data_std", "class_label")
+
+
+logger = logging.getLogger(__name__)
 
 
 class SafetensorsUNet(UNet2DModel):
@@ -62,12 +67,16 @@ class TrainedModel:
             of the calibration.
         smoothing_sigma (`float`): Gaussian smoothing of the maps, in pixels of the model's square.
         score_grid (`int`): height and width of the grid that pictures are scored on.
-        mixed_precision (`str`): "auto" runs the UNet in bfloat16 where the hardware has it and calibration found the
-            scores to agree, "no" never does, "bf16" always.
+        mixed_precision (`str`): "auto" runs the UNet in bfloat16 where the hardware has it and calibration has ranked
+            scores in it and found them to agree, "no" never does, "bf16" always. Verdicts in bfloat16 are ranked among
+            scores in bfloat16.
         class_label (`int`, *optional*): of a UNet for several categories, the one that this pipeline scores.
+        white_level (`int`): the value of white in 16-bit pictures, as in those that were trained on.
     """
 
+    _warned_of_precision = False
     model_cpu_offload_seq = "feature_extractor->unet"
+    _exclude_from_cpu_offload: ClassVar = ["calibration", "categories"]  # their tables are read, no network is run
     _optional_components: ClassVar = [*REFERENCES, "calibration", "categories"]
 
     def __init__(
@@ -89,9 +98,12 @@ class TrainedModel:
         score_grid: int = 32,
         mixed_precision: str = "auto",
         class_label: int | None = None,
+        white_level: int = WHITE_LEVELS[-1],
     ):
         super().__init__()
-        check_settings(patch_size, data_mean, data_std, timesteps, alpha, smoothing_sigma, score_grid, class_label)
+        check_settings(
+            patch_size, data_mean, data_std, timesteps, alpha, smoothing_sigma, score_grid, class_label, white_level
+        )
         if scheduler.config.variance_type != "learned_range":
             raise ValueError(f"the scheduler predicts {scheduler.config.variance_type} variance, not learned_range.")
         if mixed_precision not in ("auto", "no", "bf16"):
@@ -116,6 +128,7 @@ class TrainedModel:
             score_grid=min(score_grid, feature_extractor.config.grid_size),
             mixed_precision=mixed_precision,
             class_label=class_label,
+            white_level=white_level,
         )
 
     @property
@@ -168,7 +181,7 @@ class TrainedModel:
         Returns:
             `Measurement`: averages over the cells of the score grid.
         """
-        device, grid = self.unet.device, self.config.score_grid
+        device, grid = self._execution_device, self.config.score_grid
         batch, count = samples.shape[0], len(timesteps)
         sample = samples.to(device)
         features = self.feature_extractor(sample)
@@ -184,7 +197,9 @@ class TrainedModel:
         del features, predicted_features  # the largest tensors of the call
         terms = (sample, noisy_sample, predicted_noise, predicted_variance, alphas_cumprod, t)
         if 0 in timesteps:
-            kl = variational_bound(*terms, 2 / 255 * contrast_scale(self.config.data_std))
+            statistics = self.config.data_mean, self.config.data_std
+            bin_width = 2 / 255 * contrast_scale(statistics[1])
+            kl = variational_bound(*terms, bin_width, limits=contrast_limits(*statistics))
         else:  # the same, without asking the device for the timesteps
             kl = posterior_kl(*terms)
         kl = kl.mean(dim=1)
@@ -211,7 +226,7 @@ class TrainedModel:
         label = self.config.class_label
         labels = None if label is None else torch.full_like(timesteps, label)
         grid = self.feature_extractor.config.grid_size
-        with torch.autocast(noisy_sample.device.type, torch.bfloat16, enabled=self._uses_bfloat16(mixed_precision)):
+        with torch.autocast(noisy_sample.device.type, torch.bfloat16, enabled=self.uses_bfloat16(mixed_precision)):
             return predict(self.unet, self.scheduler, noisy_sample, timesteps, self.config.patch_size, grid, labels)
 
     @property
@@ -283,9 +298,31 @@ class TrainedModel:
         """
         save_checkpoint(self, super().save_pretrained, save_directory, half_precision, kwargs)
 
-    def _uses_bfloat16(self, mixed_precision=None):
+    def check_precision(self):
+        """Check that good pictures were ranked in the precision that this pipeline scores in.
+
+        Raises:
+            ValueError: if it is asked for bfloat16 and they were not.
+        """
+        if self.uses_bfloat16() and not self.calibration.config.ranks_bfloat16:
+            raise ValueError(
+                "this checkpoint was not calibrated in bfloat16, so that it promises no rate for it; set "
+                'mixed_precision to "no", or run training/calibration.py where the processor computes in bfloat16.'
+            )
+        if self.unet.dtype != torch.float32 and not self._warned_of_precision:
+            logger.warning(
+                "the network's weights are in %s, and good pictures were ranked in float32: the false alarm rate is an "
+                "estimate, not a promise",
+                str(self.unet.dtype).removeprefix("torch."),
+            )
+            self._warned_of_precision = True
+
+    def uses_bfloat16(self, mixed_precision=None):
+        """Whether the UNet computes in bfloat16: as `mixed_precision` says, by default the pipeline's own setting."""
         mixed_precision = mixed_precision or self.config.mixed_precision
         if mixed_precision != "auto":
             return mixed_precision == "bf16"
-        deviation = None if self.calibration is None else self.calibration.config.bfloat16_deviation
-        return deviation is not None and deviation <= BFLOAT16_TOLERANCE and has_bfloat16(self.unet.device)
+        if self.calibration is None or not self.calibration.config.ranks_bfloat16:
+            return False
+        deviation = self.calibration.config.bfloat16_deviation
+        return deviation is not None and deviation <= BFLOAT16_TOLERANCE and has_bfloat16(self._execution_device)

@@ -1,5 +1,7 @@
 """Counts and times as one says them, and text of strangers as a line of one's own."""
 
+import os
+
 MAX_LINE = 300
 
 
@@ -16,6 +18,12 @@ def duration(seconds):
         return f"{round(seconds / 60)} min"
     hours, minutes = divmod(round(seconds / 60), 60)
     return f"{hours} h {minutes} min"
+
+
+def escaped(text):
+    """Text, or a file's name of whatever bytes, with escapes for what cannot be seen or encoded; nothing is lost."""
+    text = os.fsencode(text).decode(errors="backslashreplace")
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
 
 
 def one_line(text):

@@ -7,7 +7,9 @@ from pathlib import Path
 from unittest import mock
 
 WORKER = os.environ.get("PYTEST_XDIST_WORKER")
-if WORKER is not None:  # each of several test processes, and what it starts, has a core of its own
+if WORKER is not None and hasattr(
+    os, "sched_setaffinity"
+):  # each of several test processes, and what it starts, has a core of its own
     CORES = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {CORES[int(WORKER.removeprefix("gw")) % len(CORES)]})
 
@@ -30,7 +32,9 @@ from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from training.calibration import fit_calibration
 from training.feature_reference import fit_feature_reference
 from training.model import build_scheduler, build_unet, round_to_half
-from training.pictures.data import GoodImages, find_good_images, read_image
+from training.pictures.data import GoodImages
+from training.pictures.layouts import find_good_images
+from training.pictures.reading import read_image
 
 TILES = ROOT / "tests" / "fixtures" / "magnetic_tile"
 
@@ -83,7 +87,7 @@ def tiny_pipeline(tile_files):
     pipe = build_tiny_pipeline()
     references = fit_feature_reference(pipe.feature_extractor, MirroredImages(tile_files, 64))
     pipe.register_modules(**references._asdict())
-    pipe.register_modules(calibration=fit_calibration(pipe, tile_files, [5, 50, 100]))
+    pipe.register_modules(calibration=fit_calibration(pipe, tile_files, [5, 50, 100], ranks_bfloat16=True))
     return pipe
 
 
@@ -193,10 +197,13 @@ def one_core():
 
     Networks this small gain nothing from a second thread, and wait long for it where the machine is busy.
     """
-    cores, threads = os.sched_getaffinity(0), torch.get_num_threads()
-    os.sched_setaffinity(0, {max(cores)})
+    threads = torch.get_num_threads()
+    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
+    if cores is not None:
+        os.sched_setaffinity(0, {max(cores)})
     yield
-    os.sched_setaffinity(0, cores)
+    if cores is not None:
+        os.sched_setaffinity(0, cores)
     torch.set_num_threads(threads)
 
 

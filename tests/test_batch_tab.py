@@ -10,7 +10,8 @@ from serving import served
 from test_batch import a_tile, shaded, zipped
 
 from page.batch_words import HEADERS
-from training.pictures.data import find_images, read_image
+from training.pictures.folders import find_images
+from training.pictures.reading import read_image
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,9 @@ from training.calibration import (
     main,
 )
 from training.normalisation import fit_normalisation
-from training.pictures.data import GoodImages, find_good_images, hold_out
+from training.pictures.data import GoodImages
+from training.pictures.layouts import find_good_images
+from training.pictures.splits import hold_out
 
 TIMESTEPS = [5, 50, 100]
 RATES = ["0.001", "0.01", "0.02", "0.03", "0.05", "0.07", "0.1", "0.29", "0.57", "0.58", "0.99", "1"]
@@ -270,7 +272,7 @@ def test_calibration_stays_in_float32_bit_by_bit_whatever_the_pipeline_is_cast_t
     cast = AnomalyScoringPipeline.from_pretrained(tiny_checkpoint).to(dtype)
     loaded = AnomalyScoringPipeline.from_pretrained(tiny_checkpoint, torch_dtype=dtype)
     for pipe in (cast, loaded, cast.to(torch.float64)):
-        assert len(pipe.calibration.state_dict()) == 11
+        assert len(pipe.calibration.state_dict()) == 13
         for name, tensor in pipe.calibration.state_dict().items():
             assert tensor.dtype == torch.float32, name
             assert torch.equal(tensor, original[name]), name
@@ -424,7 +426,7 @@ def test_recalibration_writes_a_checkpoint_whose_ranks_belong_to_the_weights_it_
 ):
     folder, new = str(many_files[0].parent), str(tmp_path / "new")
     arguments = ["--model", str(tiny_checkpoint), "--data_dir", folder, "--output_dir", new]
-    main([*arguments, "--timesteps", "2", "40", "--seed", "3"])
+    main([*arguments, "--timesteps", "2", "40", "--seed", "3", "--groups", "none"])
     pipe = AnomalyScoringPipeline.from_pretrained(new)
     config = pipe.calibration.config
     assert (list(config.timesteps), config.num_ranked, config.cross_fitted) == ([2, 40], 24, False)

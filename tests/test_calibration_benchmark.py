@@ -26,7 +26,7 @@ from benchmarks.calibration import (
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from pipelines.score_calibration import Measurement, ScoreCalibration
 from training.calibration import fit_image_ranks
-from training.pictures.data import hold_out
+from training.pictures.splits import hold_out
 from training.training_record import publishable_record, read_record, write_record
 
 CALIBRATION = ScoreCalibration(timesteps=[5], resolution=8, grid_size=4)

@@ -19,7 +19,7 @@ from page.recalibrating import Recalibration
 from page.uploads import Folder
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from training.calibration import main as recalibrate
-from training.pictures.data import find_good_images
+from training.pictures.layouts import find_good_images
 
 
 def scores_of(pipe, files, **options):

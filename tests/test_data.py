@@ -15,15 +15,11 @@ from torch.utils.data import DataLoader
 from pipelines.image_preprocessing import preprocess
 from training.arguments import parse_args
 from training.pictures.augmentation import ShuffledRotatedImages
-from training.pictures.data import (
-    MIN_IMAGES,
-    GoodImages,
-    find_categories,
-    find_good_images,
-    find_images,
-    hold_out,
-    read_image,
-)
+from training.pictures.data import GoodImages, find_categories
+from training.pictures.folders import find_images
+from training.pictures.layouts import MIN_IMAGES, find_good_images
+from training.pictures.reading import read_image
+from training.pictures.splits import hold_out
 from training.pictures.training_data import find_training_data
 
 SIZE = 16
@@ -292,10 +288,12 @@ def test_of_a_large_folder_only_heads_are_read_but_what_is_held_out_is_decoded(t
         path.write_bytes(path.read_bytes()[:-30])
     (tmp_path / "text.png").write_text("text")
     assert find_good_images(tmp_path) == files[1::2]
-    for module in ("data", "training_data"):
+    for module in ("layouts", "training_data"):
         monkeypatch.setattr(f"training.pictures.{module}.CHECKED_WHOLE", 10)
     assert find_good_images(tmp_path) == files
-    arguments = parse_args(["--train_data_dir", str(tmp_path), "--output_dir", str(tmp_path / "out")])
+    arguments = parse_args(
+        ["--train_data_dir", str(tmp_path), "--output_dir", str(tmp_path / "out"), "--groups", "none"]
+    )
     ((training, held_out),) = find_training_data(arguments, tmp_path / "out").splits.values()
     assert len(training) == 30
     assert held_out == [path for path in files[1::2] if path not in training]
@@ -305,6 +303,8 @@ def test_of_a_large_folder_only_heads_are_read_but_what_is_held_out_is_decoded(t
 def test_no_more_pictures_are_held_out_than_calibration_has_a_use_for(tmp_path, monkeypatch):
     write_pictures(tmp_path, 30)
     monkeypatch.setattr("training.pictures.training_data.MAX_HELD_OUT", 6)
-    arguments = parse_args(["--train_data_dir", str(tmp_path), "--output_dir", str(tmp_path / "out")])
+    arguments = parse_args(
+        ["--train_data_dir", str(tmp_path), "--output_dir", str(tmp_path / "out"), "--groups", "none"]
+    )
     ((training, held_out),) = find_training_data(arguments, tmp_path / "out").splits.values()
     assert (len(training), len(held_out)) == (24, 6)

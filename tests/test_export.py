@@ -22,7 +22,8 @@ from pipelines.image_preprocessing import preprocess
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from pipelines.score_calibration import REFERENCES
 from training import export as exporting
-from training.pictures.data import find_images, read_image
+from training.pictures.folders import find_images
+from training.pictures.reading import read_image
 from training.scoring_graph import ScoringGraph
 
 FORMATS = ["onnx"] + ["openvino"] * (importlib.util.find_spec("openvino") is not None)

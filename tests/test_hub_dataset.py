@@ -31,15 +31,20 @@ from training.arguments import parse_args
 from training.publishing.model_card import build_model_card
 from training.pictures.training_data import find_training_data
 import hashlib
-from training.pictures.data import GoodImages, hold_out, find_good_images
-args = parse_args({options} + ["--output_dir", "out"])
-data = find_training_data(args, Path({output!r}), {resumed})
+from training.pictures.data import GoodImages
+from training.pictures.layouts import find_good_images
+from training.pictures.splits import hold_out
+from training.run_record import describe_run
+args = parse_args({options} + ["--output_dir", "out", "--groups", "none"])
+folder, former = Path({output!r}), {former}
+data = find_training_data(args, folder, folder / "checkpoint-1" if former else None, former)
 ((category, (training, held_out)),) = data.splits.items()
 def pixels(pictures):
     images = GoodImages(pictures, 64)
     return [hashlib.sha256(images[index].numpy().tobytes()).hexdigest() for index in range(len(images))]
 answer = dict(
-    category=category, revision=data.revision, names=[[p.name for p in part] for part in (training, held_out)],
+    category=category, revision=data.revision, run=describe_run(args, data.splits, data.groups, 8),
+    names=[[p.name for p in part] for part in (training, held_out)],
     pixels=[pixels(part) for part in (training, held_out)],
 )
 """
@@ -122,9 +127,9 @@ def process(hub, environment, tmp_path_factory):
 def read(process, tmp_path):
     """What a training would read with options, as `READ` answers it, and all that was said."""
 
-    def run(*options, output=tmp_path, resumed=False, before=""):
+    def run(*options, output=tmp_path, former=None, before=""):
         logged = len(process.stderr)
-        code = before + READ.format(options=[str(option) for option in options], output=str(output), resumed=resumed)
+        code = before + READ.format(options=[str(option) for option in options], output=str(output), former=former)
         status, printed, answer = process.run(code)
         return status, answer, printed + process.stderr[logged:]
 
@@ -188,7 +193,7 @@ def test_a_resumed_run_keeps_to_the_commit_it_began_with(read, hub, contents, tm
     (tmp_path / "dataset_revision.txt").write_text(before["revision"] + "\n")
     repository.put({"data/train.parquet": parquet(contents)})
     options = ["--dataset_name", "team/grows"]
-    assert found(read, *options, resumed=True) == before
+    assert found(read, *options, former=before["run"]) == before
     assert count(found(read, *options)) == 24
     assert count(found(read, *options, "--dataset_revision", before["revision"])) == 10
 

@@ -16,7 +16,8 @@ from sentences import assert_sentence, refused
 from pipelines import checkpoint_files
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from training.arguments import parse_args
-from training.pictures.data import find_good_images, hold_out, split_key
+from training.pictures.layouts import find_good_images
+from training.pictures.splits import hold_out, split_key
 from training.progress import SEPARATION, loss_curve, read_progress, separation_curve
 from training.run_record import describe_run, restore_splits
 from training.train import main
@@ -220,5 +221,5 @@ def test_pictures_of_the_same_name_in_folders_of_the_same_name_stay_on_their_sid
     splits = {"part": hold_out(files, 17 / 36, 0)}
     assert {split_key(path) for path in splits["part"][0]} & {split_key(path) for path in splits["part"][1]}
     arguments = parse_args(["--train_data_dir", str(tmp_path), "--output_dir", str(tmp_path / "out")])
-    run = describe_run(arguments, splits, 8)
-    assert restore_splits(tmp_path / "checkpoint-1", run, splits) == splits
+    run = describe_run(arguments, splits, {}, 8)
+    assert restore_splits(tmp_path / "checkpoint-1", run, {"part": files}) == splits

@@ -9,7 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from conftest import ROOT
+from sentences import refused
 
+from page import model_shelf
 from page.inspection import Inspector
 from page.model_shelf import ModelShelf
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
@@ -99,3 +101,28 @@ print(before - resident_mb())
 """
     freed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert float(freed) > 150
+
+
+def test_what_is_kept_of_a_model_whose_networks_went_is_little_and_promises_the_same(folders):
+    shelf = ModelShelf(folders[:1], max_loaded=1)
+    kept, whole = shelf.get("nuts").calibration, shelf.get("nuts").scoring.calibration
+    assert kept.noise.numel() == 0
+    assert whole.noise.numel() > 0
+    assert kept.effective_rate(0) == whole.effective_rate(0)
+    assert kept.image_threshold(0.2, [5, 50, 100]) == whole.image_threshold(0.2, [5, 50, 100])
+
+
+def test_models_that_visitors_open_from_the_hub_are_forgotten_when_there_are_too_many(folders, monkeypatch):
+    """The Hub is a folder here; what fetches from it has tests of its own."""
+    monkeypatch.setattr(
+        model_shelf, "locate_checkpoint", lambda source: folders[NAMES.index(str(source).split("/")[1])]
+    )
+    monkeypatch.setattr(model_shelf, "MAX_OPENED", 2)
+    shelf = ModelShelf([], hub_models=["*"], max_loaded=3)
+    for name in ("nuts", "bolts", "nuts", "pins"):
+        assert shelf.open_from_hub(f"team/{name}") == [f"team/{name}"]
+    assert shelf.names == ["team/nuts", "team/pins"]  # the bolts were opened longest ago
+    with refused(ValueError, "no model 'team/bolts'", "team/nuts"):
+        shelf.get("team/bolts")
+    assert shelf.open_from_hub("team/bolts") == ["team/bolts"]
+    assert shelf.names == ["team/pins", "team/bolts"]

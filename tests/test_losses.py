@@ -30,7 +30,7 @@ def batch():
 
 
 def loss_with(prediction_type="epsilon", **options):
-    return DenoisingLoss(build_scheduler(prediction_type), 4, torch.tensor([BIN_WIDTH]), 8, **options)
+    return DenoisingLoss(build_scheduler(prediction_type), 4, torch.zeros(1), torch.full((1,), 0.5), 8, **options)
 
 
 def output_gradients(loss, unet, batch):

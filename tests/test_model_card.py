@@ -16,7 +16,7 @@ from PIL import Image
 
 from pipelines.checkpoint_files import CARD, CARD_MARK
 from training.arguments import parse_args
-from training.pictures.data import LabelledImage, find_labelled_images
+from training.pictures.labelled import LabelledImage, find_labelled_images
 from training.publish import prepare_shipment
 from training.publishing.card_front_matter import front_matter, hub_id_of_backbone
 from training.publishing.card_sections import as_text, results_section, training_section, use_section
@@ -120,12 +120,12 @@ def test_a_card_shows_the_speed_and_the_examples_of_a_checkpoint(tiny_pipeline, 
 
 def test_examples_are_those_in_the_middle_of_each_kind_and_bounded_in_size(tmp_path):
     kinds = ["scratch"] * 9 + ["good"] * 9
-    labelled = [LabelledImage(Path(f"{i}.png"), kind, None) for i, kind in enumerate(kinds)]
+    labelled = [LabelledImage(Path(f"{i}.png"), kind) for i, kind in enumerate(kinds)]
     scores = np.array([*range(9), *range(9)], float)[::-1]
     chosen = choose_examples(labelled, scores)
     assert [kinds[place] for place in chosen] == ["good"] * 4 + ["scratch"] * 4
     assert scores[chosen].tolist() == [1, 3, 5, 7] * 2
-    many = [LabelledImage(Path("x.png"), f"kind {i}", None) for i in range(20)]
+    many = [LabelledImage(Path("x.png"), f"kind {i}") for i in range(20)]
     assert len(choose_examples([*many, labelled[-1]], np.zeros(21))) == MAX_ROWS
     noise = np.random.default_rng(0).integers(0, 256, (1728, 798, 3), "uint8")
     save_sheet(Image.fromarray(noise), tmp_path / "examples" / "sheet.webp")

@@ -17,7 +17,8 @@ from training.inspecting.picture_shards import open_shards
 from training.inspecting.picture_sources import list_folder
 from training.inspecting.score_parts import ScoreParts
 from training.inspecting.score_table import COLUMNS
-from training.pictures.data import find_images, read_image
+from training.pictures.folders import find_images
+from training.pictures.reading import read_image
 from training.score_folder import main
 
 pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed")

@@ -16,9 +16,16 @@ from torch.utils.data import DataLoader
 
 datasets = pytest.importorskip("datasets", reason="datasets is not installed")
 
-from training.pictures.data import GoodImages, hold_out
+from training.pictures.data import GoodImages
 from training.pictures.hub_pictures import GoodRows
-from training.pictures.picture_stream import SHUFFLE_BUFFER, PictureStream, StreamedRotatedImages, shuffled
+from training.pictures.picture_stream import (
+    SHUFFLE_BUFFER,
+    HeldOutOfStream,
+    PictureStream,
+    StreamedRotatedImages,
+    shuffled,
+)
+from training.pictures.splits import hold_out
 
 SIZE = 32
 
@@ -38,7 +45,7 @@ def fingerprints(samples):
 
 
 def sequence_of(stream, length, degrees=0, start=0):
-    return StreamedRotatedImages(stream, SIZE, length, degrees, seed=0, start=start)
+    return StreamedRotatedImages(stream, SIZE, 65535, length, degrees, seed=0, start=start)
 
 
 def shown_by(*arguments, **options):
@@ -49,7 +56,7 @@ def test_what_is_held_out_is_never_served_and_every_other_picture_once_a_pass(ti
     stream = stream_of(tile_files, torn=True)
     training, held_out = hold_out(stream.take_sample(tmp_path), 0.25, 0)
     assert (len(training), len(held_out)) == (18, 6)
-    stream.held_out = frozenset(picture.key for picture in held_out)
+    stream.held_out = HeldOutOfStream(frozenset(picture.key for picture in held_out))
     expected = fingerprints(GoodImages(training, SIZE))
     shown = shown_by(stream, 3 * 18)
     passes = [shown[start : start + 18] for start in (0, 18, 36)]
@@ -140,6 +147,6 @@ def test_rows_are_shuffled_through_the_buffer_and_each_comes_once():
 
 def test_a_stream_of_nothing_but_held_out_pictures_is_refused(tile_files):
     stream = stream_of(tile_files[:3])
-    stream.held_out = frozenset(key for _, key, *_ in stream.pictures(1))
+    stream.held_out = HeldOutOfStream(frozenset(key for _, key, *_ in stream.pictures(1)))
     with refused(ValueError, "team/tile", "held out"):
         shown_by(stream, 3)

@@ -76,7 +76,8 @@ REFERENCES = """
 import sys
 sys.path.insert(0, {root!r})
 from safetensors.torch import save_file
-from training.pictures.data import GoodImages, find_good_images
+from training.pictures.data import GoodImages
+from training.pictures.layouts import find_good_images
 from training.feature_reference import fit_feature_reference
 from training.model import load_pretrained_extractor
 from training.sharing import is_main_process, start_processes

@@ -12,7 +12,8 @@ from conftest import ROOT, TILES
 from PIL import Image
 
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
-from training.pictures.data import find_labelled_images, read_image
+from training.pictures.labelled import find_labelled_images
+from training.pictures.reading import read_image
 
 
 def run(script, *arguments):
@@ -53,13 +54,20 @@ def test_evaluation_sheet_has_a_row_for_each_picture(evaluation):
     assert height > 6 * 192
 
 
-def test_evaluation_refuses_a_picture_without_a_mask(tiny_checkpoint, tmp_path):
+def test_pixels_without_a_mask_are_not_measured_and_that_is_said(tiny_checkpoint, tmp_path):
     shutil.copytree(TILES, tmp_path / "tiles")
     next((tmp_path / "tiles" / "ground_truth" / "crack").iterdir()).unlink()
     done = run("evaluate.py", "--model", tiny_checkpoint, "--data_dir", tmp_path / "tiles", "--output_dir", tmp_path)
-    assert done.returncode != 0
-    assert "has no mask" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert done.returncode == 0, done.stderr
+    assert "1 picture of a defect without a mask, left out of the pixels' figures: crack/" in done.stderr
+    assert "pixels are not measured on 1 picture of defects without a mask" in done.stdout
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["pictures_without_mask"] == 1
+    assert report["groups"]["crack"]["pro"] is None
+    assert report["groups"]["crack"]["image_auroc"] is not None
+    assert report["groups"]["blowhole"]["pro"] > 0
+    (crack,) = [line for line in done.stdout.splitlines() if line.startswith("crack") and "not measured" in line][:1]
+    assert crack.count("not measured") == 3
 
 
 def test_folder_scores_equal_the_pipelines_and_a_broken_file_is_a_row(tiny_checkpoint, tmp_path):

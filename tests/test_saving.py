@@ -16,6 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from sentences import refused
 
+from pipelines.checkpoint_files import FORMAT_VERSION
 from pipelines.component_code import RELATIVE_IMPORT, write_component_code
 from pipelines.feature_extraction import TimmFeatureExtractor
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
@@ -439,11 +440,11 @@ def test_a_damaged_index_is_refused(tiny_checkpoint, tmp_path, content):
         AnomalyScoringPipeline.from_pretrained(folder)
 
 
-@pytest.mark.parametrize("version", [5, 99, "later"])
+@pytest.mark.parametrize("version", [FORMAT_VERSION + 1, 99, "later"])
 def test_a_checkpoint_of_a_later_format_is_refused(tiny_checkpoint, tmp_path, version):
     folder = copy_of(tiny_checkpoint, tmp_path)
     index = json.loads((folder / "model_index.json").read_text())
-    assert index["_format_version"] == 4
+    assert index["_format_version"] == FORMAT_VERSION
     (folder / "model_index.json").write_text(json.dumps(index | {"_format_version": version}))
     with refused(ValueError, str(version)):
         AnomalyScoringPipeline.from_pretrained(folder)

@@ -14,7 +14,7 @@ from launching import run, run_in_two_processes, started, two_processes_command,
 from sentences import assert_sentence
 
 from benchmarks.killing import digests_of, kill_all
-from training.pictures.data import find_images
+from training.pictures.folders import find_images
 from training.score_folder import main
 
 SCRIPT = "training/score_folder.py"

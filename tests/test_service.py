@@ -14,7 +14,7 @@ from sentences import assert_sentence
 from serving import ask, assert_same_verdict, data_uri, served, upload
 
 from pipelines.pipeline_gradient_denoise import GradientDenoisePipeline
-from training.pictures.data import read_image
+from training.pictures.reading import read_image
 
 TILE = TILES / "test" / "blowhole" / "exp1_num_4944.jpg"
 CRACKED = sorted((TILES / "test" / "crack").glob("*.jpg"))[0]

@@ -12,7 +12,7 @@ from page.settings import Settings
 from page.training_run import TrainingStatus
 from page.training_words import describe_training, list_left_out
 from rendering.words import duration
-from training.pictures.data import find_good_images
+from training.pictures.layouts import find_good_images
 
 PATIENCE = 240_000
 

@@ -17,7 +17,7 @@ from sentences import assert_sentence, refused
 from page.model_shelf import ModelShelf
 from page.settings import Settings
 from page.trainings import Trainings, shelve_trained_models
-from training.pictures.data import find_good_images
+from training.pictures.layouts import find_good_images
 from training.progress import read_progress
 
 OPTIONS = [*TINY, "--lr_warmup_steps", "0"]

@@ -12,8 +12,9 @@ from sentences import refused
 
 from training.arguments import parse_args
 from training.calibration import MIN_DISJOINT, fit_calibration, split_held_out
-from training.pictures.data import hold_out
+from training.data_statistics import DataStatistics
 from training.pictures.planted_defects import KINDS
+from training.pictures.splits import hold_out
 from training.progress import SEPARATION, read_progress, separation_curve
 from training.validation import NUM_PICTURES, Validation, choose_pictures, separation_of
 
@@ -154,8 +155,10 @@ def validation(tile_files, tmp_path):
         for average in ema.shadow_params:
             average.mul_(1.5)
     splits = {"tile": hold_out(tile_files, 0.25, 0)}
-    statistics = torch.tensor([-0.1]), torch.tensor([0.3])
-    return Validation(args, pipe.unet, pipe.scheduler, pipe.feature_extractor, *statistics, splits, "no"), pipe, ema
+    features = pipe.feature_extractor.feature_mean, pipe.feature_extractor.feature_std
+    statistics = DataStatistics(torch.tensor([-0.1]), torch.tensor([0.3]), *features, 65535)
+    networks = pipe.unet, pipe.scheduler, pipe.feature_extractor
+    return Validation(args, *networks, statistics, splits, {}, "no"), pipe, ema
 
 
 def test_a_validation_leaves_random_numbers_weights_and_their_average_alone(validation):

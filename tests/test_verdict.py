@@ -8,7 +8,7 @@ import pytest
 from page.inspection import MAX_REGIONS
 from page.verdict import list_regions, promise, repair_verdict, verdict
 
-CALIBRATION = SimpleNamespace(cross_fitted=False, num_ranked=99)
+CALIBRATION = SimpleNamespace(cross_fitted=False, num_ranked=99, num_groups=None)
 NUMBERS = {
     "is_anomalous": True,
     "anomaly_score": 5.0,
@@ -34,11 +34,11 @@ REGION = {"x": 1, "y": 2, "width": 3, "height": 4, "area": 5, "peak": 6.25}
     ],
 )
 def test_promise_counts_good_parts_and_never_understates(rate, words):
-    assert words in promise(rate, SimpleNamespace(cross_fitted=False, num_ranked=457))
+    assert words in promise(rate, SimpleNamespace(cross_fitted=False, num_ranked=457, num_groups=None))
 
 
 def test_cross_fitted_calibration_promises_nothing():
-    words = promise(0.04, SimpleNamespace(cross_fitted=True, num_ranked=24))
+    words = promise(0.04, SimpleNamespace(cross_fitted=True, num_ranked=24, num_groups=None))
     assert "about 4 are rejected" in words
     assert "Estimate" in words
     assert "at most" not in words

@@ -13,6 +13,8 @@ from training.pictures.data_arguments import (
     check_hub_options,
     settle_num_workers,
 )
+from training.pictures.groups import HELP as GROUPS_HELP
+from training.pictures.layouts import ALL_GOOD_HELP
 from training.pictures.picture_stream import SAMPLE_SIZE, SHUFFLE_BUFFER
 from training.settings_file import as_arguments, read_settings
 
@@ -109,10 +111,13 @@ def _build_parser():
     data.add_argument(
         "--train_data_dir",
         nargs="+",
-        help="folder of good pictures, or a category in MVTec-AD layout (its train/good is used); several make one "
-        "model for several categories, each named after its folder",
+        help="folder of good pictures, or a category of a data set in a layout that is understood, such as MVTec-AD's "
+        "(its train/good is used); several make one model for several categories, each named after its folder",
     )
     add_hub_options(data, STREAMING)
+    data.add_argument("--all_good", action="store_true", help=ALL_GOOD_HELP)
+    data.add_argument("--groups", help=GROUPS_HELP)
+    data.add_argument("--group_column", help="column of a data set of the Hub that says which part a picture shows")
     data.add_argument("--output_dir", required=True, help="folder of the finished pipeline and of its checkpoints")
     data.add_argument("--resolution", type=int, help="pictures are squashed to this square (see the preset)")
     data.add_argument("--rotation_degrees", type=float, default=5.0, help="largest random rotation either way")
@@ -257,3 +262,7 @@ def _check_data(parser, args):
         given = "both" if args.dataset_name else "neither"
         parser.error(f"give either --train_data_dir or --dataset_name; {given} was given")
     check_hub_options(parser, args, "train_data_dir")
+    if args.group_column is not None and (args.dataset_name is None or args.groups is not None):
+        parser.error("--group_column belongs to --dataset_name, and is given instead of --groups")
+    if args.all_good and args.train_data_dir is None:
+        parser.error("--all_good belongs to --train_data_dir")

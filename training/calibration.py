@@ -9,6 +9,8 @@ import argparse
 import logging
 import sys
 from dataclasses import asdict
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -23,22 +25,28 @@ from pipelines.checkpoint_loading import locate_checkpoint
 from pipelines.denoising_network import has_bfloat16
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from pipelines.score_calibration import NUM_ALPHAS, Measurement, ScoreCalibration
+from rendering.words import count_of
 from training.blend_weights import choose_weights, even_shares
+from training.image_record import copy_image_record, leave_out_trained_on
 from training.normalisation import fit_normalisation, part_scores_of, standardized_subsets
-from training.pictures.data import GoodImages, find_good_images, hold_out
+from training.pictures.data import GoodImages
+from training.pictures.groups import HELP as GROUPS_HELP
+from training.pictures.groups import find_groups
+from training.pictures.layouts import ALL_GOOD_HELP, MIN_IMAGES, find_good_images
 from training.pictures.planted_defects import PlantedDefects
+from training.pictures.splits import MIN_HELD_OUT, count_parts, hold_out, part_numbers
 from training.process import keep_large_buffers, use_all_cores
 from training.publishing.measured_results import forget_results
-from training.sharing import gather_rows, is_main_process, own_share, start_processes
+from training.sharing import gather_rows, is_main_process, on_main_process, own_share, start_processes
 
-MIN_DISJOINT = 40
-"""With fewer pictures they are cross-fitted: too few would be left to fit a deviation per position."""
+MIN_DISJOINT, MIN_DISJOINT_PARTS = 40, 20
+"""With fewer pictures, or parts, they are cross-fitted: too few would be left to fit a standard deviation per position.
+"""
 
 FITTED_SHARE = 0.4
 """Share of the calibration pictures that fits the normalisation; the rest is ranked."""
 
 NUM_FOLDS = 5
-MAX_BFLOAT16 = 64
 MAPS_AT_ONCE = 16
 NUM_PLANTED = 180
 """So many defects are planted to choose weights and deciding parts, in turn into each picture."""
@@ -46,7 +54,9 @@ NUM_PLANTED = 180
 logger = logging.getLogger(__name__)
 
 
-def fit_calibration(pipe, files, timesteps, seed=0, batch_size=8, alpha=None, on_progress=None):
+def fit_calibration(
+    pipe, files, timesteps, seed=0, batch_size=8, alpha=None, on_progress=None, groups=None, ranks_bfloat16=None
+):
     """Calibrate a pipeline on good pictures that its model was not trained on.
 
     The pictures that fit the normalisation also serve, with defects planted into them, to choose the weights of Eq. 11
@@ -64,14 +74,20 @@ def fit_calibration(pipe, files, timesteps, seed=0, batch_size=8, alpha=None, on
         alpha (`float`, *optional*): weight of the pixel part in the map; by default it is chosen too.
         on_progress (*optional*): called after each batch with the pictures this process has measured so far and their
             total; what it raises ends the calibration.
+        groups (`dict`, *optional*): the part that each picture shows (`pictures.groups.find_groups`); by default each
+            shows one of its own. Pictures of a part are never on both sides of a split, and share its weight.
+        ranks_bfloat16 (`bool`, *optional*): whether pictures are ranked in bfloat16 as well, for verdicts in it; by
+            default where the processor computes in it.
 
     Returns:
         `ScoreCalibration`: on the CPU, ready to be registered with the pipeline.
     """
     timesteps = sorted(timesteps)
     noise = draw_noise_fields(seed, timesteps, pipe.resolution)
-    ranked_files, fitted_files = split_held_out(files, seed)
-    cross_fitted = len(files) < MIN_DISJOINT
+    ranked_files, fitted_files = split_held_out(files, seed, groups)
+    cross_fitted = ranked_files is fitted_files
+    if ranks_bfloat16 is None:
+        ranks_bfloat16 = has_bfloat16(pipe.unet.device)
     calibration = ScoreCalibration(
         timesteps=timesteps,
         resolution=pipe.resolution,
@@ -79,15 +95,23 @@ def fit_calibration(pipe, files, timesteps, seed=0, batch_size=8, alpha=None, on
         map_weights=even_shares(len(pipe.references)),
         num_ranked=len(ranked_files),
         num_fitted=len(fitted_files),
+        num_groups=_fewer_parts(ranked_files, groups),
+        num_fitted_groups=_fewer_parts(fitted_files, groups),
         cross_fitted=cross_fitted,
+        ranks_bfloat16=ranks_bfloat16,
     )
     calibration.noise.copy_(noise)
-    ranked_images, fitted_images = (GoodImages(chosen, pipe.resolution) for chosen in (ranked_files, fitted_files))
+    part_of_ranked = torch.tensor(part_numbers(ranked_files, groups))
+    if calibration.config.num_groups is not None:
+        calibration.ranked_groups.copy_(part_of_ranked)
+    ranked_images, fitted_images = (
+        GoodImages(chosen, pipe.resolution, white_level=pipe.config.white_level)
+        for chosen in (ranked_files, fitted_files)
+    )
     planted_images = PlantedDefects(fitted_images, NUM_PLANTED, seed)
-    rough_images = Subset(ranked_images, range(min(len(ranked_files), MAX_BFLOAT16)))
     measured_images = [ranked_images, planted_images]
     measured_images += [] if cross_fitted else [fitted_images]
-    measured_images += [rough_images] if has_bfloat16(pipe.unet.device) else []
+    measured_images += [ranked_images] if ranks_bfloat16 else []
     total = sum(len(own_share(len(images), batch_size)) for images in measured_images)
 
     with tqdm(total=total, desc="calibration", unit="image", disable=not is_main_process()) as progress:
@@ -101,7 +125,7 @@ def fit_calibration(pipe, files, timesteps, seed=0, batch_size=8, alpha=None, on
             return measure_all(pipe, images, timesteps, noise, batch_size, mixed_precision, on_batch)
 
         ranked = measured(ranked_images)[0]
-        rough = measured(rough_images, "bf16")[0] if rough_images in measured_images else None
+        rough = measured(ranked_images, "bf16")[0] if ranks_bfloat16 else None
         fitted = ranked if cross_fitted else measured(fitted_images)[0]
         planted, masks = measured(planted_images)
 
@@ -110,17 +134,28 @@ def fit_calibration(pipe, files, timesteps, seed=0, batch_size=8, alpha=None, on
     fitted, planted = (calibration.standardize(parts, timesteps) for parts in (fitted, planted))
     weights = choose_weights(fitted, planted, masks, pipe.resolution, sigma, alpha)
     calibration.register_to_config(**asdict(weights))
-    part_scores, map_maxima = (_cross_fit if cross_fitted else _score_all)(calibration, ranked, sigma)
-    calibration.part_scores.copy_(part_scores)
-    calibration.map_maxima.copy_(map_maxima)
+    tables = [ranked] if rough is None else [ranked, rough]
+    if cross_fitted:
+        scored = _cross_fit(calibration, tables, part_of_ranked, sigma)
+    else:
+        scored = [_score_all(calibration, measured, sigma) for measured in tables]
+    for prefix, (part_scores, map_maxima) in zip(("", "bfloat16_"), scored, strict=False):
+        getattr(calibration, f"{prefix}part_scores").copy_(part_scores)
+        getattr(calibration, f"{prefix}map_maxima").copy_(map_maxima)
     if rough is not None:
-        exact = part_scores_of(calibration, ranked)
-        moved = (part_scores_of(calibration, rough) - exact[:, : len(rough_images)]).abs().amax(dim=1)
-        calibration.register_to_config(bfloat16_deviation=(moved / exact.std(dim=1).clamp(min=1e-6)).max().item())
+        exact, moved = calibration.part_scores, calibration.bfloat16_part_scores - calibration.part_scores
+        deviation = moved.abs().amax(dim=1) / exact.std(dim=1).clamp(min=1e-6)
+        calibration.register_to_config(bfloat16_deviation=deviation.max().item())
     return calibration
 
 
-def split_held_out(files, seed):
+def _fewer_parts(files, groups):
+    """How many parts pictures show, if some show the same; else None."""
+    parts = count_parts(files, groups)
+    return parts if parts < len(files) else None
+
+
+def split_held_out(files, seed, groups=None):
     """Split held-out pictures into those whose scores are ranked and those that everything is fitted to and chosen on.
 
     What looks at pictures of the second kind alone leaves the promised rate as it is.
@@ -128,11 +163,15 @@ def split_held_out(files, seed):
     Args:
         files (`list[Path]` or `list[HubPicture]`): the pictures.
         seed (`int`): of the training or the calibration.
+        groups (`dict`, *optional*): the part that each shows; each part is on one side.
 
     Returns:
-        `tuple[list, list]`: ranked and fitted ones, disjoint; below `MIN_DISJOINT` both are all of them.
+        `tuple[list, list]`: ranked and fitted ones, disjoint; with fewer than `MIN_DISJOINT` pictures or
+        `MIN_DISJOINT_PARTS` parts, both are all of them, the same list.
     """
-    return (files, files) if len(files) < MIN_DISJOINT else hold_out(files, FITTED_SHARE, f"ranks {seed}")
+    if len(files) < MIN_DISJOINT or count_parts(files, groups) < MIN_DISJOINT_PARTS:
+        return files, files
+    return hold_out(files, FITTED_SHARE, f"ranks {seed}", groups)
 
 
 def measure_all(pipe, images, timesteps, noise, batch_size, mixed_precision="no", on_batch=None):
@@ -199,20 +238,32 @@ def _score_all(calibration, measured, sigma):
     return part_scores_of(calibration, measured), torch.stack(maxima)
 
 
-def _cross_fit(calibration, measured, sigma):
-    """Score each picture under the normalisation of the other folds, then fit the normalisation to all of them."""
-    count = len(measured.kl)
-    folds = torch.arange(count) % min(NUM_FOLDS, count)
-    standardized, map_maxima = torch.empty_like(calibration.part_scores), torch.empty_like(calibration.map_maxima)
+def _cross_fit(calibration, tables, parts, sigma):
+    """Score each picture under the normalisation of the other folds, then fit the normalisation to all of them.
+
+    Args:
+        calibration (`ScoreCalibration`): its normalisation is left fitted to all of the first table.
+        tables (`list[Measurement]`): of the same pictures; the first is the one that is fitted to.
+        parts (`torch.Tensor`): number of each picture's part, (pictures,); a part is in one fold.
+        sigma (`float`): smoothing of the maps.
+
+    Returns:
+        `list[tuple]`: part scores and map maxima of each table, as `_score_all` returns them.
+    """
+    first = tables[0]
+    folds = parts % min(NUM_FOLDS, int(parts.max()) + 1)
+    found = [(torch.empty_like(calibration.part_scores), torch.empty_like(calibration.map_maxima)) for _ in tables]
     for fold in folds.unique():
         inside = folds == fold
-        fit_normalisation(calibration, Measurement(*(maps[~inside] for maps in measured)))
-        part_scores, maxima = _score_all(calibration, Measurement(*(maps[inside] for maps in measured)), sigma)
+        fit_normalisation(calibration, Measurement(*(maps[~inside] for maps in first)))
         mean, std = calibration.part_score_mean[:, None], calibration.part_score_std[:, None]
-        standardized[:, inside] = (part_scores - mean) / std
-        map_maxima[..., inside] = maxima
-    fit_normalisation(calibration, measured)
-    return standardized * calibration.part_score_std[:, None] + calibration.part_score_mean[:, None], map_maxima
+        for measured, (standardized, map_maxima) in zip(tables, found, strict=True):
+            part_scores, maxima = _score_all(calibration, Measurement(*(maps[inside] for maps in measured)), sigma)
+            standardized[:, inside] = (part_scores - mean) / std
+            map_maxima[..., inside] = maxima
+    fit_normalisation(calibration, first)
+    mean, std = calibration.part_score_mean[:, None], calibration.part_score_std[:, None]
+    return [(standardized * std + mean, map_maxima) for standardized, map_maxima in found]
 
 
 def main(argv=None):
@@ -222,6 +273,8 @@ def main(argv=None):
     parser.add_argument("--data_dir", required=True, help="good pictures the model was not trained on")
     parser.add_argument("--category", help="what they show, for a checkpoint of several categories")
     parser.add_argument("--output_dir", help="for the recalibrated checkpoint; default --model's own folder")
+    parser.add_argument("--all_good", action="store_true", help=ALL_GOOD_HELP)
+    parser.add_argument("--groups", help=GROUPS_HELP)
     parser.add_argument("--timesteps", type=int, nargs="+", help="T of Eq. 11; the default keeps the checkpoint's")
     parser.add_argument(
         "--alpha", type=float, help="weight of the pixel part in the map; default: chosen on planted defects"
@@ -246,20 +299,38 @@ def recalibrate(args):
     folder = locate_checkpoint(args.model)
     pipe = AnomalyScoringPipeline.from_pretrained(folder)
     half_precision = is_half_precision(folder)  # the ranks must belong to the weights that will be loaded
-    pipe.to(start_processes())
+    pipe.to(start_processes(timedelta(days=1)))
     scoring = pipe.for_category(args.category)
     timesteps = args.timesteps or list(pipe.config.timesteps)
     if pipe.categories is not None and sorted(timesteps) != sorted(pipe.config.timesteps):
         raise ValueError("all categories of a checkpoint share their timesteps; leave --timesteps out.")
     if len(set(timesteps)) < len(timesteps) or not all(0 <= t < len(pipe.scheduler.alphas_cumprod) for t in timesteps):
         raise ValueError(f"timesteps are {timesteps}; each must lie in 0 to {len(pipe.scheduler.alphas_cumprod) - 1}.")
-    files = find_good_images(args.data_dir)
-    calibration = fit_calibration(scoring, files, timesteps, args.seed, args.batch_size, args.alpha)
+    files = find_good_images(args.data_dir, args.all_good)
+    groups = on_main_process(partial(find_groups, files, args.groups))
+    files = leave_out_trained_on(folder, files, groups)
+    check_enough(files, groups)
+    calibration = fit_calibration(scoring, files, timesteps, args.seed, args.batch_size, args.alpha, groups=groups)
     replace_calibration(pipe, args.category, calibration)
     if is_main_process():
         pipe.to("cpu").save_pretrained(output_dir, half_precision=half_precision)
+        copy_image_record(folder, output_dir)
         forget_results(output_dir)
         logger.info(describe(calibration))
+
+
+def check_enough(files, groups):
+    """Check that pictures that a model was not trained on are enough to calibrate it.
+
+    Raises:
+        ValueError: if there are fewer than `MIN_IMAGES`, or `MIN_HELD_OUT` parts.
+    """
+    parts = count_parts(files, groups)
+    if len(files) < MIN_IMAGES or parts < MIN_HELD_OUT:
+        raise ValueError(
+            f"the model was not trained on {count_of(len(files), 'picture')} of {count_of(parts, 'part')}; at least "
+            f"{MIN_IMAGES} of {MIN_HELD_OUT} parts are needed: add good pictures of new parts."
+        )
 
 
 def replace_calibration(pipe, category, calibration):
@@ -274,12 +345,26 @@ def replace_calibration(pipe, category, calibration):
 def describe(calibration):
     """One sentence on what the calibration promises."""
     config = calibration.config
-    rates = f"false alarm rates from {1 / (config.num_ranked + 1):.1%} up are"
+    parts = calibration.num_ranked_groups
+    rates = f"false alarm rates from {1 / (parts + 1):.1%} up are"
     if config.cross_fitted:
-        remedy = f"{MIN_DISJOINT} or more pictures would make them a guarantee"
-        return f"calibrated on {config.num_ranked} good pictures by cross-fitting: {rates} estimates; {remedy}."
+        pictures = count_of(config.num_ranked, "good picture") + _of_parts(config.num_groups)
+        needed = (
+            f"{MIN_DISJOINT} or more pictures" if config.num_groups is None else f"{MIN_DISJOINT_PARTS} or more parts"
+        )
+        return f"calibrated on {pictures} by cross-fitting: {rates} estimates; {needed} would make them a guarantee."
     pictures = f"{config.num_fitted} + {config.num_ranked} good pictures"
-    return f"calibrated on {pictures}: {rates} guaranteed for new good parts."
+    if config.num_groups is None:
+        return f"calibrated on {pictures}: {rates} guaranteed for new good parts."
+    fitted = config.num_fitted_groups or config.num_fitted
+    return (
+        f"calibrated on {pictures} of {fitted} + {parts} parts: {rates} guaranteed for new good parts, however many "
+        f"pictures each has; the rate follows from the {parts} parts, not from the pictures."
+    )
+
+
+def _of_parts(count):
+    return "" if count is None else f" of {count_of(count, 'part')}"
 
 
 if __name__ == "__main__":

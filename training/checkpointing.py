@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 
 from pipelines.checkpoint_files import SAVING
 from training.run_record import RUN_RECORD
-from training.training_state import save_state
+from training.training_state import save_state, save_statistics
 
 PREFIX = "checkpoint-"
 PARTIAL = ".partial"
@@ -82,13 +82,14 @@ def step_of(checkpoint):
     return int(checkpoint.name.removeprefix(PREFIX)) if checkpoint else 0
 
 
-def save_checkpoint(accelerator, output_dir, step, total_limit, run, *trained):
+def save_checkpoint(accelerator, output_dir, step, total_limit, run, statistics, *trained):
     """Write everything a resumed run needs and drop the oldest checkpoints beyond `total_limit`.
 
     Args:
         accelerator (`Accelerator`), output_dir (`Path`), step (`int`): of the run.
         total_limit (`int`): checkpoints that are kept.
         run (`dict`): the run's record (`run_record.py`).
+        statistics (`DataStatistics`): what the training started from.
         *trained: UNet, optimizer, learning rate's schedule and average, as `training_state.save_state` takes them.
 
     Raises:
@@ -101,6 +102,7 @@ def save_checkpoint(accelerator, output_dir, step, total_limit, run, *trained):
         try:
             partial.mkdir()
             save_state(partial, accelerator, *trained)
+            save_statistics(partial, statistics)
             (partial / RUN_RECORD).write_text(json.dumps(run))
             _flush(partial)
         except (OSError, SafetensorError) as error:

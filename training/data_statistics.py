@@ -1,6 +1,7 @@
 """Statistics of the good pictures that training starts from: channels of the features, brightness and contrast."""
 
 from itertools import chain
+from typing import NamedTuple
 
 import torch
 from torch.utils.data import DataLoader, Subset
@@ -13,6 +14,31 @@ MIN_STATISTICS_PICTURES = 8
 """Of each category, however many there are."""
 
 MIN_CONTRAST = 0.02
+
+
+class DataStatistics(NamedTuple):
+    """What a training starts from, measured once.
+
+    Args:
+        data_mean, data_std (`torch.Tensor`): brightness and contrast of each category, float32, (categories,).
+        feature_mean, feature_std (`torch.Tensor`): of each channel of the features, float32.
+        white_level (`int`): the value of white in 16-bit pictures.
+    """
+
+    data_mean: torch.Tensor
+    data_std: torch.Tensor
+    feature_mean: torch.Tensor
+    feature_std: torch.Tensor
+    white_level: int
+
+    def tensors(self):
+        """As tensors by name, for a file."""
+        return self._asdict() | {"white_level": torch.tensor(self.white_level)}
+
+    @classmethod
+    def of_tensors(cls, tensors):
+        """From what `tensors` returned."""
+        return cls(**(tensors | {"white_level": int(tensors["white_level"])}))
 
 
 def fit_data_statistics(extractor, categories, batch_size, normalize_contrast, shows_progress=True):

@@ -16,7 +16,7 @@ def drift_test(scores, ranked, image_threshold):
 
     Args:
         scores (`np.ndarray`): anomaly scores of the batch, (n,), in deviations of good pictures.
-        ranked (`np.ndarray`): those of the calibration, `ScoreCalibration.ranked_scores`, (m,).
+        ranked (`np.ndarray`): those of the calibration, one of each part, `ScoreCalibration.independent_scores`, (m,).
         image_threshold (`float`): pictures that score above it are rejected.
 
     Returns:

@@ -1,8 +1,11 @@
-"""Measure a checkpoint on a category in MVTec-AD layout: table, JSON and a sheet of heat maps.
+"""Measure a checkpoint on the test images of a data set: table, JSON and a sheet of heat maps.
 
     python training/evaluate.py --model CKPT --data_dir CATEGORY
 
 `torchrun --nproc_per_node 2 training/evaluate.py …` shares the pictures out among processes, to the same figures.
+
+Layouts are those of `pictures/layouts.py`. Everything is looked at before anything is scored: what cannot be read is
+left out, and what cannot be measured, such as pixels where nobody has marked the defect, is "not measured".
 
 Metrics are those of the paper's section 4.1 (AUROC, PRO up to 30 % false positives), on maps of the model's square
 with nearest masks and, as a second table, at each picture's native size; F1, detection rate and false alarm rate are
@@ -11,9 +14,13 @@ those of the calibrated verdict.
 
 import argparse
 import json
+import logging
+import math
 import statistics
 import sys
 import time
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -24,16 +31,22 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from pipelines.anomaly_maps import resize_map
+from pipelines.checkpoint_loading import locate_checkpoint
 from pipelines.image_preprocessing import as_uint8, preprocess, to_rgb
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from rendering.heat_map import saturation_of
 from rendering.sheet import picture_sheet
+from rendering.words import count_of, one_line
+from training.image_record import leave_out_trained_on
 from training.metrics import image_metrics, pixel_metrics
-from training.pictures.data import find_labelled_images, in_batches, read_image
+from training.pictures.data import in_batches
+from training.pictures.folders import shown_path
+from training.pictures.labelled import check_labelled_images, find_labelled_images
+from training.pictures.reading import read_image
 from training.process import describe_device, keep_large_buffers, use_all_cores
 from training.publishing.example_sheet import example_sheet, save_sheet
 from training.publishing.measured_results import ALL, keep_results, sheet_path
-from training.sharing import gather_rows, is_main_process, own_share, start_processes
+from training.sharing import gather_rows, is_main_process, on_main_process, own_share, start_processes
 
 COMPUTED = {
     "scores": "anomaly_score",
@@ -68,6 +81,7 @@ def evaluate(pipe, labelled, batch_size=8, false_alarm_rate=None, alpha=None, na
     if not is_main_process():
         return None, computed
     computed["masks"] = [item.read_mask(size) for item, size in zip(labelled, computed["sizes"], strict=True)]
+    has_mask = np.array([item.has_mask for item in labelled])
     defects = np.array([item.defect for item in labelled])
     types = sorted(set(defects) - {"good"})
     groups = {ALL: np.ones(len(defects), bool)} | {name: np.isin(defects, [name, "good"]) for name in types}
@@ -77,12 +91,13 @@ def evaluate(pipe, labelled, batch_size=8, false_alarm_rate=None, alpha=None, na
         "alpha": pipe.alpha if alpha is None else alpha,
         "timesteps": list(pipe.config.timesteps),
         "pictures": {name: int((defects == name).sum()) for name in ["good", *types]},
+        "pictures_without_mask": int((~has_mask).sum()),
         "speed": {
             "seconds_per_picture": float(f"{computed['seconds_per_picture']:.3g}"),
             "device": describe_device(pipe.unet.device),
             "threads": torch.get_num_threads(),
             "batch_size": batch_size,
-            "precision": "bfloat16" if pipe._uses_bfloat16() else str(pipe.unet.dtype).removeprefix("torch."),
+            "precision": "bfloat16" if pipe.uses_bfloat16() else str(pipe.unet.dtype).removeprefix("torch."),
         },
         "groups": {},
     }
@@ -90,7 +105,9 @@ def evaluate(pipe, labelled, batch_size=8, false_alarm_rate=None, alpha=None, na
         index = np.flatnonzero(chosen)
         report["groups"][name] = image_metrics(
             defects[index] != "good", computed["scores"][index], computed["is_anomalous"][index]
-        ) | pixel_metrics([square_masks[i] for i in index], [computed["maps"][i] for i in index])
+        )
+        index = index[has_mask[index]]
+        report["groups"][name] |= pixel_metrics([square_masks[i] for i in index], [computed["maps"][i] for i in index])
         if native:
             native_maps = [resize_map(torch.from_numpy(computed["maps"][i]), computed["sizes"][i]) for i in index]
             measured = pixel_metrics([computed["masks"][i] for i in index], [m.numpy() for m in native_maps])
@@ -102,11 +119,13 @@ def format_report(report):
     """The report as text: one table on the model's square, one at native size."""
     square = ["image_auroc", "pixel_auroc", "pixel_ap", "pro", "image_f1", "detection_rate", "false_alarm_rate"]
     native = ["native_pixel_auroc", "native_pixel_ap", "native_pro"]
+    promised, measured = report["promised_false_alarm_rate"], report["groups"][ALL]["false_alarm_rate"]
+    without = report["pictures_without_mask"]
     lines = [
         f"alpha {report['alpha']}, timesteps {report['timesteps']}; "
         f"pictures: {', '.join(f'{name} {count}' for name, count in report['pictures'].items())}",
-        f"false alarm rate: promised at most {report['promised_false_alarm_rate']:.3f}, "
-        f"measured {report['groups'][ALL]['false_alarm_rate']:.3f}",
+        f"false alarm rate: promised at most {promised:.3f}, measured {_figure(measured)}",
+        *([f"pixels are not measured on {count_of(without, 'picture')} of defects without a mask"] if without else []),
         f"{report['speed']['seconds_per_picture']:.3g} s a picture on {report['speed']['device']}",
         "",
     ]
@@ -115,9 +134,21 @@ def format_report(report):
             continue
         lines.append(f"{'':12}" + "".join(f"{name:>20}" for name in columns))
         for name, metrics in report["groups"].items():
-            lines.append(f"{name:12}" + "".join(f"{metrics[column]:20.3f}" for column in columns))
+            shown = one_line(name)[:40]
+            lines.append(f"{shown:12}" + "".join(f"{_figure(metrics[column]):>20}" for column in columns))
         lines.append("")
     return "\n".join(lines)
+
+
+def _figure(value):
+    return "not measured" if math.isnan(value) else f"{value:.3f}"
+
+
+def _without_nan(value):
+    """The report with None for what was not measured: JSON has no NaN."""
+    if isinstance(value, dict):
+        return {key: _without_nan(each) for key, each in value.items()}
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _score(pipe, labelled, batch_size, false_alarm_rate, alpha):
@@ -127,7 +158,7 @@ def _score(pipe, labelled, batch_size, false_alarm_rate, alpha):
     with tqdm(total=len(own), desc="scoring", unit="image", disable=not is_main_process()) as progress:
         for places in in_batches(own or range(1), batch_size):  # of an empty share, the form
             pictures = [to_rgb(read_image(labelled[place].path), labelled[place].path.name) for place in places]
-            squares, sizes = preprocess(pictures, pipe.resolution)
+            squares, sizes = preprocess(pictures, pipe.resolution, pipe.config.white_level)
             started = time.perf_counter()
             output = pipe((squares + 1) / 2, alpha=alpha, false_alarm_rate=false_alarm_rate, batch_size=batch_size)
             seconds.append((time.perf_counter() - started) / len(places))
@@ -154,11 +185,21 @@ def _write_sheet(path, pipe, labelled, computed, rows_per_type):
         index = np.flatnonzero(defects == name)
         index = index[np.argsort(computed["scores"][index])]
         for i in index[np.linspace(0, len(index) - 1, min(rows_per_type, len(index))).astype(int)]:
-            image = Image.fromarray(as_uint8(to_rgb(read_image(labelled[i].path))))
+            image = Image.fromarray(as_uint8(to_rgb(read_image(labelled[i].path)), pipe.config.white_level))
             caption = f"{name}  score {computed['scores'][i]:.2f}  p {computed['p_values'][i]:.3f}"
             maps = [computed[key][i] for key in ("kl_maps", "feature_maps", "maps")]
             rows.append((caption, np.asarray(image.resize((pipe.resolution,) * 2)), computed["masks"][i], maps))
     picture_sheet(rows, ("input", "truth", "KL", "features", "blend"), saturation=saturation_of(pipe)).save(path)
+
+
+def _test_images(data_dir, folder):
+    """The test images of a data set that can be used and that the checkpoint in a folder was not trained on."""
+    labelled = check_labelled_images(find_labelled_images(data_dir))
+    kept = set(leave_out_trained_on(folder, [item.path for item in labelled]))
+    labelled = [item for item in labelled if item.path in kept]
+    if not labelled:
+        raise ValueError(f"the model was trained on every test picture of {shown_path(data_dir)}; give others.")
+    return labelled
 
 
 def main(argv=None):
@@ -166,7 +207,7 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--model", required=True, help="checkpoint folder or Hub id")
     parser.add_argument("--category", help="what the pictures show, for a checkpoint of several categories")
-    parser.add_argument("--data_dir", required=True, help="category in MVTec-AD layout")
+    parser.add_argument("--data_dir", required=True, help="category of a data set, such as one in MVTec-AD layout")
     parser.add_argument("--output_dir", help="for report.json and sheet.png; default outputs/evaluation/CATEGORY")
     parser.add_argument("--batch_size", type=int, default=8, help="pictures per UNet call")
     parser.add_argument("--false_alarm_rate", type=float, help="promised to good parts; default 1 %%")
@@ -180,15 +221,17 @@ def main(argv=None):
     )
     parser.add_argument("--sheet_rows", type=int, default=4, help="pictures of each type on the sheet")
     args = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     keep_large_buffers()
     use_all_cores()
     try:
         for option in ("keep_with_model", "keep_examples"):
             if getattr(args, option) and not Path(args.model).is_dir():
                 raise ValueError(f"--{option} needs a checkpoint folder, and {args.model} is none.")
-        labelled = find_labelled_images(args.data_dir)
-        pipe = AnomalyScoringPipeline.from_pretrained(args.model).for_category(args.category)
-        pipe.to(start_processes())
+        device, folder = start_processes(timedelta(days=1)), locate_checkpoint(args.model)
+        labelled = on_main_process(partial(_test_images, args.data_dir, folder))
+        pipe = AnomalyScoringPipeline.from_pretrained(folder).for_category(args.category)
+        pipe.to(device)
         report, computed = evaluate(
             pipe, labelled, args.batch_size, args.false_alarm_rate, args.alpha, native=not args.no_native
         )
@@ -196,7 +239,7 @@ def main(argv=None):
             return
         output_dir = Path(args.output_dir or Path("outputs") / "evaluation" / Path(args.data_dir).resolve().name)
         output_dir.mkdir(parents=True, exist_ok=True)
-        (output_dir / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+        (output_dir / "report.json").write_text(json.dumps(_without_nan(report), indent=2) + "\n")
         if args.keep_with_model or args.keep_examples:
             keep_results(args.model, args.category, Path(args.data_dir).resolve().name, report)
         if args.keep_examples:

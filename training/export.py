@@ -86,8 +86,9 @@ def describe_calibration(pipe, timesteps=None, category=None):
     """What calibration.json holds, `dict`: how maps and scores are read.
 
     `image_thresholds` and `pixel_thresholds` hold n values each, those of the rates 1 / (n + 1), 2 / (n + 1), … of n
-    ranked good pictures: a picture is rejected at a rate if its score lies above the threshold. `false_alarm_rate` is
-    the default, `saturation` where the colours of heat maps end.
+    good parts that were ranked: a picture is rejected at a rate if its score lies above the threshold.
+    `false_alarm_rate` is the default, `saturation` where the colours of heat maps end, `white_level` the value of white
+    in 16-bit pictures.
 
     Raises:
         ValueError: if the pipeline has no calibration, or not for these timesteps, or at timestep 0.
@@ -100,11 +101,12 @@ def describe_calibration(pipe, timesteps=None, category=None):
             "timestep 0 cannot be exported: its discretised likelihood (Eq. 6) has no ONNX operator; choose others of "
             f"the calibrated {list(pipe.calibration.config.timesteps)} with --timesteps."
         )
-    calibration, count = pipe.calibration, pipe.calibration.config.num_ranked
+    calibration, count = pipe.calibration, pipe.calibration.num_ranked_groups
     rates = [rank / (count + 1) for rank in range(1, count + 1)]
     return {
         "category": category,
         "resolution": pipe.resolution,
+        "white_level": pipe.config.white_level,
         "timesteps": timesteps,
         "alpha": pipe.alpha,
         "opset": OPSET,

@@ -73,8 +73,8 @@ def fit_feature_reference(extractor, images, seed=0, batch_size=8):
     coarse_channels = sum(extractor.backbone.feature_info.channels()[-NUM_COARSE_STRIDES:])
     generator = torch.Generator().manual_seed(seed)
     per_picture = min(size * size, math.ceil(NUM_CANDIDATES / len(images)))
-    moments = _Moments(channels, size, math.gcd(NUM_CELLS, size))
-    coarse_moments = _Moments(coarse_channels, coarse_size, coarse_size)
+    moments = Moments(channels, size, math.gcd(NUM_CELLS, size))
+    coarse_moments = Moments(coarse_channels, coarse_size, coarse_size)
     # every process draws for all pictures, so that which ones are its own makes no difference
     chosen = [torch.randperm(size * size, generator=generator)[:per_picture] for _ in range(len(images))]
     own = own_share(len(images), batch_size)
@@ -101,7 +101,7 @@ def fit_feature_reference(extractor, images, seed=0, batch_size=8):
     return references
 
 
-class _Moments:
+class Moments:
     """Sums of features, (channels, size, size), and of their products in each cell, over the pictures added."""
 
     def __init__(self, channels, size, cells):

@@ -3,9 +3,11 @@
 import logging
 
 from pipelines.category_bank import CategoryBank
+from pipelines.checkpoint_loading import locate_checkpoint
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from training.calibration import describe, fit_calibration
 from training.feature_reference import fit_feature_reference
+from training.image_record import KnownImages, read_image_record, write_image_record
 from training.model import round_to_half
 from training.process import peak_memory_gb
 from training.publishing.measured_results import forget_results
@@ -18,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 def finish_pipeline(
-    args, unet, scheduler, extractor, data_mean, data_std, categories, splits, training_seconds, log, validation=None
+    args, unet, scheduler, extractor, statistics, categories, data, training_seconds, log, validation=None
 ):
     """Fit references to training pictures, calibrate on held-out ones, save; returns the pipeline.
 
@@ -29,14 +31,14 @@ def finish_pipeline(
     Args:
         args: settings of `training/train.py`.
         unet, scheduler, extractor: what was trained, and what with.
-        data_mean, data_std (`torch.Tensor`): of each category, (categories,).
+        statistics (`DataStatistics`): what the training started from.
         categories (`list[GoodImages]`): training pictures of each.
-        splits (`dict[str, tuple]`): names of the categories, with their training and held-out pictures.
+        data (`TrainingData`): all pictures, and which of them show the same part.
         training_seconds (`float`): spent in the training steps, by all runs that led here.
         log (`ProgressLog`): is told what is being done.
         validation (`Validation`, *optional*): what the report shows of it; it has measured.
     """
-    device = unet.device
+    device, splits = unet.device, data.splits
     unet.eval()
     round_to_half(unet)
     shared = {
@@ -45,6 +47,7 @@ def finish_pipeline(
         "feature_extractor": extractor,
         "patch_size": args.patch_size,
         "timesteps": args.timesteps,
+        "white_level": statistics.white_level,
     }
     pipelines = {}
     for label, (name, (_, held_out)) in enumerate(splits.items()):
@@ -53,13 +56,15 @@ def finish_pipeline(
         pipe = AnomalyScoringPipeline(
             **shared,
             **{name: reference.to(unet.device) for name, reference in references._asdict().items()},
-            data_mean=data_mean[label].item(),
-            data_std=data_std[label].item(),
+            data_mean=statistics.data_mean[label].item(),
+            data_std=statistics.data_std[label].item(),
             class_label=label if len(splits) > 1 else None,
         )
         log.log_phase("calibration")
         pipe.register_modules(
-            calibration=fit_calibration(pipe, held_out, args.timesteps, args.seed, alpha=args.alpha).to(unet.device)
+            calibration=fit_calibration(
+                pipe, held_out, args.timesteps, args.seed, alpha=args.alpha, groups=data.groups[name]
+            ).to(unet.device)
         )
         if is_main_process():
             logger.info("%s: %s", name, describe(pipe.calibration))
@@ -72,6 +77,10 @@ def finish_pipeline(
         forget_results(args.output_dir)
         pipe.save_pretrained(args.output_dir, half_precision=True)
         held_out = {name: pictures for name, (_, pictures) in splits.items()}
+        first = None
+        if args.init_from is not None:
+            first = read_image_record(locate_checkpoint(args.init_from)) or KnownImages(None, frozenset())
+        write_image_record(args.output_dir, splits, data.stream is not None, first)
         write_record(args.output_dir, settings_to_record(args), training_seconds, peak_memory_gb(), held_out)
         if args.report:
             leave_report(pipe.to(device), args, categories, splits, validation, training_seconds, log.phase_seconds)

@@ -5,7 +5,7 @@ import logging
 import torch
 
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
-from training.data_statistics import fit_data_statistics
+from training.data_statistics import DataStatistics, fit_data_statistics
 from training.model import build_scheduler, build_unet, load_pretrained_extractor
 
 MATCHED_SETTINGS = ("resolution", "patch_size", "feature_grid", "prediction_type", "block_out_channels")
@@ -19,34 +19,42 @@ TIME_BIAS = "time_embedding.linear_2.bias"
 logger = logging.getLogger(__name__)
 
 
-def build_networks(args, categories, names, shows_progress=True):
-    """Build, or take from the checkpoint `--init_from`, all that is trained and trained with.
+def build_networks(args, categories, names, white_level, initial=None, start=None, shows_progress=True):
+    """Build, or take from a first checkpoint, all that is trained and trained with.
 
     Args:
         args: settings of `training/train.py`.
         categories (`list[GoodImages]`): training pictures of each.
         names (`list[str]`): of the categories.
+        white_level (`int`): the value of white in 16-bit pictures.
+        initial (`AnomalyScoringPipeline`, *optional*): that of `--init_from`, as `load_initial` returns it.
+        start (`DataStatistics`, *optional*): those of a run that is resumed; by default they are fitted.
         shows_progress (`bool`): whether to show a progress bar.
 
     Returns:
-        `tuple`: `DDPMScheduler`, `TimmFeatureExtractor`, `UNet2DModel`, and each category's mean and deviation of grey
-        levels, (categories,).
+        `tuple`: `DDPMScheduler`, `TimmFeatureExtractor`, `UNet2DModel` and `DataStatistics`.
 
     Raises:
         ValueError: if the settings do not go together, or weights cannot be had.
     """
-    initial = load_initial(args.init_from, args) if args.init_from else None
     if initial is None:
         extractor = load_pretrained_extractor(args.feature_extractor, args.feature_grid, args.feature_strides)
     else:
         extractor = initial.feature_extractor
-    data_mean, data_std = fit_data_statistics(
-        extractor if initial is None else None,  # the first checkpoint's network predicts features as it scaled them
-        categories,
-        args.train_batch_size,
-        args.normalize_contrast,
-        shows_progress,
-    )
+    if start is None:
+        data_mean, data_std = fit_data_statistics(
+            extractor
+            if initial is None
+            else None,  # the first checkpoint's network predicts features as it scaled them
+            categories,
+            args.train_batch_size,
+            args.normalize_contrast,
+            shows_progress,
+        )
+        features = extractor.feature_mean.clone(), extractor.feature_std.clone()
+        start = DataStatistics(data_mean, data_std, *features, white_level)
+    extractor.feature_mean.copy_(start.feature_mean)
+    extractor.feature_std.copy_(start.feature_std)
     unet = build_unet(
         args.resolution,
         args.patch_size,
@@ -57,7 +65,7 @@ def build_networks(args, categories, names, shows_progress=True):
     )
     if initial is not None:
         copy_weights(initial, unet, names)
-    return build_scheduler(args.prediction_type), extractor, unet, data_mean, data_std
+    return build_scheduler(args.prediction_type), extractor, unet, start
 
 
 def load_initial(name_or_path, args):

@@ -11,11 +11,12 @@ from diffusers.training_utils import compute_snr
 
 from pipelines.denoising_network import predict
 from pipelines.gaussian_diffusion import add_noise, variational_bound
+from pipelines.image_preprocessing import contrast_limits, contrast_scale
 
 
 @dataclass
 class LossTerms:
-    """Losses of a batch, scalars: noise (Eq. 4), bound (Eq. 5 to 7, nats per channel), features (Eq. 10), total."""
+    """Losses of a batch, scalars: noise (Eq. 4), bound (Eq. 6 and 7, nats per channel), features (Eq. 10), total."""
 
     total: torch.Tensor
     noise: torch.Tensor
@@ -27,15 +28,18 @@ class LossTerms:
 class DenoisingLoss:
     """L_mse + vlb_weight * T * L_{t-1} + feature_weight * L^f_mse on a batch of good pictures.
 
-    L_T (Eq. 8) has no parameters and is left out. The bound is estimated at the drawn timestep, so that the sum over
-    all T of Eq. 5 becomes T times its mean; its gradient reaches the variance alone.
+    L_T (Eq. 8) has no parameters and is left out. The gradient of L_{t-1} reaches the variance alone. Where timesteps
+    are drawn uniformly (`low_noise_share` 0, the paper), T times its mean estimates the sum over t of Eq. 5. Otherwise
+    it does not: terms of low noise, where scoring looks, then count for more than Eq. 5 gives them.
 
     Args:
         scheduler (`DDPMScheduler`): noise schedule, and what the network predicts.
         patch_size (`int`): pixel-unshuffle factor of the UNet.
-        bin_width (`torch.Tensor`): width of one grey level in the units of the samples, float32, (categories,).
+        data_mean, data_std (`torch.Tensor`): brightness and contrast by which the samples were normalised, float32,
+            (categories,).
         feature_grid (`int`): height and width of the features.
-        vlb_weight (`float`): lambda of Nichol and Dhariwal, 0.001.
+        vlb_weight (`float`): lambda of Nichol and Dhariwal, 0.001, of L_{t-1} in nats (theirs is in bits, which makes
+            their 0.001 one of 0.00144 here).
         feature_weight (`float`): weight of Eq. 10.
         low_noise_share (`float`): share of timesteps drawn below `low_noise_limit`, where scoring looks; the rest are
             uniform over all timesteps, as in the paper.
@@ -46,7 +50,8 @@ class DenoisingLoss:
 
     scheduler: DDPMScheduler
     patch_size: int
-    bin_width: torch.Tensor
+    data_mean: torch.Tensor
+    data_std: torch.Tensor
     feature_grid: int
     vlb_weight: float = 0.001
     feature_weight: float = 1.0
@@ -94,7 +99,8 @@ class DenoisingLoss:
         """Losses for x_0 `sample`, its standardised `features`, standard normal `noise`, `timesteps` and categories."""
         alphas_cumprod = self.scheduler.alphas_cumprod
         noisy_sample = add_noise(sample, noise, alphas_cumprod, timesteps)
-        class_labels = labels if len(self.bin_width) > 1 else None
+        class_labels = labels if len(self.data_std) > 1 else None
+        statistics = [values.to(labels.device)[labels].view(-1, 1, 1, 1) for values in (self.data_mean, self.data_std)]
         predicted_noise, predicted_variance, predicted_features = predict(
             unet, self.scheduler, noisy_sample, timesteps, self.patch_size, self.feature_grid, class_labels
         )
@@ -110,7 +116,8 @@ class DenoisingLoss:
             predicted_variance,
             alphas_cumprod,
             timesteps,
-            self.bin_width[labels].view(-1, 1, 1, 1),
+            bin_width=2 / 255 * contrast_scale(statistics[1]),
+            limits=contrast_limits(*statistics),
         ).mean()
         feature_loss = (features - predicted_features).square().mean()
         total = (

@@ -40,6 +40,8 @@ def pixel_metrics(masks, anomaly_maps):
     Returns:
         `dict[str, float]`: pixel_auroc, pixel_ap and pro; NaN where no pixel is defective.
     """
+    if not len(masks):
+        return {"pixel_auroc": float("nan"), "pixel_ap": float("nan"), "pro": float("nan")}
     truth = np.concatenate([np.asarray(mask, bool).ravel() for mask in masks])
     values = np.concatenate([np.asarray(anomaly_map, np.float32).ravel() for anomaly_map in anomaly_maps])
     if not truth.any() or truth.all():

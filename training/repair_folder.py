@@ -23,7 +23,9 @@ from pipelines.image_preprocessing import as_uint8, to_rgb
 from pipelines.pipeline_gradient_denoise import GradientDenoisePipeline
 from rendering.repair_views import save_animation, side_by_side, strip
 from training.checkpointing import prepare_output_dir
-from training.pictures.data import find_images, read_image
+from training.inspecting.score_table import as_text_cell
+from training.pictures.folders import find_images, short_enough
+from training.pictures.reading import read_image
 from training.process import keep_large_buffers, use_all_cores
 
 COLUMNS = ("file", "verdict", "anomaly_score", "repaired_score", "p_value", "steps", "changed_share", "error")
@@ -44,23 +46,23 @@ def repair_folder(pipe, input_dir, output_dir, false_alarm_rate=0.05):
     Raises:
         ValueError: if `input_dir` holds no pictures.
     """
-    files = find_images(input_dir)
+    files = find_images(input_dir, output_dir)
     rows = []
     table = output_dir / "repairs.csv"
     partial = table.with_suffix(".csv.partial")
     pipe.set_progress_bar_config(leave=False)
     try:
-        with open(partial, "w", newline="") as stream:
+        with open(partial, "w", newline="", encoding="utf-8") as stream:
             writer = csv.DictWriter(stream, COLUMNS)
             writer.writeheader()
             for path in tqdm(files, desc="repairing", unit="image"):
-                row = dict.fromkeys(COLUMNS, "") | {"file": str(path.relative_to(input_dir))}
+                row = dict.fromkeys(COLUMNS, "") | {"file": as_text_cell(str(path.relative_to(input_dir)))}
                 try:
-                    picture = Image.fromarray(as_uint8(to_rgb(read_image(path), path.name)))
+                    picture = Image.fromarray(as_uint8(to_rgb(read_image(path), path.name), pipe.config.white_level))
                 except ValueError as error:
                     row |= {"verdict": "unreadable", "error": str(error)}
                 else:
-                    target = output_dir / "repaired" / path.relative_to(input_dir)
+                    target = output_dir / "repaired" / short_enough(str(path.relative_to(input_dir)))
                     row |= _repair(pipe, picture, target, false_alarm_rate)
                 writer.writerow(row)
                 stream.flush()

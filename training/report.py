@@ -170,9 +170,10 @@ def _curves(entries):
 
 def _category_parts(pipe, images, validated, sheet, seed):
     calibration, timesteps = pipe.calibration, list(pipe.config.timesteps)
-    rate, threshold = calibration.effective_rate(), calibration.image_threshold(None, timesteps)
+    rate, bfloat16 = calibration.effective_rate(), pipe.uses_bfloat16()
+    threshold = calibration.image_threshold(None, timesteps, bfloat16)
     yield html.paragraph(f"It was {describe(calibration)}")
-    good = calibration.ranked_scores(timesteps).cpu().numpy()
+    good = calibration.ranked_scores(timesteps, bfloat16).cpu().numpy()
     planted = np.empty(0) if validated is None else _planted_scores(pipe, validated)
     caption = (
         f"Scores. Grey: the {len(good)} held-out good pictures that are ranked, of which {rate:.1%} may be rejected."

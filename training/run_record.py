@@ -6,14 +6,17 @@ seconds trained so far. It stays on the machine that trains: nothing of a `check
 
 import json
 import logging
-from collections import defaultdict
+from collections import Counter, defaultdict
+from pathlib import Path
 
-from training.pictures.data import split_key
+from training.pictures.splits import split_key
 
 RUN_RECORD = "run.json"
 
 FIXED_SETTINGS = (
     "init_from",
+    "groups",
+    "group_column",
     "seed",
     "resolution",
     "rotation_degrees",
@@ -30,22 +33,42 @@ FIXED_SETTINGS = (
 
 MIN_HELD_OUT = 4
 
+LONG_KEY = 6
+"""Folders and name of a file, counted from its end, that tell it from another with the same name and folder."""
+
 logger = logging.getLogger(__name__)
 
 
-def describe_run(args, splits, pictures_per_step):
+def describe_run(args, splits, groups, pictures_per_step):
     """The record of a run, `dict`, but for its seconds.
 
     Args:
         args: settings of `training/train.py`.
         splits (`dict[str, tuple[list, list]]`): each category's pictures to train on and held-out ones.
+        groups (`dict[str, dict | None]`): the part that each of them shows.
         pictures_per_step (`int`): of all processes together.
     """
     return {
         "settings": {name: getattr(args, name) for name in FIXED_SETTINGS},
         "pictures_per_step": pictures_per_step,
-        "pictures": {category: [list(map(split_key, files)) for files in split] for category, split in splits.items()},
+        "pictures": {category: _keys_by_side(split) for category, split in splits.items()},
+        "groups": {
+            category: groups.get(category) and [groups[category][file] for file in held_out]
+            for category, (_, held_out) in splits.items()
+        },
     }
+
+
+def run_keys(files):
+    """What a run's record knows its pictures by, `dict`: `split_key`, and where several share it, more of the path."""
+    counts = Counter(map(split_key, files))
+    is_shared = {file: counts[split_key(file)] > 1 and isinstance(file, Path) for file in files}
+    return {file: "/".join(file.parts[-LONG_KEY:]) if is_shared[file] else split_key(file) for file in files}
+
+
+def _keys_by_side(split):
+    keys = run_keys([file for files in split for file in files])
+    return [[keys[file] for file in files] for files in split]
 
 
 def read_run(checkpoint):
@@ -70,7 +93,7 @@ def check_settings(checkpoint, run, args, pictures_per_step):
         ValueError: naming the first setting that differs.
     """
     for name, former in run["settings"].items():
-        if getattr(args, name) != former:
+        if getattr(args, name, None) != former:
             raise ValueError(
                 f"{checkpoint.name} was trained with --{name} {_words(former)}, not {_words(getattr(args, name))}; "
                 "resume with the same, or train afresh in another --output_dir."
@@ -82,7 +105,7 @@ def check_settings(checkpoint, run, args, pictures_per_step):
         )
 
 
-def restore_splits(checkpoint, run, splits):
+def restore_splits(checkpoint, run, found):
     """The splits that a checkpoint was trained with, for a run that goes on from it.
 
     A picture that was trained on is never held out afterwards, nor the other way round, whatever was added to the
@@ -90,7 +113,7 @@ def restore_splits(checkpoint, run, splits):
 
     Args:
         checkpoint (`Path`), run (`dict`): as in `read_run`.
-        splits (`dict[str, tuple[list, list]]`): what the folders hold now.
+        found (`dict[str, list]`): what the folders hold now.
 
     Returns:
         `dict[str, tuple[list, list]]`
@@ -98,18 +121,17 @@ def restore_splits(checkpoint, run, splits):
     Raises:
         ValueError: if the categories are others, or too few of their pictures are left.
     """
-    if list(splits) != list(run["pictures"]):
+    if list(found) != list(run["pictures"]):
         raise ValueError(
-            f"{checkpoint.name} was trained on {', '.join(run['pictures'])}, not {', '.join(splits)}; name the same "
+            f"{checkpoint.name} was trained on {', '.join(run['pictures'])}, not {', '.join(found)}; name the same "
             "folders in the same order."
         )
     restored = {}
-    for category, split in splits.items():
+    for category, files in found.items():
         now = defaultdict(list)
-        for file in sorted((*split[0], *split[1]), reverse=True):
-            now[split_key(file)].append(file)
+        for file, key in sorted(run_keys(files).items(), reverse=True):
+            now[key].append(file)
         former = run["pictures"][category]
-        # of files that are known by the same key, `hold_out` holds the first out
         held_out, training = ([now[key].pop() for key in keys if now[key]] for keys in reversed(former))
         if not training or len(held_out) < min(MIN_HELD_OUT, len(former[1])):
             raise ValueError(
@@ -123,6 +145,22 @@ def restore_splits(checkpoint, run, splits):
             logger.warning("what is gone is left out, and what is new is not used by a run that is resumed")
         restored[category] = (training, held_out)
     return restored
+
+
+def restore_groups(run, splits):
+    """The part that each held-out picture of a resumed run shows, `dict[str, dict | None]`, as `describe_run` noted it.
+
+    Args:
+        run (`dict`): as in `read_run`.
+        splits (`dict[str, tuple[list, list]]`): as `restore_splits` returned them.
+    """
+    groups = {}
+    for category, (_, held_out) in splits.items():
+        noted = run.get("groups", {}).get(category)
+        parts = noted and dict(zip(run["pictures"][category][1], noted, strict=True))
+        keys = run_keys([*splits[category][0], *held_out])
+        groups[category] = parts and {file: parts[keys[file]] for file in held_out}
+    return groups
 
 
 def _words(value):

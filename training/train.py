@@ -11,19 +11,20 @@ import logging
 import math
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration, set_seed
+from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration, set_seed
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from tqdm.auto import tqdm
 
 from pipelines.denoising_network import has_bfloat16
-from pipelines.image_preprocessing import contrast_scale, normalize_contrast
+from pipelines.image_preprocessing import normalize_contrast
 from training.arguments import parse_args
 from training.checkpointing import (
     check_output_dir,
@@ -34,7 +35,7 @@ from training.checkpointing import (
     step_of,
 )
 from training.finish import finish_pipeline
-from training.initial_weights import build_networks
+from training.initial_weights import build_networks, load_initial
 from training.kept_features import feature_source
 from training.losses import DenoisingLoss
 from training.pictures.data import GoodImages
@@ -49,12 +50,15 @@ from training.process import (
 )
 from training.progress import LOSSES, SEPARATION, ProgressLog
 from training.publish import open_repository, push_finished
-from training.run_record import check_settings, describe_run, read_run, restore_splits
+from training.run_record import check_settings, describe_run, read_run
 from training.sharing import mean_over_processes, on_any_process
 from training.trackers import check_trackers, log_sheets, start_trackers
 from training.training_record import settings_to_record
-from training.training_state import check_state, load_state
+from training.training_state import check_state, load_state, load_statistics
 from training.validation import Validation
+
+PATIENCE = timedelta(days=1)
+"""So long the others wait for the main process to compare the pictures."""
 
 OTHER_FAILURE = "Another process cannot read a picture."
 
@@ -88,30 +92,37 @@ def train(args):
         )
     if checkpoint:
         check_state(checkpoint)
-    data = find_training_data(args, output_dir, resumed=checkpoint is not None)
-    splits = data.splits
     accelerator = _build_accelerator(args, output_dir)
-    seconds_before = 0.0
+    former, seconds_before = None, 0.0
     if checkpoint:
         former = read_run(checkpoint)
         check_settings(checkpoint, former, args, _global_batch(args, accelerator))
-        splits = restore_splits(checkpoint, former, splits)
         seconds_before = former["seconds"]
-    run = describe_run(args, splits, _global_batch(args, accelerator))
+    data = find_training_data(args, output_dir, checkpoint, former)
+    splits = data.splits
+    run = describe_run(args, splits, data.groups, _global_batch(args, accelerator))
     set_seed(args.seed)
     pushes = args.push_to_hub and accelerator.is_main_process
     if pushes:  # a token that does not do is noticed now, not in the end
         repo_id = open_repository(args.hub_model_id or output_dir.resolve().name, args.hub_private_repo, args.hub_token)
 
     # 1. What training starts from
-    categories = [GoodImages(chosen, args.resolution, replaces_unreadable=True) for chosen, _ in splits.values()]
-    scheduler, extractor, unet, data_mean, data_std = build_networks(
-        args, categories, list(splits), accelerator.is_local_main_process
+    start = load_statistics(checkpoint) if checkpoint else None
+    initial = load_initial(args.init_from, args) if args.init_from else None
+    if start is not None:
+        data.white_level = start.white_level
+    elif initial is not None:
+        data.white_level = initial.config.white_level  # what its network knows as white
+    white_level = data.white_level
+    categories = [GoodImages(chosen, args.resolution, True, white_level) for chosen, _ in splits.values()]
+    scheduler, extractor, unet, start = build_networks(
+        args, categories, list(splits), white_level, initial, start, accelerator.is_local_main_process
     )
+    data_mean, data_std = start.data_mean, start.data_std
     validation = None
     if args.validation_steps:
         validation = Validation(
-            args, unet, scheduler, extractor, data_mean, data_std, splits, accelerator.mixed_precision
+            args, unet, scheduler, extractor, start, splits, data.groups, accelerator.mixed_precision
         )
     extractor.to(accelerator.device)
     if args.gradient_checkpointing:
@@ -128,25 +139,26 @@ def train(args):
     lr_scheduler = get_scheduler(
         args.lr_scheduler,
         optimizer,
-        num_warmup_steps=args.lr_warmup_steps * accelerator.num_processes,
-        num_training_steps=args.max_train_steps * accelerator.num_processes,
-    )
+        num_warmup_steps=args.lr_warmup_steps,
+        num_training_steps=args.max_train_steps,
+    )  # counted in optimizer steps, which are the same with any number of processes: accelerate has no part in it
     ema = EMAModel(unet.parameters(), decay=args.ema_max_decay, use_ema_warmup=True, power=0.75, foreach=True)
     ema.to(accelerator.device)
     start_step = step_of(checkpoint)
     dataloader = build_dataloader(args, data, categories, start_step, _global_batch(args, accelerator))
     features_of = feature_source(extractor, dataloader.dataset, args.rotation_degrees)
-    unet, optimizer, lr_scheduler, dataloader = accelerator.prepare(unet, optimizer, lr_scheduler, dataloader)
+    unet, optimizer, dataloader = accelerator.prepare(unet, optimizer, dataloader)
     trained = unet, optimizer, lr_scheduler, ema
     if checkpoint:
-        load_state(checkpoint, accelerator, *trained)
+        load_state(checkpoint, accelerator, start_step, *trained)
         logger.info("resumed from %s", checkpoint)
 
     # 3. The loop
     loss_function = DenoisingLoss(
         scheduler,
         args.patch_size,
-        bin_width=2 / 255 * contrast_scale(data_std).to(accelerator.device),
+        data_mean=data_mean.to(accelerator.device),
+        data_std=data_std.to(accelerator.device),
         feature_grid=args.feature_grid,
         vlb_weight=args.vlb_weight,
         feature_weight=args.feature_weight,
@@ -173,7 +185,7 @@ def train(args):
 
     def save(step):
         run["seconds"] = round(seconds_before + time.perf_counter() - started, 1)
-        save_checkpoint(accelerator, output_dir, step, args.checkpoints_total_limit, run, *trained)
+        save_checkpoint(accelerator, output_dir, step, args.checkpoints_total_limit, run, start, *trained)
 
     with noted_termination() as asked_to_end:
         for step in range(start_step, args.max_train_steps):
@@ -182,6 +194,7 @@ def train(args):
                 if step > start_step:
                     save(step)
                 raise ValueError(f"{failure or OTHER_FAILURE} The run goes on with --resume_from_checkpoint latest.")
+            terms = []
             for sample, labels, places in micro_batches:
                 with accelerator.accumulate(unet):
                     with torch.no_grad(), accelerator.autocast():
@@ -193,18 +206,14 @@ def train(args):
                     )
                     losses = loss_function(unet, sample, features, noise, timesteps, labels)
                     accelerator.backward(losses.total)
-                    if accelerator.sync_gradients:
-                        accelerator.clip_grad_norm_(unet.parameters(), args.max_grad_norm)
-                    optimizer.step()
-                    lr_scheduler.step()
-                    optimizer.zero_grad()
+                terms.append(losses)
+            scalars = _mean_losses(terms)
+            gradient_norm = accelerator.clip_grad_norm_(unet.parameters(), args.max_grad_norm)
+            _check_finite(step, scalars["total"], gradient_norm, accelerator)  # before anything takes a step by it
+            optimizer.step()
+            optimizer.zero_grad()
+            lr_scheduler.step()
             ema.step(unet.parameters())
-            scalars = _mean_losses(losses)
-            if not math.isfinite(scalars["total"]):
-                raise ValueError(
-                    f"the loss is {scalars['total']} at step {step}; lower --learning_rate and resume with "
-                    "--resume_from_checkpoint latest."
-                )
             pictures = (step + 1 - start_step) * _global_batch(args, accelerator)
             progress.update()
             progress.set_postfix(
@@ -235,9 +244,7 @@ def train(args):
         validation.measure(ema)
     unet = accelerator.unwrap_model(unet, keep_fp32_wrapper=False, keep_torch_compile=False)  # and its autocast
     ema.copy_to(unet.parameters())
-    pipe = finish_pipeline(
-        args, unet, scheduler, extractor, data_mean, data_std, categories, splits, training_seconds, log, validation
-    )
+    pipe = finish_pipeline(args, unet, scheduler, extractor, start, categories, data, training_seconds, log, validation)
     if pushes:
         logger.info(push_finished(output_dir, repo_id, args.hub_token))
     accelerator.end_training()
@@ -256,11 +263,22 @@ def _sentence_of(error):
     return str(error).rpartition("ValueError: ")[2].strip()  # a loader's process puts its traceback before it
 
 
-def _mean_losses(losses):
-    """Each term's mean over the processes, `dict[str, float]`."""
+def _mean_losses(terms):
+    """Each term's mean over a step's batches and the processes, `dict[str, float]`."""
     names = ("total", *LOSSES)
-    values = torch.stack([getattr(losses, name).detach().float() for name in names])
-    return dict(zip(names, mean_over_processes(values).tolist(), strict=True))
+    values = torch.stack([torch.stack([getattr(losses, name).detach().float() for name in names]) for losses in terms])
+    return dict(zip(names, mean_over_processes(values.mean(dim=0)).tolist(), strict=True))
+
+
+def _check_finite(step, loss, gradient_norm, accelerator):
+    """Refuse a step by a loss or a gradient that is not finite; in float16 the loss's scale handles the latter."""
+    is_scaled = accelerator.scaler is not None
+    if math.isfinite(loss) and (is_scaled or math.isfinite(float(gradient_norm))):
+        return
+    what = f"loss is {loss}" if not math.isfinite(loss) else f"gradient's norm is {float(gradient_norm)}"
+    raise ValueError(
+        f"the {what} at step {step}; lower --learning_rate and resume with --resume_from_checkpoint latest."
+    )
 
 
 def _end_early(accelerator, log, step):
@@ -280,6 +298,7 @@ def _build_accelerator(args, output_dir):
         mixed_precision=precision,
         gradient_accumulation_steps=args.gradient_accumulation_steps,
         log_with=args.report_to,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
         project_config=ProjectConfiguration(
             project_dir=str(output_dir), logging_dir=str(output_dir / args.logging_dir)
         ),

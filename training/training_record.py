@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from pathlib import Path
 
 from pipelines.checkpoint_files import TRAINING_RECORD
@@ -11,7 +12,10 @@ from pipelines.checkpoint_reading import read_json
 def settings_to_record(args):
     """The settings of a training that others may read, `dict`: no folders of this machine, no token."""
     hidden = ("config", "hub_token", "hub_model_id", "hub_private_repo", "push_to_hub")
-    return {name: value for name, value in vars(args).items() if not name.endswith("_dir") and name not in hidden}
+    settings = {name: value for name, value in vars(args).items() if not name.endswith("_dir") and name not in hidden}
+    if settings.get("groups") is not None and Path(settings["groups"]).is_file():
+        settings["groups"] = Path(settings["groups"]).name
+    return settings
 
 
 def write_record(folder, settings, training_seconds, peak_memory_gb, held_out):
@@ -58,7 +62,7 @@ def publishable_record(record):
 
 def hash_names(names):
     """SHA-256 of file names, in whatever order they come, as hexadecimal digits."""
-    return hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()
+    return hashlib.sha256(os.fsencode("\n".join(sorted(names)))).hexdigest()
 
 
 def _without_names(names):

@@ -14,7 +14,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from pipelines.anomaly_maps import render, worst_mean
-from pipelines.image_preprocessing import as_uint8
+from pipelines.image_preprocessing import WHITE_LEVELS, as_uint8
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from pipelines.score_calibration import Measurement, ScoreCalibration
 from rendering.heat_map import SATURATION_FACTOR
@@ -68,15 +68,16 @@ class Validation:
     Args:
         args: settings of `training/train.py`.
         unet, scheduler, extractor: what is trained, without what accelerate wraps around it, and what with.
-        data_mean, data_std (`torch.Tensor`): of each category, (categories,).
+        statistics (`DataStatistics`): what the training starts from.
         splits (`dict[str, tuple]`): names of the categories, with their training and held-out pictures.
+        groups (`dict[str, dict | None]`): the part that each held-out picture of a category shows.
         mixed_precision (`str`): that of the training.
 
     Raises:
         ValueError: if a picture cannot be read any more.
     """
 
-    def __init__(self, args, unet, scheduler, extractor, data_mean, data_std, splits, mixed_precision):
+    def __init__(self, args, unet, scheduler, extractor, statistics, splits, groups, mixed_precision):
         self._unet = unet
         self._mixed_precision = "bf16" if mixed_precision == "bf16" else "no"
         self._timesteps = sorted(args.timesteps)
@@ -89,12 +90,15 @@ class Validation:
                 feature_extractor=extractor,
                 patch_size=args.patch_size,
                 timesteps=self._timesteps,
-                data_mean=data_mean[label].item(),
-                data_std=data_std[label].item(),
+                data_mean=statistics.data_mean[label].item(),
+                data_std=statistics.data_std[label].item(),
                 class_label=label if len(splits) > 1 else None,
+                white_level=statistics.white_level,
             )
             count = max(NUM_PICTURES // len(splits), MIN_PICTURES)
-            pictures = choose_pictures(held_out, count, args.resolution, args.seed)
+            pictures = choose_pictures(
+                held_out, count, args.resolution, args.seed, groups.get(name), statistics.white_level
+            )
             self.categories[name] = ValidatedCategory(pipe, pictures)
 
     @property
@@ -132,17 +136,19 @@ class Validation:
         return {name: _draw_sheet(category) for name, category in self.categories.items()}
 
 
-def choose_pictures(held_out, count, resolution, seed):
+def choose_pictures(held_out, count, resolution, seed, groups=None, white_level=WHITE_LEVELS[-1]):
     """Good pictures and the same with planted defects, as `ValidatedCategory` holds them.
 
     Args:
         held_out (`list[Path]` or `list[HubPicture]`): of a category.
         count (`int`): good pictures, at most; taken at even distances.
         resolution, seed (`int`): of the training.
+        groups (`dict`, *optional*): the part that each shows.
+        white_level (`int`): the value of white in 16-bit pictures.
     """
-    fitted = split_held_out(held_out, seed)[1]
+    fitted = split_held_out(held_out, seed, groups)[1]
     places = np.linspace(0, len(fitted) - 1, min(count, len(fitted))).round().astype(int)
-    images = GoodImages([fitted[place] for place in places], resolution)
+    images = GoodImages([fitted[place] for place in places], resolution, white_level=white_level)
     blank = torch.zeros(resolution, resolution, dtype=torch.bool)
     planted = PlantedDefects(images, len(images), seed)
     return [(images[i], blank) for i in range(len(images))] + [planted[i] for i in range(len(planted))]

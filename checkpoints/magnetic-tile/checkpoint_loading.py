@@ -15,6 +15,7 @@ from .checkpoint_files import (
     EVALUATION,
     FORMAT_VERSION,
     GAUSSIAN_VERSION,
+    IMAGE_RECORD,
     MODEL_INDEX,
     TRAINING_RECORD,
     WEIGHTS,
@@ -29,7 +30,7 @@ from .safetensors_only import is_pickle
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 
 FETCHED = (
-    *(MODEL_INDEX, CARD, EVALUATION, TRAINING_RECORD),
+    *(MODEL_INDEX, CARD, EVALUATION, TRAINING_RECORD, IMAGE_RECORD),
     *(f"{name}/{file}" for name in COMPONENTS for file in ("config.json", "scheduler_config.json", WEIGHTS)),
 )
 """What is fetched of a checkpoint on the Hub, and nothing else that may lie there."""

@@ -4,6 +4,7 @@ The stock `UNet2DModel` works on a pixel-unshuffled picture: with `patch_size` p
 grid p times coarser, and its output 2 * 3 p^2 channels (noise, variance) followed by the features of x_0.
 """
 
+import threading
 from contextlib import contextmanager
 
 import torch
@@ -79,15 +80,37 @@ def without_tf32():
     """Within the block, or the function, float32 convolutions on a GPU keep all bits; TF32 has 10 of a number's 23.
 
     It is torch's default for them, and scores would depend on how many pictures are in a batch. Whoever has set another
-    precision for convolutions than for the rest by torch's newer `fp32_precision` keeps it.
+    precision for convolutions than for the rest by torch's newer `fp32_precision` keeps it. The setting is the whole
+    process's: of several threads the first in takes it away, and the last out gives it back.
     """
-    try:
-        former = torch.backends.cudnn.allow_tf32
-    except RuntimeError:  # torch cannot say it in one word
-        yield
-        return
-    torch.backends.cudnn.allow_tf32 = False
+    _TF32.enter()
     try:
         yield
     finally:
-        torch.backends.cudnn.allow_tf32 = former
+        _TF32.leave()
+
+
+class _SharedSetting:
+    """Takes `torch.backends.cudnn.allow_tf32` away while any thread is inside."""
+
+    def __init__(self):
+        self._lock, self._inside, self._former = threading.Lock(), 0, None
+
+    def enter(self):
+        with self._lock:
+            if self._inside == 0:
+                try:
+                    self._former = torch.backends.cudnn.allow_tf32
+                    torch.backends.cudnn.allow_tf32 = False
+                except RuntimeError:  # torch cannot say it in one word
+                    self._former = None
+            self._inside += 1
+
+    def leave(self):
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0 and self._former is not None:
+                torch.backends.cudnn.allow_tf32 = self._former
+
+
+_TF32 = _SharedSetting()

@@ -85,18 +85,27 @@ def gaussian_kl(mean1, log_variance1, mean2, log_variance2):
     return 0.5 * (log_ratio.exp() - log_ratio - 1 + (mean1 - mean2).square() * (-log_variance2).exp())
 
 
-def discretized_gaussian_nll(sample, mean, log_variance, bin_width):
+def discretized_gaussian_nll(sample, mean, log_variance, bin_width, limits=None):
     """-log p(x_0 | x_1) per element, in nats, Eq. 6, for pixels that come in bins of `bin_width` (2/255 in [-1, 1]).
 
-    The Gaussian is integrated over the bin around `sample`. Computed from logarithms of the distribution function, so
-    that it stays finite and differentiable however far `sample` is from `mean`.
+    The Gaussian is integrated over the bin around `sample`. With `limits`, black and white in the units of `sample`,
+    the bins of black and white are open to infinity (Ho et al., Eq. 13): all bins together have probability 1. Computed
+    from logarithms of the distribution function, so that it stays finite and differentiable however far `sample` is
+    from `mean`.
     """
     inverse_deviation = (-0.5 * log_variance).exp()
     # By symmetry the bin is taken below the mean, where the distribution function's logarithm loses no digits.
     distance = -(sample - mean).abs()
     log_upper = torch.special.log_ndtr((distance + bin_width / 2) * inverse_deviation)
     log_lower = torch.special.log_ndtr((distance - bin_width / 2) * inverse_deviation)
-    return -log_upper - (-torch.expm1(log_lower - log_upper)).log()
+    nll = -log_upper - (-torch.expm1(log_lower - log_upper)).log()
+    if limits is None:
+        return nll
+    black, white = limits
+    below_white = torch.special.log_ndtr((sample + bin_width / 2 - mean) * inverse_deviation)
+    above_black = torch.special.log_ndtr((mean - sample + bin_width / 2) * inverse_deviation)
+    nll = torch.where(sample <= black + bin_width / 4, -below_white, nll)
+    return torch.where(sample >= white - bin_width / 4, -above_black, nll)
 
 
 def posterior_kl(sample, noisy_sample, predicted_noise, predicted_variance, alphas_cumprod, timesteps, step_size=1):
@@ -112,7 +121,15 @@ def posterior_kl(sample, noisy_sample, predicted_noise, predicted_variance, alph
 
 
 def variational_bound(
-    sample, noisy_sample, predicted_noise, predicted_variance, alphas_cumprod, timesteps, bin_width, step_size=1
+    sample,
+    noisy_sample,
+    predicted_noise,
+    predicted_variance,
+    alphas_cumprod,
+    timesteps,
+    bin_width,
+    step_size=1,
+    limits=None,
 ):
     """The term of the variational bound at each timestep, per element, in nats: Eq. 7 (and Eq. 9), at t = 0 Eq. 6.
 
@@ -123,6 +140,7 @@ def variational_bound(
         timesteps (`torch.Tensor`): int64, (batch,).
         bin_width (`float`): width of one grey level of an 8-bit picture in the units of `sample`.
         step_size (`int`): distance to the previous timestep.
+        limits (`tuple`, *optional*): black and white in the units of `sample`; see `discretized_gaussian_nll`.
 
     Returns:
         `torch.Tensor`: float32, the shape of `sample`.
@@ -132,7 +150,7 @@ def variational_bound(
     is_last_step = timesteps < step_size
     if not is_last_step.any():
         return bound
-    nll = discretized_gaussian_nll(sample.float(), *model_gaussian(*terms), bin_width)
+    nll = discretized_gaussian_nll(sample.float(), *model_gaussian(*terms), bin_width, limits)
     return torch.where(is_last_step.to(sample.device).view(-1, 1, 1, 1), nll, bound)
 
 

@@ -3,15 +3,26 @@
 Pictures are squashed to the model's square, as the paper does, and maps are brought back to each picture's own size.
 """
 
+import logging
+
 import numpy as np
 import torch
 from PIL import Image, ImageOps
+
+WHITE_LEVELS = (1023, 4095, 16383, 65535)
+"""The largest value of pictures of 10, 12, 14 and 16 bits. Cameras store any of them in 16."""
+
+DARKER = 16
+"""A 16-bit picture whose largest value is below the white level by more than this factor was stored by other bits."""
 
 MAX_PIXELS = 64_000_000
 """Largest picture accepted, in pixels: beyond it the maps at the picture's own size would fill a laptop's memory."""
 
 
-def preprocess(images, resolution):
+logger = logging.getLogger(__name__)
+
+
+def preprocess(images, resolution, white_level=65535):
     """Bring one picture or a list of them to the model's square.
 
     Args:
@@ -19,6 +30,7 @@ def preprocess(images, resolution):
             (height, width) or (height, width, channel), uint8, uint16 or float in [0, 1]; tensors
             (channel, height, width), uint8 or float in [0, 1]; four axes mean a batch.
         resolution (`int`): height and width of the model's square, in pixels.
+        white_level (`int`): the value of white in 16-bit pictures. What is brighter is cut, with a warning.
 
     Returns:
         `tuple[torch.Tensor, list[tuple[int, int]]]`: samples, float32 in [-1, 1], (batch, 3, resolution, resolution),
@@ -29,11 +41,11 @@ def preprocess(images, resolution):
         ValueError: for a picture that cannot be read as one: no pixels, too many, NaN, values out of range.
     """
     pictures = read_pictures(images)
-    return to_samples(pictures, resolution), [picture.shape[:2] for picture in pictures]
+    return to_samples(pictures, resolution, white_level), [picture.shape[:2] for picture in pictures]
 
 
 def read_pictures(images):
-    """Pictures as `preprocess` takes them, each to RGB at its own size: uint8, or float32 in [0, 1] beyond 8 bits.
+    """Pictures as `preprocess` takes them, each to RGB at its own size: uint8, uint16 or float32 in [0, 1].
 
     Returns:
         `list[np.ndarray]`: (height, width, 3) each.
@@ -41,9 +53,43 @@ def read_pictures(images):
     return [_to_array(image, f"image {index}") for index, image in enumerate(_as_list(images))]
 
 
-def to_samples(pictures, resolution):
+def to_samples(pictures, resolution, white_level=65535):
     """Squash what `read_pictures` returned: float32 in [-1, 1], (batch, 3, resolution, resolution)."""
-    return squares_to_samples(torch.from_numpy(np.stack([_squash(picture, resolution) for picture in pictures])))
+    squares = [_squash(picture, resolution) for picture in scale_depth(pictures, white_level)]
+    return squares_to_samples(torch.from_numpy(np.stack(squares)))
+
+
+def scale_depth(pictures, white_level):
+    """Pictures of `read_pictures` with those of 16 bits as float32 in [0, 1]; one that does not fit is warned of."""
+    scaled = []
+    for index, picture in enumerate(pictures):
+        if misfit := misfit_of(picture, white_level):
+            logger.warning("image %d %s", index, misfit)
+        scaled.append(_unit_values(picture, white_level) if picture.dtype == np.uint16 else picture)
+    return scaled
+
+
+def white_level_of(brightest):
+    """The one of `WHITE_LEVELS` that 16-bit pictures with this largest value were stored by."""
+    return next((level for level in WHITE_LEVELS if brightest <= level), WHITE_LEVELS[-1])
+
+
+def misfit_of(picture, white_level):
+    """Why a picture of `read_pictures` was not stored by a white level, the end of a sentence; None if it may be."""
+    if picture.dtype != np.uint16:
+        return None
+    brightest = int(picture.max())
+    if brightest > white_level:
+        return (
+            f"has values up to {brightest}, and white is {white_level} in the 16-bit pictures that this model was "
+            "trained on: what is brighter is cut."
+        )
+    if brightest * DARKER < white_level and brightest > 0:
+        return (
+            f"has values up to {brightest} only, and white is {white_level} in the 16-bit pictures that this model was "
+            "trained on: it may have been stored by fewer bits."
+        )
+    return None
 
 
 def squares_to_samples(squares):
@@ -65,6 +111,11 @@ def restore_contrast(sample, data_mean, data_std):
     return sample / contrast_scale(data_std) + data_mean
 
 
+def contrast_limits(data_mean, data_std):
+    """Black and white, -1 and 1, after `normalize_contrast`."""
+    return normalize_contrast(-1, data_mean, data_std), normalize_contrast(1, data_mean, data_std)
+
+
 def contrast_scale(data_std):
     """The factor by which `normalize_contrast` stretches grey levels."""
     return 0.5 / data_std
@@ -74,7 +125,7 @@ def to_rgb(image, name="image"):
     """Read a PIL image as RGB, upright by its EXIF orientation, alpha laid over white.
 
     Returns:
-        `np.ndarray`: (height, width, 3), uint8, or float32 in [0, 1] for pictures of more than 8 bits.
+        `np.ndarray`: (height, width, 3), uint8, uint16 for grey of 16 bits, or float32 in [0, 1] for float pictures.
     """
     _check_size(image.height, image.width, name)
     try:
@@ -89,9 +140,9 @@ def to_rgb(image, name="image"):
         raise ValueError(f"{name} cannot be decoded: {error}.") from error
 
 
-def as_uint8(picture):
-    """A picture of `to_rgb` as uint8: float32 in [0, 1] is rounded to 256 levels."""
-    return picture if picture.dtype == np.uint8 else (picture * 255).round().astype(np.uint8)
+def as_uint8(picture, white_level=65535):
+    """A picture of `to_rgb` as uint8: more levels are rounded to 256, `white_level` of 16 bits being white."""
+    return picture if picture.dtype == np.uint8 else (_unit_values(picture, white_level) * 255).round().astype(np.uint8)
 
 
 def read_mask(mask, size, name="mask"):
@@ -136,7 +187,7 @@ def _as_list(images):
 
 
 def _to_array(image, name):
-    """(height, width, 3) as uint8, or as float32 in [0, 1] where 8 bits would lose something."""
+    """(height, width, 3) as uint8, or as uint16 or float32 in [0, 1] where 8 bits would lose something."""
     if isinstance(image, Image.Image):
         return to_rgb(image, name)
     if isinstance(image, torch.Tensor):
@@ -156,14 +207,12 @@ def _to_array(image, name):
 
 
 def _scale_values(values, name):
-    """uint8 as it is, everything else as float32 in [0, 1]."""
+    """uint8 and uint16 as they are, everything else as float32 in [0, 1]."""
     values = values.astype(values.dtype.newbyteorder("="), copy=False)
-    if values.dtype == np.uint8:
+    if values.dtype in (np.uint8, np.uint16):
         return values
     if values.dtype == np.bool_:
         return values.astype(np.float32)
-    if values.dtype == np.uint16:
-        return values.astype(np.float32) / 65535
     if not np.issubdtype(values.dtype, np.floating):
         raise ValueError(f"{name} holds {values.dtype} values; uint8, uint16 or float in [0, 1] are accepted.")
     if not np.isfinite(values).all():
@@ -175,7 +224,7 @@ def _scale_values(values, name):
 
 
 def _deep_grey_to_rgb(image, name):
-    """16-bit and 32-bit grey and float pictures to (height, width, 3) float32 in [0, 1]."""
+    """16-bit and 32-bit grey to (height, width, 3) uint16, float pictures to float32 in [0, 1]."""
     values = np.asarray(image)
     if image.mode == "I":
         if values.min() < 0 or values.max() > 65535:
@@ -192,6 +241,13 @@ def _check_size(height, width, name):
             f"{name} has {width}×{height} pixels; at most {MAX_PIXELS // 1_000_000} million are accepted: "
             "crop it or scale it down first."
         )
+
+
+def _unit_values(picture, white_level):
+    """uint16 or float32 values as float32 in [0, 1]; what is above white is white."""
+    if picture.dtype != np.uint16:
+        return picture
+    return np.minimum(picture.astype(np.float32) / white_level, 1)
 
 
 def _squash(picture, resolution):

@@ -1,13 +1,16 @@
 """Whether settings and components of a checkpoint can belong to one model; what does not is named."""
 
-from .config_checks import check_list, check_number, check_whole
+from .config_checks import check_list, check_number, check_whole, shown
+from .image_preprocessing import WHITE_LEVELS
 from .score_calibration import MAX_TIMESTEPS, REFERENCES
 
 MAX_RESOLUTION = 4096
 MAX_NOISE_STEPS = 10_000
 
 
-def check_settings(patch_size, data_mean, data_std, timesteps, alpha, smoothing_sigma, score_grid, class_label):
+def check_settings(
+    patch_size, data_mean, data_std, timesteps, alpha, smoothing_sigma, score_grid, class_label, white_level
+):
     """Check the settings of a `TrainedModel`, each by itself.
 
     Raises:
@@ -25,6 +28,8 @@ def check_settings(patch_size, data_mean, data_std, timesteps, alpha, smoothing_
     check_whole("score_grid", score_grid, 1, 1024)
     if class_label is not None:
         check_whole("class_label", class_label, 0, 1000)
+    if white_level not in WHITE_LEVELS:
+        raise ValueError(f"white_level is {shown(white_level)}; {', '.join(map(str, WHITE_LEVELS))} are accepted.")
 
 
 def check_fit(pipe):

@@ -55,7 +55,8 @@ class PartScorer:
             self._write(place, batch.ends_run)
 
     def _draw(self, picture, anomaly_map, mask):
-        drawn = outline(overlay(as_uint8(picture.rgb), anomaly_map, self.saturation), mask)
+        shown = as_uint8(picture.rgb, self.pipe.config.white_level)
+        drawn = outline(overlay(shown, anomaly_map, self.saturation), mask)
         path = Path(self.parts.output_dir, OVERLAYS, f"{picture.target}.png")
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(path, self.parts.folder, durable=False) as stream:

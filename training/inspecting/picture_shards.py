@@ -13,8 +13,8 @@ from pathlib import Path
 from rendering.words import one_line
 from training.inspecting.parquet_files import import_parquet
 from training.inspecting.picture_sources import numbered_target, picture_of_bytes, refused_picture
-from training.pictures.data import IMAGE_SUFFIXES
 from training.pictures.hub_pictures import file_name
+from training.pictures.reading import IMAGE_SUFFIXES
 
 SUFFIXES = (".parquet", ".tar")
 MAX_BYTES = 1 << 29

@@ -23,13 +23,11 @@ from itertools import islice
 from pathlib import Path, PurePosixPath
 
 from training.checkpointing import PARTIAL
-from training.pictures.data import read_image, walk_images
+from training.pictures.folders import MAX_NAME, short_enough, walk_images
 from training.pictures.hub_dataset import data_set_sentences
 from training.pictures.hub_pictures import GoodRows, file_name
 from training.pictures.picture_stream import MAX_RUNS
-
-MAX_NAME = 200
-"""Bytes of a file's name that leave room for an ending."""
+from training.pictures.reading import read_image
 
 
 @dataclass(frozen=True)
@@ -106,7 +104,7 @@ class FolderPictures:
             encoded = key.replace(b"\0", os.sep.encode())
             path = Path(self.folder, os.fsdecode(encoded))
             name = encoded.decode(errors="backslashreplace")
-            yield SourcePicture(name, _short_enough(os.fsdecode(encoded)), partial(read_image, path))
+            yield SourcePicture(name, short_enough(os.fsdecode(encoded)), partial(read_image, path))
 
 
 def list_folder(folder, listings, run_size, left_out):
@@ -206,7 +204,7 @@ class HubRows:
                 yield row
 
         with data_set_sentences(self.source.name, self.source.token):
-            for _, content, refusal in self.source.fetch(noted()):
+            for _, content, refusal, _ in self.source.fetch(noted()):
                 number, ending = numbers.popleft()
                 name, target = f"{folder}/{number}{ending}", numbered_target(folder, number, ending.lstrip("-"))
                 if refusal is not None:
@@ -217,12 +215,3 @@ class HubRows:
 
 def _uri(path, options):
     return f"{Path(path).absolute().as_uri()}?{options}"
-
-
-def _short_enough(target):
-    """A path whose last name leaves room for an ending."""
-    folder, name = os.path.split(target)
-    encoded = os.fsencode(name)
-    if len(encoded) <= MAX_NAME:
-        return target
-    return os.path.join(folder, f"{os.fsdecode(encoded[:100])}-{hashlib.sha256(encoded).hexdigest()}")

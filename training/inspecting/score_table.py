@@ -5,6 +5,7 @@ import io
 from dataclasses import dataclass
 from itertools import islice
 
+from rendering.words import escaped
 from training.inspecting.parquet_files import import_parquet
 
 COLUMNS = ("file", "verdict", "anomaly_score", "p_value", "defect_pixels", "defect_share", "error")
@@ -68,8 +69,8 @@ def unreadable_row(file, error):
 
 
 def as_text_cell(text):
-    """Text that a spreadsheet shows as it is: an apostrophe goes before what it would take for a formula."""
-    return "'" + text if text.startswith(FORMULA_STARTS) else text
+    """Text that a spreadsheet shows as it is, on one line: an apostrophe goes before what it took for a formula."""
+    return "'" + escaped(text) if text.startswith(FORMULA_STARTS) else escaped(text)
 
 
 def table_writer(stream):

@@ -143,18 +143,20 @@ def _open_split(builder, name, split, streaming):
 
 def _choose_columns(datasets, rows, args):
     name, column, label_column = args.dataset_name, args.image_column, args.label_column
+    group_column = getattr(args, "group_column", None)
     features = rows.features
     if features is None:
         raise ValueError(f"the columns of {name} are not known before it is read; leave --streaming out.")
-    for option, chosen in (("image_column", column), ("label_column", label_column)):
+    options = (("image_column", column), ("label_column", label_column), ("group_column", group_column))
+    for option, chosen in options:
         if chosen is not None and chosen not in features:
             raise ValueError(f"{name} has no column {chosen}; name one with --{option}: {_listed(features)}.")
     if not isinstance(features[column], datasets.Image) and getattr(features[column], "dtype", None) != "binary":
         raise ValueError(f"column {column} of {name} holds no pictures; name another with --image_column.")
     good_label = None if label_column is None else _good_value(features[label_column], label_column, args.good_label)
-    kept = list(dict.fromkeys([column, *([label_column] if label_column else [])]))
+    kept = list(dict.fromkeys(each for each in (column, label_column, group_column) if each))
     rows = rows.select_columns(kept).cast_column(column, datasets.Image(decode=False))
-    return GoodRows(rows, name, args.dataset_split, column, label_column, good_label, args.hub_token)
+    return GoodRows(rows, name, args.dataset_split, column, label_column, good_label, args.hub_token, group_column)
 
 
 def _good_value(feature, column, label):

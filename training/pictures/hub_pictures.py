@@ -18,7 +18,7 @@ from huggingface_hub import constants
 from tqdm.auto import tqdm
 
 from rendering.words import one_line
-from training.pictures.data import read_image
+from training.pictures.reading import read_image
 
 READ_AHEAD = 8
 """Files that are fetched at the same time."""
@@ -35,12 +35,17 @@ class HubPicture:
         name (`str`): what messages and records call it.
         key (`str`): SHA-256 of its content, hexadecimal; what splits go by.
         read (`Callable[[], bytes]`): its content, encoded.
+        group (`str`, *optional*): the part that it shows, where the data set has a column for it; "" where the row
+            has none.
+        file (`str`): name of its file in the data set; "" if it has none.
     """
 
     place: int
     name: str = field(compare=False)
     key: str = field(compare=False)
     read: Callable = field(compare=False, repr=False)
+    group: str | None = field(default=None, compare=False)
+    file: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,7 @@ class GoodRows:
         label_column (`str`, *optional*): where it says what is good; without it every row is.
         good_label (*optional*): value of the good ones there.
         token (`str`, *optional*): for files that are read while training.
+        group_column (`str`, *optional*): where it says which part a picture shows.
     """
 
     rows: object
@@ -64,6 +70,14 @@ class GoodRows:
     label_column: str | None = None
     good_label: object = None
     token: str | None = field(default=None, repr=False)
+    group_column: str | None = None
+
+    def group_of(self, row):
+        """The part that a row's picture shows, as text; None if the data set has no column for it."""
+        if self.group_column is None:
+            return None
+        value = row[self.group_column]
+        return "" if value is None else str(value)
 
     def is_good(self, row):
         """Whether a row's label, if labels are asked for, is the good one."""
@@ -98,7 +112,7 @@ class GoodRows:
             return stream.read()
 
     def fetch(self, rows):
-        """Yield name, content and refusal (`ValueError`) of some rows, in their order; several are fetched at a time.
+        """Yield name, content, refusal (`ValueError`) and part of rows, in their order; several are fetched at once.
 
         A row that cannot be read has no content, and one that can no refusal.
         """
@@ -115,9 +129,9 @@ class GoodRows:
         value = row[self.column]
         name = (file_name(value) if value else "") or f"a row of {self.split}"
         try:
-            return name, self.content_of(value, name), None
+            return name, self.content_of(value, name), None, self.group_of(row)
         except ValueError as refusal:
-            return name, None, refusal
+            return name, None, refusal, None
 
     def _owns(self, path):
         """Whether a file is the data set's: there on the Hub, here in the cache, or inside a ZIP archive of either."""
@@ -139,14 +153,19 @@ def find_good_rows(source):
     for number in tqdm(source.find_good(), desc="checking pictures", unit="image"):
         name = f"row {number} of {source.split}"
         try:
-            value = source.rows[number][source.column]
+            row = source.rows[number]
+            value = row[source.column]
             content = source.content_of(value, name)
             name = f"{name}{file_name(value, ' ({})')}"
             read_image(BytesIO(content), name)
         except ValueError as error:
             logger.warning("left out: %s", error)
             continue
-        pictures.append(HubPicture(number, name, key_of(content), partial(source.read, number)))
+        pictures.append(
+            HubPicture(
+                number, name, key_of(content), partial(source.read, number), source.group_of(row), file_name(value)
+            )
+        )
     return pictures
 
 

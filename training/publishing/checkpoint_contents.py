@@ -11,6 +11,7 @@ from pipelines.checkpoint_files import (
     ENTRY_MODULES,
     EVALUATION,
     HALF_PRECISION_WEIGHTS,
+    IMAGE_RECORD,
     MODEL_INDEX,
     TRAINING_RECORD,
     WEIGHTS,
@@ -26,7 +27,7 @@ REPORT = "report.html"
 TRAINING_LEFTOVERS = ("checkpoint-*", "logs", PROGRESS, REPORT, "__pycache__", ".*")
 """At the top of the folder: what is for whoever trains, and for nobody else."""
 
-ROOT_FILES = (MODEL_INDEX, CARD, EVALUATION, TRAINING_RECORD, "LICENSE", "CITATION.cff")
+ROOT_FILES = (MODEL_INDEX, CARD, EVALUATION, TRAINING_RECORD, IMAGE_RECORD, "LICENSE", "CITATION.cff")
 COMPONENT_FILES = ("config.json", "scheduler_config.json", WEIGHTS, HALF_PRECISION_WEIGHTS)
 PICTURE_FOLDER = "examples"
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
@@ -116,7 +117,7 @@ def is_ours(name, components):
         return True
     parent, _, file = name.rpartition("/")
     if not parent:
-        return file in (MODEL_INDEX, EVALUATION, TRAINING_RECORD) or file.endswith(".py")
+        return file in (MODEL_INDEX, EVALUATION, TRAINING_RECORD, IMAGE_RECORD) or file.endswith(".py")
     return parent in components and (file in COMPONENT_FILES or file.endswith(".py"))
 
 

@@ -209,10 +209,13 @@ class Float32Component(SafetensorsOnly, ModelMixin):
 
 """What good pictures look like to the score: normalisation of Eq. 11 and conformal p-values, as a component.
 
-Fitted by `training/calibration.py` on held-out good pictures alone, in two disjoint parts: the first gives mean and
-deviation of the maps, the second only ranks scores. A new good picture's rank among those is uniform, so p-values and
-thresholds hold for any number of pictures (Vovk et al., "Algorithmic Learning in a Random World"): of good parts, at
-most `false_alarm_rate` are rejected.
+Fitted by `training/calibration.py` on held-out good pictures alone, in two disjoint halves: the first gives mean and
+standard deviation of the maps, the second only ranks scores. Where each picture shows another part, a new one's rank
+among those is uniform, so p-values and thresholds hold for any number of pictures (Vovk et al., "Algorithmic Learning
+in a Random World"): of good parts, at most `false_alarm_rate` are rejected. Where parts have several pictures, one of a
+new part is exchangeable with parts, not with pictures: each ranked part weighs one, and its pictures share that weight
+(Lee, Barber and Willett, "Distribution-free inference with hierarchical data"; Dunn, Wasserman and Ramdas,
+"Distribution-free prediction sets for two-layer hierarchical models").
 
 A picture is measured in several parts: KL (Eq. 9), feature error (Eq. 10) and, beyond the paper, its distance from
 each reference of good features. Each is standardised, then the maps are blended as in Eq. 11. A picture's
@@ -227,6 +230,9 @@ import torch
 from diffusers import ConfigMixin
 from diffusers.configuration_utils import register_to_config
 
+
+SLACK = 1e-9
+"""p-values are sums of weights: a rate is compared with them up to rounding."""
 
 NUM_ALPHAS = 21
 """The largest map values of good pictures are kept for alpha = 0, 0.05, …, 1 and every subset of the timesteps."""
@@ -277,10 +283,15 @@ class ScoreCalibration(Float32Component, ConfigMixin):
             planted into good pictures that they were made on.
         num_ranked (`int`): good pictures whose scores are ranked.
         num_fitted (`int`): good pictures that the normalisation was fitted on.
+        num_groups (`int`, *optional*): parts that the ranked pictures show, where some show the same; None where each
+            shows a part of its own.
+        num_fitted_groups (`int`, *optional*): the same of the pictures that the normalisation was fitted on.
         cross_fitted (`bool`): both parts are the same pictures, normalised in turn by the others. The rate is then an
             estimate, not a guarantee.
         bfloat16_deviation (`float`, *optional*): largest difference of a good picture's score between bfloat16 and
-            float32, in deviations of the good scores; None if not measured.
+            float32, in standard deviations of the good scores; None if not measured.
+        ranks_bfloat16 (`bool`): whether the ranked pictures were scored in bfloat16 as well, so that verdicts in that
+            precision are ranked among scores in it.
 
     Raises:
         ValueError: if one of them is out of range.
@@ -298,6 +309,8 @@ class ScoreCalibration(Float32Component, ConfigMixin):
         "part_score_std",
         "part_scores",
         "map_maxima",
+        "bfloat16_part_scores",
+        "bfloat16_map_maxima",
     ]
 
     @register_to_config
@@ -314,8 +327,11 @@ class ScoreCalibration(Float32Component, ConfigMixin):
         planted_image_auroc: float | None = None,
         num_ranked: int = 1,
         num_fitted: int = 1,
+        num_groups: int | None = None,
+        num_fitted_groups: int | None = None,
         cross_fitted: bool = False,
         bfloat16_deviation: float | None = None,
+        ranks_bfloat16: bool = False,
     ):
         super().__init__()
         check_list("timesteps", timesteps, 1, MAX_TIMESTEPS)
@@ -336,8 +352,15 @@ class ScoreCalibration(Float32Component, ConfigMixin):
                 check_number(name, value, 0, 1 + 1e-6)  # a mean of ones may be rounded up
         check_whole("num_ranked", num_ranked, 1, 1_000_000)
         check_whole("num_fitted", num_fitted, 1, 1_000_000)
-        if not isinstance(cross_fitted, bool):
-            raise ValueError(f"cross_fitted is {shown(cross_fitted)}; true and false are accepted.")
+        for name, value, most in (
+            ("num_groups", num_groups, num_ranked),
+            ("num_fitted_groups", num_fitted_groups, num_fitted),
+        ):
+            if value is not None:
+                check_whole(name, value, 1, most)
+        for name, value in (("cross_fitted", cross_fitted), ("ranks_bfloat16", ranks_bfloat16)):
+            if not isinstance(value, bool):
+                raise ValueError(f"{name} is {shown(value)}; true and false are accepted.")
         if bfloat16_deviation is not None:
             check_number("bfloat16_deviation", bfloat16_deviation, 0, 1e9)
         num_references = len(map_weights) - 1
@@ -356,18 +379,36 @@ class ScoreCalibration(Float32Component, ConfigMixin):
         self.register_buffer("reference_std", torch.ones(num_references))
         self.register_buffer("part_score_mean", torch.zeros(subsets, parts))
         self.register_buffer("part_score_std", torch.ones(subsets, parts))
-        self.register_buffer("part_scores", torch.zeros(subsets, num_ranked, parts))
-        self.register_buffer("map_maxima", torch.zeros(subsets, NUM_ALPHAS, num_ranked))
+        for prefix in ("", "bfloat16_") if ranks_bfloat16 else ("",):
+            self.register_buffer(f"{prefix}part_scores", torch.zeros(subsets, num_ranked, parts))
+            self.register_buffer(f"{prefix}map_maxima", torch.zeros(subsets, NUM_ALPHAS, num_ranked))
+        if num_groups is not None:
+            self.register_buffer("ranked_groups", torch.arange(num_ranked).clamp(max=num_groups - 1))
 
     def check_values(self):
         """Check what was loaded.
 
         Raises:
-            ValueError: if a map or a score would be divided by what is not above 0.
+            ValueError: if a map or a score would be divided by what is not above 0, or a part has no picture.
         """
         for name in ("kl_std", "feature_error_std", "reference_std", "part_score_std"):
             if not (getattr(self, name) > 0).all():
                 raise ValueError(f"{name} holds a deviation that is not above 0.")
+        count = self.config.num_groups
+        if count is not None and self.ranked_groups.unique().tolist() != list(range(count)):
+            raise ValueError(f"ranked_groups does not number {count} parts from 0.")
+
+    @property
+    def num_ranked_groups(self):
+        """Parts that the ranked pictures show: what a promise can rest on."""
+        return self.config.num_ranked if self.config.num_groups is None else self.config.num_groups
+
+    @property
+    def weights(self):
+        """Weight of each ranked picture, float64, (n,): those of a part share 1 evenly."""
+        if self.config.num_groups is None:
+            return torch.ones(self.config.num_ranked, dtype=torch.float64, device=self.part_scores.device)
+        return 1 / (self.ranked_groups[:, None] == self.ranked_groups).sum(dim=1).double()
 
     @property
     def image_parts(self):
@@ -421,48 +462,62 @@ class ScoreCalibration(Float32Component, ConfigMixin):
         return self._combined_score(worst_mean(parts), timesteps)
 
     def effective_rate(self, false_alarm_rate=None):
-        """The promised false alarm rate: the one asked for, but no smaller than 1 / (n + 1).
+        """The promised false alarm rate: the one asked for, but no smaller than 1 / (g + 1), g the ranked parts.
 
         By default 1 %.
         """
         rate = 0.01 if false_alarm_rate is None else float(false_alarm_rate)
-        return max(rate, 1 / (self.config.num_ranked + 1))
+        return max(rate, 1 / (self.num_ranked_groups + 1))
 
-    def p_value(self, anomaly_score, timesteps):
-        """Share of good pictures that score at least as high, the picture itself counted among them.
+    def p_value(self, anomaly_score, timesteps, bfloat16=False):
+        """Share of good parts whose pictures score at least as high, the picture's own part counted among them.
 
         Args:
             anomaly_score (`torch.Tensor`): (batch,).
             timesteps (`list[int]`): the timesteps it was computed with.
+            bfloat16 (`bool`): whether the network computed in bfloat16, so that it is ranked among such scores.
 
         Returns:
-            `torch.Tensor`: float64, (batch,), from 1 / (n + 1) to 1. A good picture's is at most p with probability
-            at most p.
+            `torch.Tensor`: float64, (batch,), from 1 / (g + 1) to 1. A picture of a new good part has a p-value of at
+            most p with probability at most p.
         """
-        ranked = self.ranked_scores(timesteps)
+        ranked = self.ranked_scores(timesteps, bfloat16)
         anomaly_score = anomaly_score.to(device=ranked.device, dtype=ranked.dtype)
-        at_least = (ranked[None] >= anomaly_score[:, None]).sum(dim=1)
-        return (1 + at_least.double()) / (len(ranked) + 1)
+        at_least = ((ranked[None] >= anomaly_score[:, None]) * self.weights).sum(dim=1)
+        return (1 + at_least) / (self.num_ranked_groups + 1)
 
-    def ranked_scores(self, timesteps):
+    def ranked_scores(self, timesteps, bfloat16=False):
         """Scores of the good pictures that a new one is ranked among, float32, (n,)."""
-        return self._combined_score(self.part_scores[self._subset(timesteps)], timesteps)
+        return self._combined_score(self._table("part_scores", bfloat16)[self._subset(timesteps)], timesteps)
 
-    def image_threshold(self, false_alarm_rate, timesteps):
+    def independent_scores(self, timesteps, bfloat16=False):
+        """Scores of one good picture of each part, float32, (g,): what tests of independent scores may look at."""
+        ranked = self.ranked_scores(timesteps, bfloat16)
+        if self.config.num_groups is None:
+            return ranked
+        groups = self.ranked_groups.tolist()
+        return ranked[[groups.index(group) for group in range(self.config.num_groups)]]
+
+    def image_threshold(self, false_alarm_rate, timesteps, bfloat16=False):
         """A picture whose score is above this has a p-value of at most the (effective) rate."""
-        return self._conformal_quantile(self.ranked_scores(timesteps), false_alarm_rate)
+        return self._conformal_quantile(self.ranked_scores(timesteps, bfloat16), false_alarm_rate)
 
-    def pixel_threshold(self, false_alarm_rate, alpha, timesteps):
+    def pixel_threshold(self, false_alarm_rate, alpha, timesteps, bfloat16=False):
         """Conformal quantile of the largest value in each good picture's anomaly map."""
-        return self._conformal_quantile(self._column(self.map_maxima, alpha, timesteps), false_alarm_rate)
+        maxima = self._column(self._table("map_maxima", bfloat16), alpha, timesteps)
+        return self._conformal_quantile(maxima, false_alarm_rate)
+
+    def _table(self, name, bfloat16):
+        return getattr(self, f"bfloat16_{name}" if bfloat16 else name)
 
     def _conformal_quantile(self, scores, false_alarm_rate):
-        count = len(scores)
-        # The small addend keeps 1 - 0.01 from falling short of 0.99 by a rounding error.
-        rejected = math.floor(self.effective_rate(false_alarm_rate) * (count + 1) + 1e-9)
-        if rejected > count:
+        """The smallest score that leaves whatever is above it with a p-value of at most the effective rate."""
+        allowed = self.effective_rate(false_alarm_rate) * (self.num_ranked_groups + 1) + SLACK
+        scores, order = scores.sort(descending=True)
+        above = 1 + self.weights[order].cumsum(dim=0)  # weight of all down to each score, and of the new part
+        if above[-1] <= allowed:
             return -math.inf
-        return scores.sort(descending=True).values[rejected - 1].item()
+        return scores[int((above <= allowed).sum())].item()
 
     def _combined_score(self, worst, timesteps):
         subset = self._subset(timesteps)
