@@ -27,7 +27,7 @@ def verdict(numbers, calibration):
     """
     count, threshold = calibration.num_groups or calibration.num_ranked, numbers["image_threshold"]
     limit = "every part is" if threshold is None else f"parts above {threshold:.2f} are"
-    pictures = "" if calibration.num_groups is None else f", in {count_of(calibration.num_ranked, 'picture')},"
+    pictures = "," if calibration.num_groups is None else f", in {count_of(calibration.num_ranked, 'picture')},"
     if not numbers["is_anomalous"]:
         css, title, place = "accepted", "Accepted: this looks like a good part", "Nothing is outlined."
     else:

@@ -75,9 +75,9 @@ def test_a_training_is_watched_stopped_resumed_and_ends_as_a_model_that_scores(t
     assert len(run.left_out) == 2
     assert_sentence(run.left_out[0], "torn.png")
     assert_sentence(run.left_out[1], "again.jpg", "same picture")
-    pictures = sorted(path.name for path in (folder / "tiles-2.pictures").glob("*.jpg"))
+    pictures = sorted(path.name for path in (folder / "tiles-2.pictures" / "line 1").glob("*.jpg"))
     assert len(pictures) == 24
-    assert {path.parent for path in folder.rglob("*.jpg")} == {folder / "tiles-2.pictures"}
+    assert {path.parent for path in folder.rglob("*.jpg")} == {folder / "tiles-2.pictures" / "line 1"}
     with refused(ValueError, "tiles-2", "running"):
         trainings.start("other", uploaded)
     with refused(ValueError, "tiles-2", "running"):
