@@ -23,6 +23,8 @@ from benchmarks.calibration import (
     summarize,
     wilson_interval,
 )
+from benchmarks.parts import RATES as PART_RATES
+from benchmarks.parts import WAYS, compare_splits, format_part_table
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from pipelines.score_calibration import Measurement, ScoreCalibration
 from training.calibration import fit_image_ranks
@@ -292,3 +294,29 @@ def test_the_command_refuses_with_a_sentence_and_writes_nothing(held_out_checkpo
     assert ended.value.code.startswith("error: ")
     assert_sentence(ended.value.code, word)
     assert not (tmp_path / "out").exists()
+
+
+# parts that come several times
+
+
+def test_whole_parts_held_out_keep_the_promise_for_new_parts_and_pictures_held_out_break_it():
+    generator = torch.Generator().manual_seed(0)
+    parts = torch.arange(60).repeat_interleave(5)
+    own = torch.randn(60, 24, 2, 2, generator=generator)
+    features = own[parts] + 0.2 * torch.randn(300, 24, 2, 2, generator=generator)
+    rows = compare_splits(features.half(), parts, splits=12)
+    assert [(row.way, row.asked) for row in rows] == [(way, rate) for way in WAYS for rate in PART_RATES]
+    for row in rows:
+        assert row.kept == (row.way == "by part"), row
+        assert row.interval[0] <= row.measured <= row.interval[1]
+    table = format_part_table(rows, 300, 60, 12)
+    assert "300 good pictures of 60 parts, 12 splits" in table
+    assert (table.count("| kept |"), table.count("| broken |")) == (3, 3)
+
+
+def test_a_checkpoint_calibrated_by_parts_is_split_by_pictures_all_the_same():
+    settings = {"num_ranked": 30, "num_groups": 10, "ranks_bfloat16": True}
+    calibration = ScoreCalibration(timesteps=[5], resolution=8, grid_size=4, **settings)
+    pool = split_p_values(calibration, pictures(40, seed=0), splits=2)
+    assert pool.calibration.config.num_groups is None
+    assert pool.p_values.min() >= 1 / (pool.calibration.config.num_ranked + 1) - 1e-9
