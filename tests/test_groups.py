@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import json
 import logging
 
 import numpy as np
@@ -10,12 +11,21 @@ import torch
 from PIL import Image
 from sentences import refused
 
-from training.image_record import not_trained_on, write_image_record
+from training.arguments import parse_args
+from training.calibration import check_enough
+from training.image_record import (
+    KnownImages,
+    leave_out_trained_on,
+    not_trained_on,
+    read_image_record,
+    write_image_record,
+)
 from training.pictures.folders import find_images
 from training.pictures.groups import find_groups
 from training.pictures.hub_pictures import HubPicture
 from training.pictures.near_identical import LookAlikes, describe_images, find_near_identical, group_descriptors
 from training.pictures.splits import count_parts, hold_out, part_numbers
+from training.run_record import describe_run, restore_groups, restore_splits
 
 
 def rendered(seed, size=96):
@@ -223,3 +233,46 @@ def test_whoever_trains_a_checkpoint_further_holds_out_nothing_that_it_knows(tmp
     renamed = [image.rename(image.with_name(f"x{image.name}")) for image in grown]
     assert {image.name[1:] for image in not_trained_on(checkpoint, renamed)} >= {image.name for image in split[1]}
     assert not {image.name[1:] for image in not_trained_on(checkpoint, renamed)} & {image.name for image in split[0]}
+
+
+def test_a_chain_of_checkpoints_remembers_what_the_first_was_trained_on(tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    images = save(tmp_path / "parts", {f"{index:02d}.png": rendered(index, 16) for index in range(24)})
+    for folder in (first, second):
+        folder.mkdir()
+        (folder / "model_index.json").write_text("{}")
+    write_image_record(first, {"parts": (images[:8], images[8:12])}, shows_progress=False)
+    known = read_image_record(first)
+    write_image_record(second, {"parts": (images[12:16], images[16:20])}, first=known, shows_progress=False)
+    assert not_trained_on(second, images) == [*images[8:12], *images[16:]]
+    unknown = KnownImages(None, frozenset())
+    write_image_record(second, {"parts": (images[12:16], images[16:20])}, first=unknown, shows_progress=False)
+    assert not_trained_on(second, images) == images[16:20]
+
+
+def test_of_a_checkpoint_trained_on_a_stream_nothing_new_is_left_out_but_only_its_own_are_held_out_again(tmp_path):
+    (tmp_path / "model_index.json").write_text("{}")
+    images = save(tmp_path / "parts", {f"{index:02d}.png": rendered(index, 16) for index in range(12)})
+    write_image_record(tmp_path, {"parts": ([], images[:4])}, is_stream=True, shows_progress=False)
+    assert leave_out_trained_on(tmp_path, images) == images
+    assert not_trained_on(tmp_path, images) == images[:4]
+
+
+def test_too_few_parts_that_a_model_was_not_trained_on_are_refused_before_anything_is_measured(tmp_path):
+    images = [tmp_path / f"{index}.png" for index in range(12)]
+    with refused(ValueError, "12 pictures of 3 parts", "at least 8 of 4 parts"):
+        check_enough(images, {image: str(index % 3) for index, image in enumerate(images)})
+    check_enough(images, {image: str(index % 4) for index, image in enumerate(images)})
+
+
+def test_pictures_of_one_name_in_folders_of_one_name_come_back_to_their_side_of_a_resumed_split(tmp_path):
+    places = [(lot, index) for lot in range(2) for index in range(9)]
+    pictures = {f"lot{lot}/good/{index:02d}.png": rendered(100 * lot + index, 32) for lot, index in places}
+    images = save(tmp_path / "parts", pictures)
+    groups = {image: f"{image.parts[-3]} {image.name}" for image in images}
+    split = hold_out(images, 0.3, 1, groups)
+    arguments = parse_args(["--train_data_dir", "x", "--output_dir", "y"])
+    run = json.loads(json.dumps(describe_run(arguments, {"parts": split}, {"parts": groups}, 8)))
+    restored = restore_splits(tmp_path / "checkpoint-1", run, {"parts": images[::-1]})
+    assert [sorted(side) for side in restored["parts"]] == [sorted(side) for side in split]
+    assert restore_groups(run, restored)["parts"] == {image: groups[image] for image in split[1]}

@@ -1,5 +1,6 @@
 """A training that starts from a checkpoint: the same network, its categories kept, others added."""
 
+import json
 import shutil
 
 import pytest
@@ -101,3 +102,28 @@ def test_a_run_that_started_from_a_checkpoint_is_resumed_from_the_same(both, tmp
     with pytest.raises(SystemExit) as ended:
         main([*arguments, "--max_train_steps", "2", "--resume_from_checkpoint", "latest"])
     assert_sentence(ended.value.code, "checkpoint-1", "--init_from", str(both.parent)[:5])
+
+
+@pytest.mark.usefixtures("one_core")
+def test_with_another_seed_nothing_is_held_out_that_the_first_checkpoint_was_trained_on(finished, tmp_path):
+    arguments = ["--train_data_dir", str(TILES), "--output_dir", str(tmp_path), *TINY, "--no-report"]
+    arguments += ["--max_train_steps", "1", "--validation_steps", "0"]
+    main([*arguments, "--init_from", str(finished), "--seed", "5"])
+    first, second = (
+        set(json.loads((folder / "training.json").read_text())["held_out"][TILES.name])
+        for folder in (finished, tmp_path)
+    )
+    assert second
+    assert second <= first
+
+
+@pytest.mark.usefixtures("one_core")
+def test_a_first_checkpoint_that_does_not_say_what_it_was_trained_on_is_refused(finished, tmp_path):
+    first = shutil.copytree(finished, tmp_path / "first")
+    (first / "training_images.safetensors").unlink()
+    (first / "training.json").unlink()
+    arguments = ["--train_data_dir", str(TILES), "--output_dir", str(tmp_path / "out"), *TINY]
+    with pytest.raises(SystemExit) as ended:
+        main([*arguments, "--max_train_steps", "1", "--init_from", str(first)])
+    assert_sentence(ended.value.code, "first does not say which pictures it was trained on")
+    assert not (tmp_path / "out").exists()
