@@ -5,7 +5,8 @@
 For each category: how many parts are found among its good images. With `--groups`, the truth (`training/train.py
 --help`), how many true parts are found whole, and how many found ones mix several. Then some images come again: darker,
 brighter, shifted, noisier, compressed, at another size; how many of those are found. Last, what it takes, for these
-images and for 100,000 of them (the comparison is measured with as many random descriptors).
+images and for 100,000 of them (the comparison is measured with as many random descriptors, or with `--many` and then
+computed: it grows with the square of their number).
 """
 
 import argparse
@@ -87,6 +88,7 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("categories", nargs="+", type=Path, help="folders of good images, or data sets")
     parser.add_argument("--groups", help=GROUPS_HELP)
+    parser.add_argument("--many", type=int, default=MANY, help="random descriptors that the comparison is timed with")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/groups"), help="for images that come again")
     args = parser.parse_args(argv)
     keep_large_buffers()
@@ -113,10 +115,10 @@ def main(argv=None):
             print(f"  {each:.1f} ms an image to describe it, {compared - described:.2f} s to compare all")
     except ValueError as error:
         sys.exit(f"error: {error}")
-    rows = torch.randn(MANY, descriptors.features.shape[1], generator=torch.Generator().manual_seed(0)).half()
+    rows = torch.randn(args.many, descriptors.features.shape[1], generator=torch.Generator().manual_seed(0)).half()
     began = time.perf_counter()
-    group_descriptors(Descriptors(rows, [str(place) for place in range(MANY)]))
-    seconds = time.perf_counter() - began
+    group_descriptors(Descriptors(rows, [str(place) for place in range(args.many)]))
+    seconds = (time.perf_counter() - began) * (MANY / args.many) ** 2
     print(f"{MANY:,} images: {each * MANY / 60_000:.0f} minutes to describe them, {seconds / 60:.1f} to compare them")
 
 
