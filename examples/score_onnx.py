@@ -48,9 +48,8 @@ def main():
     rank = min(max(int(rate * (len(thresholds) + 1) + 1e-9), 1), len(thresholds))  # no smaller rate can be promised
     for path in args.pictures:
         image = Image.open(path)
-        squares = to_square(image, calibration["resolution"], calibration["white_level"])[
-            None
-        ]  # several pictures may go together
+        square = to_square(image, calibration["resolution"], calibration["white_level"])
+        squares = square[None]  # several pictures may go together
         (score,), (p_value,), (anomaly_map,) = session.run(None, {"pictures": squares})
         verdict = "defect" if score > thresholds[rank - 1] else "good"
         print(f"{path.name}: score {score:.2f}, p-value {p_value:.4f}, {verdict}")

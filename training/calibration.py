@@ -9,7 +9,6 @@ import argparse
 import logging
 import sys
 from dataclasses import asdict
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
@@ -37,7 +36,7 @@ from training.pictures.planted_defects import PlantedDefects
 from training.pictures.splits import MIN_HELD_OUT, count_parts, hold_out, part_numbers
 from training.process import keep_large_buffers, use_all_cores
 from training.publishing.measured_results import forget_results
-from training.sharing import gather_rows, is_main_process, on_main_process, own_share, start_processes
+from training.sharing import PATIENCE, gather_rows, is_main_process, on_main_process, own_share, start_processes
 
 MIN_DISJOINT, MIN_DISJOINT_PARTS = 40, 20
 """With fewer pictures, or parts, they are cross-fitted: too few would be left to fit a standard deviation per position.
@@ -299,7 +298,7 @@ def recalibrate(args):
     folder = locate_checkpoint(args.model)
     pipe = AnomalyScoringPipeline.from_pretrained(folder)
     half_precision = is_half_precision(folder)  # the ranks must belong to the weights that will be loaded
-    pipe.to(start_processes(timedelta(days=1)))
+    pipe.to(start_processes(PATIENCE))
     scoring = pipe.for_category(args.category)
     timesteps = args.timesteps or list(pipe.config.timesteps)
     if pipe.categories is not None and sorted(timesteps) != sorted(pipe.config.timesteps):

@@ -19,7 +19,6 @@ import math
 import statistics
 import sys
 import time
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
@@ -46,7 +45,7 @@ from training.pictures.reading import read_image
 from training.process import describe_device, keep_large_buffers, use_all_cores
 from training.publishing.example_sheet import example_sheet, save_sheet
 from training.publishing.measured_results import ALL, keep_results, sheet_path
-from training.sharing import gather_rows, is_main_process, on_main_process, own_share, start_processes
+from training.sharing import PATIENCE, gather_rows, is_main_process, on_main_process, own_share, start_processes
 
 COMPUTED = {
     "scores": "anomaly_score",
@@ -228,7 +227,7 @@ def main(argv=None):
         for option in ("keep_with_model", "keep_examples"):
             if getattr(args, option) and not Path(args.model).is_dir():
                 raise ValueError(f"--{option} needs a checkpoint folder, and {args.model} is none.")
-        device, folder = start_processes(timedelta(days=1)), locate_checkpoint(args.model)
+        device, folder = start_processes(PATIENCE), locate_checkpoint(args.model)
         labelled = on_main_process(partial(_test_images, args.data_dir, folder))
         pipe = AnomalyScoringPipeline.from_pretrained(folder).for_category(args.category)
         pipe.to(device)

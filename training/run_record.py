@@ -9,7 +9,7 @@ import logging
 from collections import Counter, defaultdict
 from pathlib import Path
 
-from training.pictures.splits import split_key
+from training.pictures.splits import MIN_HELD_OUT, split_key
 
 RUN_RECORD = "run.json"
 
@@ -30,8 +30,6 @@ FIXED_SETTINGS = (
     "normalize_contrast",
 )
 """What weights and the order of pictures depend on. Rates, loss weights and the number of steps may be changed."""
-
-MIN_HELD_OUT = 4
 
 LONG_KEY = 6
 """Folders and name of a file, counted from its end, that tell it from another with the same name and folder."""

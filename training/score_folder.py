@@ -12,7 +12,6 @@ any number of processes: what is written is in `score_parts.py`, what is read in
 import argparse
 import sys
 import time
-from datetime import timedelta
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -47,14 +46,11 @@ from training.process import (
     noted_termination,
     use_all_cores,
 )
-from training.sharing import is_main_process, on_main_process, start_processes
+from training.sharing import PATIENCE, is_main_process, on_main_process, start_processes
 from training.verify import hash_files
 
 PART_SIZE = 256
 """Pictures of a part: what a process that is killed loses at most."""
-
-PATIENCE = timedelta(days=1)
-"""So long the others wait for the main process to list the pictures."""
 
 LOOK_EVERY = 1.0
 """Seconds between two looks at what the other processes have finished."""

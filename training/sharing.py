@@ -6,12 +6,16 @@ Every process has to call these functions, in the same order; on a single one th
 
 import math
 import sys
+from datetime import timedelta
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather, reduce
 
 from training.process import are_on_cpu
+
+PATIENCE = timedelta(days=1)
+"""So long the other processes wait for the main one to list, or to compare, the pictures."""
 
 
 def start_processes(patience=None):

@@ -11,7 +11,6 @@ import logging
 import math
 import sys
 import time
-from datetime import timedelta
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -51,14 +50,11 @@ from training.process import (
 from training.progress import LOSSES, SEPARATION, ProgressLog
 from training.publish import open_repository, push_finished
 from training.run_record import check_settings, describe_run, read_run
-from training.sharing import mean_over_processes, on_any_process
+from training.sharing import PATIENCE, mean_over_processes, on_any_process
 from training.trackers import check_trackers, log_sheets, start_trackers
 from training.training_record import settings_to_record
 from training.training_state import check_state, load_state, load_statistics
 from training.validation import Validation
-
-PATIENCE = timedelta(days=1)
-"""So long the others wait for the main process to compare the pictures."""
 
 OTHER_FAILURE = "Another process cannot read a picture."
 

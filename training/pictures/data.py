@@ -20,6 +20,7 @@ MAX_REPLACED = 10
 """So many images in a row may have become unreadable before a training ends."""
 
 NUM_HEADS = 64
+"""Of a data set, whose pictures may have to be fetched, so many are looked at before all are."""
 
 DEEP_MODES = ("I", "I;16", "I;16B", "I;16L")
 """Pillow's modes of grey images of 16 bits."""
