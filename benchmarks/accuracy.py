@@ -41,7 +41,6 @@ from training.blend_weights import choose_image_parts, choose_map_weights
 from training.data_statistics import fit_feature_statistics
 from training.feature_reference import GRID_SIZE, fit_feature_reference
 from training.metrics import image_metrics, pixel_metrics
-from training.pictures.data import GoodImages
 from training.pictures.groups import HELP as GROUPS_HELP
 from training.process import keep_large_buffers, use_all_cores
 
@@ -191,7 +190,7 @@ def _references(data):
     """Scores and maps of Gaussians and memory alone, with weights chosen on defects planted into held-out pictures."""
     with tqdm(total=len(data.training_files), desc="feature statistics", leave=False) as progress:
         fit_feature_statistics(data.extractor, data.batches(data.training_files), progress)
-    references = fit_feature_reference(data.extractor, GoodImages(data.training_files, data.resolution), data.seed)
+    references = fit_feature_reference(data.extractor, data.images(data.training_files), data.seed)
 
     def distances(batches):
         parts = []

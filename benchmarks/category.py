@@ -17,7 +17,7 @@ from training.arguments import CALIBRATION_FRACTION, DEFAULT_PRESET, PRESETS
 from training.calibration import NUM_PLANTED
 from training.evaluate import nearest_mask
 from training.model import load_pretrained_extractor
-from training.pictures.data import GoodImages
+from training.pictures.data import GoodImages, find_white_level
 from training.pictures.groups import find_groups
 from training.pictures.labelled import find_labelled_images
 from training.pictures.layouts import find_good_images
@@ -54,6 +54,7 @@ class Category:
         self.output_dir, self.max_train_steps = output_dir, max_train_steps
         self.labelled = find_labelled_images(folder)
         self.files = find_good_images(folder)
+        self.white_level = find_white_level(self.files)
         self.rule = groups
         groups = find_groups(self.files, groups, folder.name)
         self.training_files, self.held_out = hold_out(self.files, CALIBRATION_FRACTION, seed, groups)
@@ -69,9 +70,13 @@ class Category:
         """With ImageNet weights and no statistics yet."""
         return load_pretrained_extractor(self.backbone, FEATURE_GRID)
 
+    def images(self, files):
+        """`GoodImages` of the files, at the size and white level of this category."""
+        return GoodImages(files, self.resolution, white_level=self.white_level)
+
     def batches(self, files):
         """Samples of the files, eight at a time."""
-        return DataLoader(GoodImages(files, self.resolution), batch_size=8)
+        return DataLoader(self.images(files), batch_size=8)
 
     @property
     def test(self):
@@ -81,7 +86,7 @@ class Category:
     @cached_property
     def planted(self):
         """Held-out good pictures with planted defects: list of (samples, masks), eight at a time."""
-        images = PlantedDefects(GoodImages(self.held_out, self.resolution), NUM_PLANTED, self.seed)
+        images = PlantedDefects(self.images(self.held_out), NUM_PLANTED, self.seed)
         return list(DataLoader(images, batch_size=8))
 
     @cached_property

@@ -22,6 +22,7 @@ from PIL import Image
 
 from benchmarks.speed import median_seconds, random_pictures
 from examples.score_onnx import to_size, to_square
+from pipelines.image_preprocessing import WHITE_LEVELS
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from training.export import INPUT, export
 from training.pictures.data import in_batches
@@ -56,9 +57,9 @@ RUNTIMES = {"onnx": ("onnxruntime", onnxruntime_model), "openvino": ("openvino",
 """Of each format: the package that runs it, measured where it is installed, and how."""
 
 
-def score_pictures(model, pictures, resolution):
-    """Scores and p-values, (n,), and maps at each picture's own size, of PIL images."""
-    scores, p_values, maps = model(np.stack([to_square(picture, resolution) for picture in pictures]))
+def score_pictures(model, pictures, resolution, white_level=WHITE_LEVELS[-1]):
+    """Scores and p-values, (n,), and maps at each picture's own size, of PIL images; `white_level` is of 16 bits."""
+    scores, p_values, maps = model(np.stack([to_square(picture, resolution, white_level) for picture in pictures]))
     return scores, p_values, [to_size(m, picture.size) for m, picture in zip(maps, pictures, strict=True)]
 
 
@@ -81,7 +82,7 @@ def compare(pipe, models, files, batch_size=8):
         pictures = [read_image(path) for path in batch]
         expected = pipe(pictures, batch_size=batch_size)
         for name, model in models.items():
-            scores, p_values, maps = score_pictures(model, pictures, pipe.resolution)
+            scores, p_values, maps = score_pictures(model, pictures, pipe.resolution, pipe.config.white_level)
             differences = {
                 "score": np.abs(scores - expected.anomaly_score).max(),
                 "p_value": np.abs(p_values - expected.p_value).max(),

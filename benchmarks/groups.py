@@ -22,12 +22,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pipelines.image_preprocessing import as_uint8, to_rgb
+from training.pictures.data import find_white_level
 from training.pictures.groups import HELP as GROUPS_HELP
 from training.pictures.groups import find_groups
 from training.pictures.layouts import find_good_images
 from training.pictures.near_identical import Descriptors, describe_images, find_near_identical, group_descriptors
-from training.pictures.reading import read_image
+from training.pictures.reading import read_as_8_bits
 from training.process import keep_large_buffers, use_all_cores
 
 NUM_AGAIN = 36
@@ -59,11 +59,11 @@ KINDS = ("darker", "brighter", "shifted", "noisier", "compressed", "smaller")
 
 def found_again(images, folder, seed=0):
     """How many of some images that come again are found, `dict[str, str]` by kind of change."""
-    random = np.random.default_rng(seed)
+    random, white_level = np.random.default_rng(seed), find_white_level(images)
     chosen = random.choice(len(images), min(NUM_AGAIN, len(images)), replace=False)
     again = []
     for number, place in enumerate(chosen):
-        rgb = as_uint8(to_rgb(read_image(images[place])))
+        rgb = np.asarray(read_as_8_bits(images[place], white_level))
         again.append(folder / f"{number:02d}.png")
         changed(rgb, KINDS[number % len(KINDS)], random).convert("RGB").save(again[-1])
     labels = find_near_identical([*images, *again])

@@ -6,9 +6,8 @@ import numpy as np
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from pipelines.image_preprocessing import as_uint8, to_rgb
 from training.pictures.planted_defects import plant
-from training.pictures.reading import read_image
+from training.pictures.reading import read_as_8_bits
 
 KINDS = ("stain", "scratch", "patch", "missing")
 
@@ -69,9 +68,9 @@ def plant_defects(samples, count, seed=0):
     return found
 
 
-def read_good(path):
-    """A good picture as `plant_defects` takes it."""
-    image = Image.fromarray(as_uint8(to_rgb(read_image(path), path.name)))
+def read_good(path, white_level):
+    """A good picture as `plant_defects` takes it; `white_level` is white in one of 16 bits."""
+    image = read_as_8_bits(path, white_level)
     image.thumbnail((MAX_SIDE, MAX_SIDE))
     return as_sample(np.asarray(image))
 

@@ -24,11 +24,10 @@ from tqdm.auto import tqdm
 
 from benchmarks.planted_truth import as_picture, as_sample, compare, plant_defects, read_good
 from benchmarks.plotting import pyplot, require_matplotlib
-from pipelines.image_preprocessing import as_uint8, to_rgb
 from pipelines.pipeline_gradient_denoise import GradientDenoisePipeline
 from rendering.repair_views import side_by_side, strip
 from training.pictures.labelled import find_labelled_images
-from training.pictures.reading import read_image
+from training.pictures.reading import read_as_8_bits
 from training.process import keep_large_buffers, use_all_cores
 
 RATE = 0.05
@@ -110,7 +109,7 @@ def measure_planted(pipe, planted, method, progress):
 
 def measure_real(pipe, paths, name, progress):
     """A `Row`, and the outputs, of our repair on pictures without a known truth."""
-    pictures = [Image.fromarray(as_uint8(to_rgb(read_image(path), path.name))) for path in paths]
+    pictures = [read_as_8_bits(path, pipe.config.white_level) for path in paths]
     outputs, seconds = repair(pipe, pictures, [None] * len(paths), {}, progress)
     return _row(pipe, name, "ours", outputs, seconds), outputs
 
@@ -122,7 +121,7 @@ def rejected_before(pipe, outputs):
 
 def _rejects(pipe, scores):
     calibration, scores = pipe.calibration, torch.tensor(np.array(scores))
-    p_values = calibration.p_value(scores, list(pipe.config.timesteps)).cpu().numpy()
+    p_values = calibration.p_value(scores, list(pipe.config.timesteps), pipe.uses_bfloat16()).cpu().numpy()
     return p_values <= calibration.effective_rate(RATE) + 1e-12
 
 
@@ -240,7 +239,7 @@ def main(argv=None):
             raise ValueError(f"{args.data_dir} has no good test pictures to plant defects into.")
         if args.num_planted < 1:
             raise ValueError(f"--num_planted is {args.num_planted}; it must be at least 1.")
-        samples = [read_good(path) for path in _evenly(good, args.num_planted)]
+        samples = [read_good(path, pipe.config.white_level) for path in _evenly(good, args.num_planted)]
         planted = plant_defects(samples, args.num_planted, args.seed)
         output_dir = Path(args.output_dir)
         output_dir.mkdir(parents=True, exist_ok=True)
@@ -268,7 +267,8 @@ def main(argv=None):
             row, outputs = measure_real(pipe, paths, name, progress)
             rows.append(row)
             if name == "real defects":
-                contact_sheet(_columns([read_image(path) for path in paths], outputs)).save(output_dir / "real.png")
+                pictures = [read_as_8_bits(path, pipe.config.white_level) for path in paths]
+                contact_sheet(_columns(pictures, outputs)).save(output_dir / "real.png")
                 curves[name] = [output.distance[0] for output in outputs[:4]]
             _save(rows, output_dir)
     plot_distance(curves, output_dir / "distance.png")

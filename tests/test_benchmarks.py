@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TILES
+from PIL import Image
 from scipy.spatial import cKDTree
 from scipy.spatial.distance import mahalanobis
 from sentences import refused
@@ -19,6 +20,7 @@ from benchmarks.bootstrap import pixel_metrics_of_histograms, standard_errors
 from benchmarks.category import checkpoint_folder
 from benchmarks.rivals import PADIM_REGULARIZATION, padim, patchcore, spade
 from training.metrics import pixel_metrics
+from training.pictures.folders import find_images
 
 
 class PlainFeatures(torch.nn.Module):
@@ -216,6 +218,20 @@ def test_our_model_and_its_parts_are_measured_on_a_category(tiny_pipeline, tmp_p
     for each in measured:
         assert 0 <= each["image_auroc"] <= 1
         assert each["standard_error"].keys() == set(accuracy.METRICS)
+
+
+def test_a_category_of_deep_pictures_is_measured_by_its_own_white(tmp_path):
+    for path in find_images(TILES):
+        saved = tmp_path / path.relative_to(TILES).with_suffix(".png")
+        saved.parent.mkdir(parents=True, exist_ok=True)
+        grey = np.asarray(Image.open(path))
+        Image.fromarray(grey if "ground_truth" in path.parts else grey.astype(np.uint16) * 16).save(saved)
+    data, deep = (category.Category(folder, 0, "tf_efficientnet_lite0", tmp_path) for folder in (TILES, tmp_path))
+    assert deep.white_level == 4095
+    for first, second in zip(data.batches(data.files), deep.batches(deep.files), strict=True):
+        torch.testing.assert_close(first, second, atol=0.02, rtol=0)
+    for (first, _), (second, _) in zip(data.planted, deep.planted, strict=True):
+        assert (first.mean() - second.mean()).abs() < 0.15  # other draws; read as 16 bits all would be black
 
 
 def test_a_kept_model_serves_only_the_backbone_and_the_steps_it_was_trained_for(tiny_pipeline, tmp_path, monkeypatch):

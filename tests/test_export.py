@@ -124,6 +124,15 @@ def test_other_runtimes_agree_with_the_pipeline_in_any_batch(scoring, exported, 
     assert found["p_value"] < 1e-6
 
 
+def test_they_agree_on_pictures_of_12_bits_in_16(scoring, exported, files, tmp_path):
+    pipe = AnomalyScoringPipeline.from_pipe(scoring, white_level=4095)
+    pipe.set_progress_bar_config(disable=True)
+    for path in files[:2]:
+        Image.fromarray(np.asarray(Image.open(path)).astype(np.uint16) * 16).save(tmp_path / f"{path.stem}.png")
+    found = benchmark.compare(pipe, {"onnx": load(exported, "onnx")}, find_images(tmp_path))["onnx"]
+    assert found["score"] < TOLERANCE
+
+
 def test_a_model_that_differs_is_reported(scoring, exported, files):
     model = load(exported, "onnx")
 

@@ -164,15 +164,38 @@ def test_a_regular_expression_names_the_part_in_the_file_name(tmp_path, caplog):
             find_groups(images, rule)
 
 
-@pytest.mark.parametrize("prefix", ["train/good/", "good/", "", "elsewhere\\train\\good\\"])
+@pytest.mark.parametrize("prefix", ["train/good/", "good/", "", "tiles\\train\\good\\"])
 def test_a_table_of_files_and_parts_is_read_however_much_of_the_path_it_names(tmp_path, prefix):
     images = [tmp_path / "tiles" / "train" / "good" / f"{index}.png" for index in range(16)]
     table = tmp_path / "tiles.csv"
     rows = [f"{prefix}{index}.png,{index // 2}" for index in range(16)]
-    other = "elsewhere/train/bad/3.png,99" if "train" in prefix else "x.png,9"
+    other = "tiles/train/bad/3.png,99" if "train" in prefix else "x.png,9"
     table.write_text("\ufefffile,tile\n" + "\n".join([*rows, other]))
     groups = find_groups(images, str(table))
     assert [groups[image] for image in images] == [str(index // 2) for index in range(16)]
+
+
+@pytest.mark.parametrize("row", ["morning/{}.png", "/plant/morning/{}.png", "C:\\morning\\{}.png"])
+def test_a_picture_never_takes_the_part_of_a_file_of_the_same_name_in_another_folder(tmp_path, row):
+    images = [tmp_path / folder / f"{index}.png" for folder in ("morning", "evening") for index in range(9)]
+    table = tmp_path / "parts.csv"
+    table.write_text("".join(f"{row.format(index)},{index}\n" for index in range(9)))
+    of_morning = row.startswith("morning")
+    with refused(ValueError, f"no group for {9 if of_morning else 18} pictures", "folder"):
+        find_groups(images, str(table))
+    if of_morning:
+        assert find_groups(images[:9], str(table))[images[3]] == "3"
+
+
+def test_the_part_of_a_row_is_told_by_its_file_name_where_that_is_all_that_is_known(tmp_path):
+    rows = [HubPicture(place, f"row {place}", f"key {place}", bytes, None, f"{place}.png") for place in range(18)]
+    table = tmp_path / "parts.csv"
+    table.write_text("".join(f"train/good/{place}.png,{place // 2}\n" for place in range(18)))
+    assert [*find_groups(rows, str(table)).values()] == [str(place // 2) for place in range(18)]
+    with open(table, "a") as stream:
+        stream.write("train/other/3.png,99\n")
+    with refused(ValueError, "in 2 groups, 1 and 99"):
+        find_groups(rows, str(table))
 
 
 def test_a_table_that_leaves_pictures_out_or_contradicts_itself_is_refused(tmp_path):

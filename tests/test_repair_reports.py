@@ -11,7 +11,16 @@ from PIL import Image, ImageDraw
 from scipy.ndimage import gaussian_filter
 from sentences import assert_sentence, refused
 
-from benchmarks.planted_truth import ALWAYS_CLEAR, KINDS, STRENGTH, compare, plant_defects, structural_similarity
+from benchmarks.planted_truth import (
+    ALWAYS_CLEAR,
+    KINDS,
+    STRENGTH,
+    compare,
+    plant_defects,
+    read_good,
+    structural_similarity,
+)
+from benchmarks.repair import _rejects as rejects
 from benchmarks.repair import main
 from pipelines.pipeline_gradient_denoise import GradientDenoisePipeline
 from rendering.repair_views import GAP, chosen_steps, save_animation, side_by_side, strip
@@ -166,6 +175,21 @@ def test_the_benchmark_prints_a_row_for_each_method_and_kind_of_picture(
     assert all(row["error_left"] > 0 for row in rows[1:3])
     assert "| good | ours | 2 |" in capsys.readouterr().out
     assert {path.name for path in tmp_path.glob("*.png")} >= {"planted.png", "real.png", "distance.png"}
+
+
+def test_the_benchmark_counts_as_rejected_what_the_pipeline_rejects_in_its_own_precision(tiny_checkpoint):
+    pipe = GradientDenoisePipeline.from_pretrained(tiny_checkpoint, mixed_precision="bf16")
+    timesteps = list(pipe.config.timesteps)
+    score = pipe.calibration.ranked_scores(timesteps).max() + 1
+    assert rejects(pipe, [score]).all()
+    pipe.calibration.bfloat16_part_scores += 100
+    assert not rejects(pipe, [score]).any()
+
+
+def test_deep_pictures_are_planted_into_by_the_white_of_the_model(tmp_path):
+    values = np.linspace(0, 4000, 64 * 64).reshape(64, 64).astype(np.uint16)
+    Image.fromarray(values).save(tmp_path / "deep.png")
+    np.testing.assert_allclose(read_good(tmp_path / "deep.png", 4095)[0], values / 4095 * 2 - 1, atol=0.005)
 
 
 def test_the_benchmark_refuses_a_folder_without_a_checkpoint(tmp_path, one_core):

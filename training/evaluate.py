@@ -31,7 +31,7 @@ from tqdm.auto import tqdm
 
 from pipelines.anomaly_maps import resize_map
 from pipelines.checkpoint_loading import locate_checkpoint
-from pipelines.image_preprocessing import as_uint8, preprocess, to_rgb
+from pipelines.image_preprocessing import preprocess, to_rgb
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from rendering.heat_map import saturation_of
 from rendering.sheet import picture_sheet
@@ -41,7 +41,7 @@ from training.metrics import image_metrics, pixel_metrics
 from training.pictures.data import in_batches
 from training.pictures.folders import shown_path
 from training.pictures.labelled import check_labelled_images, find_labelled_images
-from training.pictures.reading import read_image
+from training.pictures.reading import read_as_8_bits, read_image
 from training.process import describe_device, keep_large_buffers, use_all_cores
 from training.publishing.example_sheet import example_sheet, save_sheet
 from training.publishing.measured_results import ALL, keep_results, sheet_path
@@ -184,7 +184,7 @@ def _write_sheet(path, pipe, labelled, computed, rows_per_type):
         index = np.flatnonzero(defects == name)
         index = index[np.argsort(computed["scores"][index])]
         for i in index[np.linspace(0, len(index) - 1, min(rows_per_type, len(index))).astype(int)]:
-            image = Image.fromarray(as_uint8(to_rgb(read_image(labelled[i].path)), pipe.config.white_level))
+            image = read_as_8_bits(labelled[i].path, pipe.config.white_level)
             caption = f"{name}  score {computed['scores'][i]:.2f}  p {computed['p_values'][i]:.3f}"
             maps = [computed[key][i] for key in ("kl_maps", "feature_maps", "maps")]
             rows.append((caption, np.asarray(image.resize((pipe.resolution,) * 2)), computed["masks"][i], maps))

@@ -16,16 +16,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 import torch
-from PIL import Image
 from tqdm.auto import tqdm
 
-from pipelines.image_preprocessing import as_uint8, to_rgb
 from pipelines.pipeline_gradient_denoise import GradientDenoisePipeline
 from rendering.repair_views import save_animation, side_by_side, strip
 from training.checkpointing import prepare_output_dir
 from training.inspecting.score_table import as_text_cell
 from training.pictures.folders import find_images, short_enough
-from training.pictures.reading import read_image
+from training.pictures.reading import read_as_8_bits
 from training.process import keep_large_buffers, use_all_cores
 
 COLUMNS = ("file", "verdict", "anomaly_score", "repaired_score", "p_value", "steps", "changed_share", "error")
@@ -58,7 +56,7 @@ def repair_folder(pipe, input_dir, output_dir, false_alarm_rate=0.05):
             for path in tqdm(files, desc="repairing", unit="image"):
                 row = dict.fromkeys(COLUMNS, "") | {"file": as_text_cell(str(path.relative_to(input_dir)))}
                 try:
-                    picture = Image.fromarray(as_uint8(to_rgb(read_image(path), path.name), pipe.config.white_level))
+                    picture = read_as_8_bits(path, pipe.config.white_level)
                 except ValueError as error:
                     row |= {"verdict": "unreadable", "error": str(error)}
                 else:

@@ -22,9 +22,9 @@ MIN_PARTS = 8
 """So many parts at least: four to train on, four to hold out."""
 
 HELP = (
-    "which images show the same part, so that they stay on one side of every split: a CSV file (file, group), or a "
-    "regular expression whose first group is the part's id in the file's name; none: every image shows a part of its "
-    "own. By default nearly identical images are found and kept together"
+    "which images show the same part, so that they stay on one side of every split: a CSV file (file, group; files by "
+    "their path from any folder above them), or a regular expression whose first group is the part's id in the file's "
+    "name; none: every image shows a part of its own. By default nearly identical images are found and kept together"
 )
 
 REMEDY = f"; say with --groups which belong together, or --groups {NO_GROUPS} if each shows a part of its own"
@@ -164,35 +164,37 @@ def _by_file(images, path):
         by_name.setdefault(place.name, []).append((place.parts, group.strip()))
     groups, missing = {}, []
     for image in images:
-        place = image.as_posix() if isinstance(image, Path) else _file_of(image)
-        found = _best_match(PurePosixPath(place).parts, by_name)
+        place = image.absolute().as_posix() if isinstance(image, Path) else _file_of(image)
+        found = _longest_match(PurePosixPath(place).parts, by_name)
         if len(found) > 1:
             both = " and ".join(sorted(found)[:2])
             raise ValueError(f"--groups {path} names {one_line(image.name)} in {len(found)} groups, {both}.")
         groups[image] = next(iter(found), "")
         if not groups[image]:
             missing.append(image)
-    _refuse_missing(missing, f"--groups {path}")
+    is_elsewhere = any(PurePosixPath(_file_of(image)).name in by_name for image in missing)
+    hint = "; it names files of these names in other folders" if is_elsewhere else ""
+    _refuse_missing(missing, f"--groups {path}", hint)
     return groups
 
 
-def _best_match(parts, by_name):
-    """The groups of the rows that agree with the end of an image's path over the most folders, `set[str]`."""
+def _longest_match(parts, by_name):
+    """The groups of the rows that name an image by the most folders, `set[str]`.
+
+    A row's whole path has to be the end of the image's; or, of a data set's image, whose own path may be known in part
+    only, the other way round.
+    """
     best, found = 0, set()
-    for candidate, group in by_name.get(parts[-1], ()):
-        common = 0
-        for own, other in zip(reversed(parts), reversed(candidate), strict=False):
-            if own != other:
-                break
-            common += 1
-        if common > best:
-            best, found = common, set()
-        if common == best:
-            found.add(group)
+    for row, group in by_name.get(parts[-1], ()):
+        length = min(len(row), len(parts))
+        if row[-length:] != parts[-length:] or length < best:
+            continue
+        found = {group} if length > best else found | {group}
+        best = length
     return found
 
 
-def _refuse_missing(missing, option):
+def _refuse_missing(missing, option, hint=""):
     if missing:
         listed = ", ".join(one_line(image.name) for image in missing[:3]) + (", …" if len(missing) > 3 else "")
-        raise ValueError(f"{option} has no group for {count_of(len(missing), 'picture')}: {listed}.")
+        raise ValueError(f"{option} has no group for {count_of(len(missing), 'picture')}: {listed}{hint}.")

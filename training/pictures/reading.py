@@ -5,7 +5,7 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-from pipelines.image_preprocessing import MAX_PIXELS
+from pipelines.image_preprocessing import MAX_PIXELS, as_uint8, to_rgb
 from rendering.words import one_line
 
 try:
@@ -89,6 +89,15 @@ def read_image(source, name=None, decode=True):
 def read_picture(picture, decode=True):
     """Decode a `Path` or a `HubPicture`; `decode` and errors are those of `read_image`."""
     return read_image(picture if isinstance(picture, Path) else io.BytesIO(picture.read()), picture.name, decode)
+
+
+def read_as_8_bits(path, white_level):
+    """An image file as an RGB image of 8 bits, turned upright, `white_level` being white in one of 16 bits.
+
+    Raises:
+        ValueError: as `read_image` does.
+    """
+    return Image.fromarray(as_uint8(to_rgb(read_image(path), path.name), white_level))
 
 
 def _refusal(image):

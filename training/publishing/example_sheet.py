@@ -4,11 +4,10 @@ import numpy as np
 from PIL import Image, ImageOps
 from tqdm.auto import tqdm
 
-from pipelines.image_preprocessing import as_uint8, to_rgb
 from pipelines.pipeline_gradient_denoise import GradientDenoisePipeline
 from rendering.heat_map import outline, overlay, saturation_of
 from rendering.sheet import view_sheet
-from training.pictures.reading import read_image
+from training.pictures.reading import read_as_8_bits
 
 CELL = 240
 """Height and width that a picture is fitted into, in pixels."""
@@ -40,7 +39,7 @@ def example_sheet(pipe, labelled, scores, false_alarm_rate):
     repair.set_progress_bar_config(disable=True)
     rows = []
     for item in tqdm([labelled[i] for i in choose_examples(labelled, scores)], desc="examples", unit="image"):
-        picture = as_uint8(to_rgb(read_image(item.path), item.path.name), pipe.config.white_level)
+        picture = np.asarray(read_as_8_bits(item.path, pipe.config.white_level))
         found = pipe(picture, false_alarm_rate=false_alarm_rate)
         anomaly_map, marked, truth = found.anomaly_map[0], found.pred_mask[0], item.read_mask(picture.shape[:2])
         heat_map = _outlined(overlay(picture, anomaly_map, saturation_of(pipe)), marked)
