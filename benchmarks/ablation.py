@@ -26,6 +26,7 @@ from training.blend_weights import REDUCTION
 from training.calibration import draw_noise_fields
 from training.metrics import per_region_overlap
 from training.normalisation import fit_normalisation
+from training.pictures.groups import HELP as GROUPS_HELP
 from training.process import keep_large_buffers, use_all_cores
 
 NUM_DRAWS = 4
@@ -147,6 +148,7 @@ def main(argv=None):
     parser.add_argument("--seed", type=int, default=0, help="of splits and training")
     parser.add_argument("--backbone", default=DEFAULT_BACKBONE, help="of the features")
     parser.add_argument("--max_train_steps", type=int, help="of a model that must be trained; default the preset's")
+    parser.add_argument("--groups", help=GROUPS_HELP)
     parser.add_argument("--output_dir", default="outputs/ablation", help="models and table")
     args = parser.parse_args(argv)
     keep_large_buffers()
@@ -155,8 +157,9 @@ def main(argv=None):
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
         rows = []
+        settings = args.seed, args.backbone, output_dir, args.max_train_steps
         for folder in args.categories:
-            rows += ablate(Category(Path(folder), args.seed, args.backbone, output_dir, args.max_train_steps))
+            rows += ablate(Category(Path(folder), *settings, groups=args.groups))
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     table = format_rows(rows)

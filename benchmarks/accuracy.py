@@ -140,7 +140,7 @@ def _kept(args, category, method, seed):
     name = "-".join(re.findall(r"[a-z0-9]+", method.lower()))
     name += f"-{args.resolution}-pixels" if args.resolution not in (None, RESOLUTION) else ""
     name += f"-smoothed-{args.rivals_sigma:g}" if method in RIVALS and args.rivals_sigma != RIVALS_SIGMA else ""
-    name += f"-groups-{rule_slug(args.groups)}" if args.groups else ""
+    name += rule_slug(args.groups) if method in OURS or method == REFERENCES else ""  # rivals hold nothing out
     name += f"-{steps_of(args.max_train_steps)}-steps" if method in OURS else ""
     return Path(args.output_dir) / "results" / category.name / args.backbone / f"{name}-seed-{seed}.json"
 

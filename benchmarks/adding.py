@@ -14,16 +14,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.category import DEFAULT_BACKBONE, Category, checkpoint_folder, standardized_parts, train
 from benchmarks.paper import format_rows, measure
+from training.pictures.groups import HELP as GROUPS_HELP
 from training.process import keep_large_buffers, use_all_cores
 
 
 def compare(old, new, steps):
     """Rows of both categories (`Category`): the old one before and after, the new one after so many `steps`."""
     before = old.pipeline
-    known = checkpoint_folder(old.output_dir, f"{old.folder.name}-{old.seed}", old.max_train_steps)
-    name = f"{known.name}-with-{new.folder.name}"
-    options = ["--init_from", str(known)]
-    after = train([old.folder, new.folder], name, old.seed, old.backbone, old.output_dir, steps, options)
+    known = checkpoint_folder(old.output_dir, f"{old.folder.name}-{old.seed}", old.max_train_steps, old.rule)
+    settings = old.seed, old.backbone, old.output_dir, steps, old.rule, ["--init_from", str(known)]
+    after = train([old.folder, new.folder], f"{known.name}-with-{new.folder.name}", *settings)
     rows = []
     for data, pipe, when in (
         (old, before, "before"),
@@ -47,13 +47,21 @@ def main(argv=None):
     parser.add_argument("--max_train_steps", type=int, help="of the first; default that of training/train.py")
     parser.add_argument("--seed", type=int, default=0, help="of splits and training")
     parser.add_argument("--backbone", default=DEFAULT_BACKBONE, help="of the features")
+    parser.add_argument("--groups", help=GROUPS_HELP)
     parser.add_argument("--output_dir", default="outputs/adding", help="models")
     args = parser.parse_args(argv)
     keep_large_buffers()
     use_all_cores()
     try:
         old, new = (
-            Category(Path(folder), args.seed, args.backbone, Path(args.output_dir), args.max_train_steps)
+            Category(
+                Path(folder),
+                args.seed,
+                args.backbone,
+                Path(args.output_dir),
+                args.max_train_steps,
+                groups=args.groups,
+            )
             for folder in (args.old, args.new)
         )
         print(format_rows(compare(old, new, args.steps)))

@@ -18,7 +18,7 @@ from training.calibration import NUM_PLANTED
 from training.evaluate import nearest_mask
 from training.model import load_pretrained_extractor
 from training.pictures.data import GoodImages, find_white_level
-from training.pictures.groups import find_groups
+from training.pictures.groups import NO_GROUPS, find_groups
 from training.pictures.labelled import find_labelled_images
 from training.pictures.layouts import find_good_images
 from training.pictures.planted_defects import PlantedDefects
@@ -104,32 +104,35 @@ class Category:
         if self.reduction > 1:  # the UNet's own size stays
             patch_size = self.reduction * PRESETS[DEFAULT_PRESET]["patch_size"]
             options = [*options, "--resolution", str(self.resolution), "--patch_size", str(patch_size)]
-        if self.rule is not None:
-            options = [*options, "--groups", self.rule]
         pixels = f"{self.resolution}-pixels" if self.reduction > 1 else ""
-        grouped = "" if self.rule is None else f"groups-{rule_slug(self.rule)}"
-        name = "-".join(part for part in (self.folder.name, str(self.seed), variant, pixels, grouped) if part)
-        return train([self.folder], name, self.seed, self.backbone, self.output_dir, self.max_train_steps, options)
+        name = "-".join(part for part in (self.folder.name, str(self.seed), variant, pixels) if part)
+        settings = self.output_dir, self.max_train_steps, self.rule
+        return train([self.folder], name, self.seed, self.backbone, *settings, options)
 
 
 def rule_slug(rule):
-    """A rule of `--groups` as part of a file's name."""
-    return re.sub(r"[^A-Za-z0-9]+", "-", Path(rule).stem if Path(rule).is_file() else rule)
+    """The end of the name of what depends on a rule of `--groups`; "" where every image shows a part of its own."""
+    if rule == NO_GROUPS:
+        return ""
+    if rule is None:
+        return "-groups-found"
+    return "-groups-" + re.sub(r"[^A-Za-z0-9]+", "-", Path(rule).stem if Path(rule).is_file() else rule)
 
 
-def train(folders, name, seed, backbone, output_dir, max_train_steps=None, options=()):
+def train(folders, name, seed, backbone, output_dir, max_train_steps=None, groups=None, options=()):
     """Load the model `name` from OUT/models, after training it if it is not there (or going on where that stopped).
 
     Raises:
         ValueError: if training fails, or the model that is there has another backbone.
     """
-    checkpoint = checkpoint_folder(output_dir, name, max_train_steps)
+    checkpoint = checkpoint_folder(output_dir, name, max_train_steps, groups)
     if not (checkpoint / "model_index.json").is_file():
         command = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "training/train.py"]
         command += ["--train_data_dir", *(str(Path(folder).resolve()) for folder in folders)]
         command += ["--output_dir", str(checkpoint), "--seed", str(seed), "--feature_extractor", backbone]
         command += ["--resume_from_checkpoint", "latest", "--no-report"]
         command += ["--max_train_steps", str(steps_of(max_train_steps))]
+        command += [] if groups is None else ["--groups", groups]
         if subprocess.run([*command, *options], cwd=Path(__file__).resolve().parents[1]).returncode:
             raise ValueError(f"training {checkpoint.name} failed; its reason is printed above.")
     pipe = AnomalyScoringPipeline.from_pretrained(checkpoint)
@@ -139,9 +142,9 @@ def train(folders, name, seed, backbone, output_dir, max_train_steps=None, optio
     return pipe
 
 
-def checkpoint_folder(output_dir, name, max_train_steps=None):
-    """Where the model `name` lies, or will lie (`Path`); its steps are in the folder's name."""
-    return (Path(output_dir) / "models" / f"{name}-{steps_of(max_train_steps)}-steps").resolve()
+def checkpoint_folder(output_dir, name, max_train_steps=None, groups=None):
+    """Where the model `name` lies, or will lie (`Path`); its rule of groups and its steps are in the folder's name."""
+    return (Path(output_dir) / "models" / f"{name}{rule_slug(groups)}-{steps_of(max_train_steps)}-steps").resolve()
 
 
 def steps_of(max_train_steps=None):

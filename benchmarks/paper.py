@@ -42,6 +42,7 @@ from training.arguments import DEFAULT_PRESET, PRESETS
 from training.blend_weights import REDUCTION
 from training.metrics import pixel_metrics
 from training.normalisation import fit_normalisation
+from training.pictures.groups import HELP as GROUPS_HELP
 from training.process import keep_large_buffers, use_all_cores
 
 PAPER_TABLE_1 = {
@@ -131,9 +132,8 @@ def table3(args):
         raise ValueError("table3 compares one model for several categories with separate ones; name at least two.")
     steps = steps_of(args.max_train_steps)
     name = "unified-" + "-".join(sorted(Path(folder).resolve().name for folder in args.categories))
-    unified = train(
-        args.categories, f"{name}-{args.seed}", args.seed, args.backbone, args.output_dir, UNIFIED_FACTOR * steps
-    )
+    settings = args.seed, args.backbone, args.output_dir, UNIFIED_FACTOR * steps, args.groups
+    unified = train(args.categories, f"{name}-{args.seed}", *settings)
     rows = []
     for data in _categories(args):
         for method, pipe in (("separate", data.pipeline), ("unified", unified.for_category(data.folder.name))):
@@ -239,7 +239,7 @@ def _categories(args, share=1.0):
     if steps is None and share < 1:
         steps = round(share * steps_of())
     for folder in args.categories:
-        yield Category(Path(folder), args.seed, args.backbone, Path(args.output_dir), steps)
+        yield Category(Path(folder), args.seed, args.backbone, Path(args.output_dir), steps, groups=args.groups)
 
 
 TABLES = {"table1": table1, "table2": table2, "table3": table3, "figure5": figure5, "figure6": figure6}
@@ -255,6 +255,7 @@ def main(argv=None):
     parser.add_argument("--seed", type=int, default=0, help="of splits and training")
     parser.add_argument("--backbone", default=DEFAULT_BACKBONE, help="of the features")
     parser.add_argument("--max_train_steps", type=int, help="of each model; default the preset's, table2 a third of it")
+    parser.add_argument("--groups", help=GROUPS_HELP)
     parser.add_argument("--output_dir", default="outputs/paper", help="models, tables and plots")
     args = parser.parse_args(argv)
     keep_large_buffers()

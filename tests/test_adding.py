@@ -20,7 +20,7 @@ def test_both_categories_are_measured_by_the_models_of_before_and_after(
         shutil.copytree(TILES, tmp_path / name)
     monkeypatch.setattr(category, "RESOLUTION", 64)
     monkeypatch.setattr(category, "FEATURE_GRID", 16)
-    arguments = ["--steps", "7", "--max_train_steps", "9", "--output_dir", str(tmp_path)]
+    arguments = ["--groups", "none", "--steps", "7", "--max_train_steps", "9", "--output_dir", str(tmp_path)]
     adding.main([str(tmp_path / "tile"), str(tmp_path / "negative"), *arguments])
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in capsys.readouterr().out.splitlines()[2:]]
     assert [row[:2] for row in rows] == [

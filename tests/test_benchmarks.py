@@ -184,6 +184,7 @@ def test_a_kept_result_is_read_and_not_measured_again(tmp_path, capsys):
     assert "0.123" in capsys.readouterr().out
     assert (tmp_path / "plot.png").stat().st_size > 1000
     assert "0.123" in (tmp_path / "table.md").read_text()
+    accuracy.main([*arguments, "--groups", "nut(.)"])  # a rival holds nothing out
     for other in (["--seeds", "4"], ["--rivals_sigma", "2"], ["--resolution", "512"]):
         with pytest.raises(SystemExit) as ended:
             accuracy.main([*arguments, *other])
@@ -194,11 +195,11 @@ def test_a_kept_result_of_ours_is_that_of_its_steps_and_resolution(tmp_path, cap
     folder = tmp_path / "results" / "nut" / "tf_efficientnet_lite0"
     folder.mkdir(parents=True)
     (folder / "ours-4000-steps-seed-0.json").write_text(json.dumps(result("nut", "ours", 0, 0.123, 0.01)))
-    arguments = [str(tmp_path / "nut"), "--methods", "ours", "--output_dir", str(tmp_path)]
+    arguments = [str(tmp_path / "nut"), "--methods", "ours", "--groups", "none", "--output_dir", str(tmp_path)]
     for same in ([], ["--max_train_steps", "4000"], ["--resolution", "256"]):  # the default's own
         accuracy.main([*arguments, *same])
         assert "0.123" in capsys.readouterr().out
-    for other in (["--max_train_steps", "1000"], ["--resolution", "512"]):
+    for other in (["--max_train_steps", "1000"], ["--resolution", "512"], ["--groups", "nut(.)"]):
         with pytest.raises(SystemExit) as ended:
             accuracy.main([*arguments, *other])
         assert "nut" in str(ended.value.code)
@@ -245,12 +246,15 @@ def test_a_kept_model_serves_only_the_backbone_and_the_steps_it_was_trained_for(
     assert commands == []
     with refused(ValueError, "tf_efficientnet_lite0", "resnet18"):
         category.Category(TILES, 0, "resnet18", tmp_path).trained()
-    with refused(ValueError, f"{TILES.name}-0-7-steps"):
+    with refused(ValueError, f"{TILES.name}-0-groups-found-7-steps"):
         category.Category(TILES, 0, "tf_efficientnet_lite0", tmp_path, max_train_steps=7).trained()
     assert commands[0][-2:] == ["--max_train_steps", "7"]
     zoomed = category.Category(TILES, 0, "tf_efficientnet_lite0", tmp_path, resolution=512)
-    with refused(ValueError, f"{TILES.name}-0-512-pixels-4000-steps"):
+    with refused(ValueError, f"{TILES.name}-0-512-pixels-groups-found-4000-steps"):
         zoomed.trained()
     assert commands[1][-4:] == ["--resolution", "512", "--patch_size", "16"]
     assert zoomed.masks[0].shape == (256, 256)
     assert commands[0][commands[0].index("--feature_extractor") + 1] == "tf_efficientnet_lite0"
+    with refused(ValueError, f"{TILES.name}-0-4000-steps"):  # by the name of what was kept before parts were found
+        category.Category(TILES, 0, "tf_efficientnet_lite0", tmp_path, groups="none").trained()
+    assert commands[2][-2:] == ["--groups", "none"]
