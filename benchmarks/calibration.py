@@ -45,7 +45,7 @@ from training.pictures.groups import HELP as GROUPS_HELP
 from training.pictures.groups import find_groups
 from training.pictures.layouts import find_good_images
 from training.pictures.splits import hold_out, part_numbers
-from training.process import keep_large_buffers, use_all_cores
+from training.process import keep_large_buffers, show_messages, use_all_cores
 from training.training_record import hash_names
 
 RATES = (0.01, 0.02, 0.05, 0.1, 0.2)
@@ -85,7 +85,7 @@ def main(argv=None):
     parser.add_argument("--seed", type=int, default=0, help="draws the splits and smooths the p-values")
     parser.add_argument("--output_dir", help="results and plot; default outputs/calibration/CATEGORY")
     args = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    show_messages()
     keep_large_buffers()
     use_all_cores()
     try:

@@ -14,7 +14,7 @@ import numpy as np
 from gradio.utils import get_upload_folder
 from PIL import Image
 
-from pipelines.image_preprocessing import as_uint8
+from pipelines.image_preprocessing import as_uint8, misfit_of
 from rendering.heat_map import outline, overlay, saturation_of
 from training.drift import drift_test
 from training.inspecting.score_table import ScoreRow, scored_row, table_writer, unreadable_row
@@ -173,7 +173,8 @@ class Batch:
             member = names.claim(name)
             archive.writestr(f"overlays/{member}.png", as_png(drawn))
             archive.writestr(f"masks/{member}.png", as_png(mask.astype(np.uint8) * 255))
-            yield BatchRow(index, scored_row(name, output, places[index]), _thumbnail(drawn))
+            misfit = misfit_of(picture, scoring.config.white_level)
+            yield BatchRow(index, scored_row(name, output, places[index], misfit), _thumbnail(drawn))
 
 
 class _MemberNames:

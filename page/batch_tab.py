@@ -151,7 +151,7 @@ def _rate_of(page, name):
 
 @answer_in_one_sentence
 def _begin(page, model, uploads, percent):
-    folder = Folder(uploads, page.settings.max_batch, page.settings.max_upload_mb)
+    folder = Folder(uploads, page.settings.max_batch, page.settings.max_upload_mb, with_masks=False)
     batch = Batch(page.shelf.get(model), page.shelf.turns, folder, percent)
     nothing = gr.update(value=None, visible=False)
     words = progress_words(0, len(folder), 0)

@@ -54,6 +54,12 @@ def batch_verdict(batch):
     good, defects, unreadable = (batch.count(verdict) for verdict in ("good", "defect", "unreadable"))
     counts = f"{count_of(defects, 'defect')}, {good} good"
     counts += f", {unreadable} unreadable" if unreadable else ""
+    doubtful = sum(row.result.error != "" for row in batch.rows) - unreadable
+    notes = ""
+    if doubtful:
+        notes += f" Of {count_of(doubtful, 'picture')} the depth does not fit the model; see the table's column error."
+    if batch.folder.num_masks:
+        notes += f" Left out: {count_of(batch.folder.num_masks, 'mask')} in folders of ground truth."
     css = "rejected" if defects or unreadable else "accepted"
     done, total = len(batch.rows), len(batch.folder)
     ended = f"{done} of {total} pictures" if done < total else count_of(total, "picture")
@@ -61,7 +67,7 @@ def batch_verdict(batch):
     return (
         f'<div class="verdict {css}"><h2>{counts}</h2><p>{ended} inspected in {duration(batch.seconds)} with '
         f"{html.escape(batch.model.name)}, at {rate} % accepted false alarms. Click a row to see it in Inspect."
-        "</p></div>"
+        f"{notes}</p></div>"
     )
 
 

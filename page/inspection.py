@@ -10,7 +10,7 @@ from typing import TypedDict
 import numpy as np
 import torch
 
-from pipelines.image_preprocessing import as_uint8
+from pipelines.image_preprocessing import as_uint8, misfit_of
 from rendering.heat_map import outline, overlay, saturation_of, shrink
 from rendering.regions import find_regions
 
@@ -37,7 +37,8 @@ class Region(TypedDict):
 class Verdict(TypedDict):
     """The answer of an inspection in numbers; thresholds and scores are in deviations of good pictures.
 
-    At most `MAX_REGIONS` regions are listed, the largest. Where every part is rejected, at 100 %, thresholds are None.
+    `warning` says what makes the answer doubtful, such as a depth that the model does not know; "" if nothing does. At
+    most `MAX_REGIONS` regions are listed, the largest. Where every part is rejected, at 100 %, thresholds are None.
     """
 
     file: str
@@ -53,6 +54,7 @@ class Verdict(TypedDict):
     width: int
     height: int
     regions: list[Region]
+    warning: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +68,7 @@ class Inspection:
         picture, heat (`np.ndarray`): the upright picture without and with its heat map, uint8 RGB.
         anomaly_map, kl_map, feature_map (`np.ndarray`): float32, (height, width).
         score (`float`): the anomaly score.
+        warning (`str`): what makes it doubtful; "" if nothing does.
     """
 
     model: str
@@ -79,6 +82,7 @@ class Inspection:
     kl_map: np.ndarray
     feature_map: np.ndarray
     score: float
+    warning: str
 
     @property
     def scale(self):
@@ -183,6 +187,7 @@ class Inspector:
             "width": inspection.size[1],
             "height": inspection.size[0],
             "regions": regions[:MAX_REGIONS],
+            "warning": inspection.warning,
         }
         return numbers, mask
 
@@ -215,8 +220,10 @@ def _drawn(model, picture, file, output, timesteps, alpha, index=0):
     drawn = np.ascontiguousarray(shown[0][0])
     anomaly_map, kl_map, feature_map = (np.array(part) for _, part in shown)
     heat = overlay(drawn, anomaly_map, saturation_of(model.scoring))
-    score = float(output.anomaly_score[index])
-    return Inspection(model.name, file, size, alpha, timesteps, drawn, heat, anomaly_map, kl_map, feature_map, score)
+    misfit = misfit_of(picture, model.scoring.config.white_level)
+    maps = (anomaly_map, kl_map, feature_map)
+    score, warning = float(output.anomaly_score[index]), f"{file} {misfit}" if misfit else ""
+    return Inspection(model.name, file, size, alpha, timesteps, drawn, heat, *maps, score, warning)
 
 
 def _finite(threshold):

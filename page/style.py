@@ -2,6 +2,8 @@
 
 import gradio as gr
 
+from training.pictures.reading import IMAGE_SUFFIXES
+
 THEME = gr.themes.Default(font=["system-ui", "sans-serif"]).set(
     block_label_text_color="*neutral_700", block_title_text_color="*neutral_800", block_info_text_color="*neutral_600"
 )
@@ -51,6 +53,31 @@ const noPreview = "data:image/svg+xml," + encodeURIComponent(
 document.addEventListener("error", (event) => {
   if (event.target.tagName === "IMG" && event.target.src !== noPreview) event.target.src = noPreview
 }, true)
+
+const imageNames = /\\.(NAMES)$/i
+function typed(files) {
+  const transfer = new DataTransfer()
+  for (const file of files) {
+    const named = !file.type && imageNames.exec(file.name)
+    transfer.items.add(named ? new File([file], file.name, { type: "image/" + named[1].toLowerCase() }) : file)
+  }
+  return transfer.files
+}
+const isUntyped = (file) => !file.type && imageNames.test(file.name)
+const isForImages = (input) => input?.type === "file" && input.accept.includes("image/*")
+document.addEventListener("change", (event) => {
+  const input = event.target
+  if (isForImages(input) && [...input.files].some(isUntyped)) input.files = typed(input.files)
+}, true)
+document.addEventListener("drop", (event) => {
+  const input = event.target.closest("button")?.querySelector("input[type=file]")
+  if (!isForImages(input) || ![...event.dataTransfer.files].some(isUntyped)) return
+  event.preventDefault()
+  event.stopPropagation()
+  input.files = event.dataTransfer.files
+  input.dispatchEvent(new Event("change", { bubbles: true }))
+}, true)
 </script>
-"""
-"""Browsers show no TIFF, and no damaged file: say so instead of a broken picture."""
+""".replace("NAMES", "|".join(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES))
+"""Browsers show no TIFF, and no damaged file: say so instead of a broken image. Many know no type for HEIC, JPEG 2000
+or TGA, so that Gradio would take the file for no image: it is told the type that the file's name says."""

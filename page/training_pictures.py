@@ -5,7 +5,7 @@ import re
 import shutil
 from pathlib import Path, PurePosixPath
 
-from training.pictures.layouts import MIN_IMAGES, good_files
+from training.pictures.layouts import MIN_IMAGES, good_files, says_what_it_shows
 from training.pictures.reading import IMAGE_SUFFIXES, is_image_name
 
 MAX_BYTES = 4 << 30
@@ -89,11 +89,20 @@ def _keep_good_ones(target):
     everything = [path for path in target.rglob("*") if path.is_file()]
     if not everything:
         return []
-    good = set(good_files(target, remedy="give the pictures of good parts alone"))
+    root = _data_set_in(target)
+    good = set(good_files(root, remedy="give the pictures of good parts alone"))
     others = [path for path in everything if path not in good]
     for path in others:
         path.unlink()
-    return [f"{path.name} is not among the good pictures of {path.parent.name}." for path in others]
+    return [f"{path.relative_to(root).as_posix()} is not among the good pictures to train on." for path in others]
+
+
+def _data_set_in(folder):
+    """The folder that a ZIP was made of: everything lies in it, and its name says nothing of what its pictures show."""
+    inside = list(folder.iterdir())
+    if len(inside) > 1 or not inside[0].is_dir() or says_what_it_shows(inside[0]):
+        return folder
+    return _data_set_in(inside[0])
 
 
 def _folder_of(name):

@@ -16,7 +16,7 @@ from gradio_client.utils import is_http_url_like, strip_invalid_filename_charact
 from PIL import Image
 
 from pipelines.image_preprocessing import to_rgb
-from training.pictures.folders import is_hidden
+from training.pictures.folders import is_ground_truth, is_hidden
 from training.pictures.reading import IMAGE_SUFFIXES, is_image_name, read_image
 
 from .answering import NOT_UPLOADED, URLS_REFUSED
@@ -88,20 +88,24 @@ class Folder:
         uploads (`list[dict]`): files as in `uploaded_file`.
         max_pictures (`int`): more are refused.
         max_mb (`int`): a member of a ZIP that unpacks to more is refused when it is read.
+        with_masks (`bool`): without it what lies in a ZIP's folders of ground truth is left out; `num_masks` counts it.
 
     Raises:
         ValueError: if there are none or too many, or a ZIP cannot be read.
     """
 
-    def __init__(self, uploads, max_pictures, max_mb):
-        self.max_mb = max_mb
+    def __init__(self, uploads, max_pictures, max_mb, with_masks=True):
+        self.max_mb, self.num_masks = max_mb, 0
         self._places = []
         for upload in uploads or []:
             if len(self._places) > max_pictures:  # a ZIP can name very many, and be named many times
                 break
             path = uploaded_file(upload)
             if zipfile.is_zipfile(path):
-                self._places += [(path, member, member.filename) for member in _picture_members(path)]
+                members = _picture_members(path)
+                pictures = [member for member in members if with_masks or not _is_mask(member)]
+                self.num_masks += len(members) - len(pictures)
+                self._places += [(path, member, member.filename) for member in pictures]
             else:
                 self._places.append((path, None, shown_name(upload, path.name)))
         if not self._places:
@@ -176,6 +180,10 @@ def _picture_members(path):
     if not members:
         raise ValueError(f"{path.name} holds no pictures ({', '.join(IMAGE_SUFFIXES)}).")
     return members
+
+
+def _is_mask(member):
+    return any(map(is_ground_truth, PurePosixPath(member.filename).parts[:-1]))
 
 
 def _unpacked(path, member, max_mb):

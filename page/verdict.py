@@ -1,6 +1,7 @@
 """The answer in the words of a quality engineer, as HTML: verdict, what the rate promises, colour scale."""
 
 import base64
+import html
 import io
 import math
 
@@ -39,12 +40,16 @@ def verdict(numbers, calibration):
         if numbers["defect_share"] == 0:
             place = "No single place stands out enough to be outlined; the colours show where it differs most."
     return (
-        f'<div class="verdict {css}" role="status"><h2>{title}</h2><p>{place}</p>'
+        f'<div class="verdict {css}" role="status"><h2>{title}</h2>{_warning(numbers)}<p>{place}</p>'
         f"<p><b>Score {numbers['anomaly_score']:.2f}.</b> At this setting, {limit} rejected.</p>"
         f"<p><b>p-value {numbers['p_value']:.2g}.</b> Of {count} good parts measured for comparison{pictures} "
         f"{_as_high(numbers['p_value'], count)} scored as high.</p>"
         f"<p>{promise(numbers['false_alarm_rate'], calibration)}</p></div>"
     )
+
+
+def _warning(numbers):
+    return f"<p><b>Doubtful:</b> {html.escape(numbers['warning'])}</p>" if numbers["warning"] else ""
 
 
 def _as_high(p_value, count):

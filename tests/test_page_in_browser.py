@@ -21,6 +21,15 @@ def choose(page, path):
     page.wait_for_selector("#verdict >> text=Score")
 
 
+@pytest.mark.parametrize("name", ["phone.HEIC", "scan.jp2", "frame.tga", "camera.tif"])
+def test_formats_that_a_browser_does_not_know_are_inspected_too(browser_page, scratched, tmp_path, name):
+    pillow_heif = pytest.importorskip("pillow_heif")
+    pillow_heif.register_heif_opener()
+    Image.fromarray(scratched).save(tmp_path / name, format="HEIF" if name.endswith("HEIC") else None)
+    choose(browser_page, tmp_path / name)
+    assert "Accepted" in (said := browser_page.locator("#verdict").inner_text()) or "Rejected" in said
+
+
 def set_percent(page, percent):
     page.locator("#percent input[type=number]").fill(str(percent))
     page.locator("#percent input[type=number]").press("Enter")

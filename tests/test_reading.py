@@ -119,7 +119,7 @@ def test_the_white_of_a_checkpoint_scales_every_picture_and_is_kept(tiny_pipelin
     assert not caplog.messages
     pipe(bright)
     assert "values up to" in caplog.messages[-1]
-    assert "white is 4095" in caplog.messages[-1]
+    assert "takes 4095 for white" in caplog.messages[-1]
     tiny_pipeline(picture)
     assert "fewer bits" in caplog.messages[-1]
 

@@ -91,6 +91,22 @@ def test_folder_scores_equal_the_pipelines_and_a_broken_file_is_a_row(tiny_check
         assert overlay.size == read_image(good[0]).size
 
 
+def test_masks_of_a_data_set_are_not_scored_and_an_unknown_depth_is_noted_in_its_row(tiny_checkpoint, tmp_path):
+    pictures, output = tmp_path / "tiles", tmp_path / "scores"
+    shutil.copytree(TILES / "test" / "crack", pictures / "test" / "crack")
+    shutil.copytree(TILES / "ground_truth", pictures / "Ground Truth")
+    (file,) = (pictures / "test" / "crack").iterdir()
+    Image.fromarray(np.asarray(Image.open(file)).astype(np.uint16) * 16).save(pictures / "deep.png")
+    done = run("score_folder.py", "--model", tiny_checkpoint, "--input_dir", pictures, "--output_dir", output)
+    assert done.returncode == 0, done.stderr
+    assert "left out: 3 masks in folders of ground truth" in done.stderr
+    with open(output / "scores.csv", newline="") as stream:
+        rows = {row["file"]: row["error"] for row in csv.DictReader(stream)}
+    assert rows.keys() == {"deep.png", f"test/crack/{file.name}"}
+    assert rows["deep.png"].startswith("deep.png has values up to")
+    assert rows[f"test/crack/{file.name}"] == ""
+
+
 def test_folder_without_pictures_gives_one_sentence_and_writes_no_table(tiny_checkpoint, tmp_path):
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "readme.txt").write_text("no pictures here")

@@ -34,7 +34,7 @@ from training.pictures.groups import find_groups
 from training.pictures.layouts import ALL_GOOD_HELP, MIN_IMAGES, find_good_images
 from training.pictures.planted_defects import PlantedDefects
 from training.pictures.splits import MIN_HELD_OUT, count_parts, hold_out, part_numbers
-from training.process import keep_large_buffers, use_all_cores
+from training.process import keep_large_buffers, show_messages, use_all_cores
 from training.publishing.measured_results import forget_results
 from training.sharing import PATIENCE, gather_rows, is_main_process, on_main_process, own_share, start_processes
 
@@ -281,7 +281,7 @@ def main(argv=None):
     parser.add_argument("--batch_size", type=int, default=8, help="pictures per UNet call")
     parser.add_argument("--seed", type=int, default=0, help="draws the noise fields and splits the pictures")
     args = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    show_messages()
     keep_large_buffers()
     use_all_cores()
     try:

@@ -14,7 +14,6 @@ those of the calibrated verdict.
 
 import argparse
 import json
-import logging
 import math
 import statistics
 import sys
@@ -42,7 +41,7 @@ from training.pictures.data import in_batches
 from training.pictures.folders import shown_path
 from training.pictures.labelled import check_labelled_images, find_labelled_images
 from training.pictures.reading import read_as_8_bits, read_image
-from training.process import describe_device, keep_large_buffers, use_all_cores
+from training.process import describe_device, keep_large_buffers, show_messages, use_all_cores
 from training.publishing.example_sheet import example_sheet, save_sheet
 from training.publishing.measured_results import ALL, keep_results, sheet_path
 from training.sharing import PATIENCE, gather_rows, is_main_process, on_main_process, own_share, start_processes
@@ -220,7 +219,7 @@ def main(argv=None):
     )
     parser.add_argument("--sheet_rows", type=int, default=4, help="pictures of each type on the sheet")
     args = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    show_messages()
     keep_large_buffers()
     use_all_cores()
     try:

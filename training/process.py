@@ -3,6 +3,7 @@
 import atexit
 import ctypes
 import gc
+import logging
 import multiprocessing
 import os
 import platform
@@ -24,6 +25,13 @@ READER_NICENESS = 10
 """How far processes that read pictures stand back behind the one that computes, as in `os.nice`."""
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -2, -3, -8
+
+
+def show_messages():
+    """Let a command's messages reach its user, such as what is left out; requests to the Hub are no news."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    for client in ("httpx", "httpx2"):
+        logging.getLogger(client).setLevel(logging.WARNING)
 
 
 def are_on_cpu():

@@ -24,7 +24,7 @@ from training.checkpointing import prepare_output_dir
 from training.inspecting.score_table import as_text_cell
 from training.pictures.folders import find_images, short_enough
 from training.pictures.reading import read_as_8_bits
-from training.process import keep_large_buffers, use_all_cores
+from training.process import keep_large_buffers, show_messages, use_all_cores
 
 COLUMNS = ("file", "verdict", "anomaly_score", "repaired_score", "p_value", "steps", "changed_share", "error")
 
@@ -44,7 +44,7 @@ def repair_folder(pipe, input_dir, output_dir, false_alarm_rate=0.05):
     Raises:
         ValueError: if `input_dir` holds no pictures.
     """
-    files = find_images(input_dir, output_dir)
+    files = find_images(input_dir, output_dir, with_masks=False)
     rows = []
     table = output_dir / "repairs.csv"
     partial = table.with_suffix(".csv.partial")
@@ -105,6 +105,7 @@ def main(argv=None):
         "--false_alarm_rate", type=float, default=0.05, help="good parts that may be taken for defective ones"
     )
     args = parser.parse_args(argv)
+    show_messages()
     keep_large_buffers()
     use_all_cores()
     try:

@@ -44,6 +44,7 @@ from training.process import (
     end_children_at_exit,
     keep_large_buffers,
     noted_termination,
+    show_messages,
     use_all_cores,
 )
 from training.sharing import PATIENCE, is_main_process, on_main_process, start_processes
@@ -267,6 +268,7 @@ def parse_args(argv=None):
 def main(argv=None):
     """Run the command; a user's mistake ends it with one sentence and exit status 1."""
     args = parse_args(argv)
+    show_messages()
     keep_large_buffers()
     use_all_cores()
     end_children_at_exit()

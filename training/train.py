@@ -45,6 +45,7 @@ from training.process import (
     end_children_at_exit,
     keep_large_buffers,
     noted_termination,
+    show_messages,
     use_all_cores,
 )
 from training.progress import LOSSES, SEPARATION, ProgressLog
@@ -64,9 +65,7 @@ logger = logging.getLogger(__name__)
 def main(argv=None):
     """Run the command; a user's mistake ends it with one sentence and exit status 1."""
     args = parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    for client in ("httpx", "httpx2"):  # requests to the Hub are no news
-        logging.getLogger(client).setLevel(logging.WARNING)
+    show_messages()
     end_children_at_exit()
     try:
         train(args)

@@ -81,13 +81,13 @@ def misfit_of(picture, white_level):
     brightest = int(picture.max())
     if brightest > white_level:
         return (
-            f"has values up to {brightest}, and white is {white_level} in the 16-bit pictures that this model was "
-            "trained on: what is brighter is cut."
+            f"has values up to {brightest}, and this model takes {white_level} for white in 16-bit images: what is "
+            "brighter is cut."
         )
     if brightest * DARKER < white_level and brightest > 0:
         return (
-            f"has values up to {brightest} only, and white is {white_level} in the 16-bit pictures that this model was "
-            "trained on: it may have been stored by fewer bits."
+            f"has values up to {brightest} only, and this model takes {white_level} for white in 16-bit images: it may "
+            "have been stored with fewer bits, and is then far too dark."
         )
     return None
 

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from pipelines.anomaly_maps import resize_map
-from pipelines.image_preprocessing import as_uint8
+from pipelines.image_preprocessing import as_uint8, misfit_of
 from rendering.heat_map import outline, overlay, saturation_of
 from training.inspecting.parquet_files import write_maps
 from training.inspecting.score_table import scored_row, unreadable_row
@@ -44,7 +44,8 @@ class PartScorer:
             output = self.pipe([batch.pictures[i].rgb for i in readable], batch_size=len(readable), **self.options)
             for number, index in enumerate(readable):
                 picture, anomaly_map = batch.pictures[index], output.anomaly_map[number]
-                rows[index] = scored_row(picture.name, output, number)
+                misfit = misfit_of(picture.rgb, self.pipe.config.white_level)
+                rows[index] = scored_row(picture.name, output, number, misfit)
                 if self.saturation is not None:
                     self._draw(picture, anomaly_map, output.pred_mask[number])
                 if self.keeps_maps:

@@ -120,7 +120,7 @@ def list_folder(folder, listings, run_size, left_out):
     digest, count = hashlib.sha256(), 0
 
     def found():
-        for name, entry in walk_images(folder, left_out):
+        for name, entry in walk_images(folder, left_out, with_masks=False):
             state = entry.stat()
             # names sort like the parts of paths: a folder comes before what merely begins with its name
             yield os.fsencode(name).replace(os.sep.encode(), b"\0"), state.st_size, state.st_mtime_ns

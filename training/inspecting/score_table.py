@@ -29,7 +29,7 @@ class ScoreRow:
         anomaly_score, p_value (`float`, *optional*): as in `AnomalyScoringOutput`.
         defect_pixels (`int`, *optional*): area of the mask.
         defect_share (`float`, *optional*): the same as a share of the picture, in [0, 1].
-        error (`str`): why it could not be read; "" if it could.
+        error (`str`): why it could not be read, or what makes its result doubtful; "" if nothing does.
     """
 
     file: str
@@ -50,8 +50,8 @@ class ScoreRow:
         }
 
 
-def scored_row(file, output, index):
-    """The row of one picture of an `AnomalyScoringOutput`, which holds arrays."""
+def scored_row(file, output, index, misfit=None):
+    """The row of one picture of an `AnomalyScoringOutput`, which holds arrays; `misfit` is that of `misfit_of`."""
     mask = output.pred_mask[index]
     return ScoreRow(
         file,
@@ -60,6 +60,7 @@ def scored_row(file, output, index):
         float(output.p_value[index]),
         int(mask.sum()),
         float(mask.mean()),
+        f"{file} {misfit}" if misfit else "",
     )
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import os
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -14,6 +15,8 @@ SYSTEM_FOLDERS = frozenset(
 )
 """Folders that programs keep for themselves, in small letters; so are all whose name begins with a dot."""
 
+GROUND_TRUTH = re.compile(r"ground[\s_-]*truths?")
+
 SHOWN_KINDS = 4
 
 MAX_NAME = 200
@@ -22,7 +25,7 @@ MAX_NAME = 200
 logger = logging.getLogger(__name__)
 
 
-def walk_images(folder, left_out=None):
+def walk_images(folder, left_out=None, with_masks=True):
     """Yield every image file below `folder`, in no order, without holding more of them than one.
 
     Links to folders are followed after all real folders, and only to what has not been seen yet. Hidden files and
@@ -31,6 +34,8 @@ def walk_images(folder, left_out=None):
     Args:
         folder (`str` or `Path`): a folder tree.
         left_out (`str` or `Path`, *optional*): a folder below it that is not looked into.
+        with_masks (`bool`): without it folders named ground_truth are left out, and it is said how many images that
+            were.
 
     Returns:
         `Iterator[tuple[str, os.DirEntry]]`: path within the folder, and what the system says of the file.
@@ -42,7 +47,7 @@ def walk_images(folder, left_out=None):
         raise ValueError(f"{shown_path(folder)} is not a folder.")
     if left_out is not None and os.path.realpath(folder) == os.path.realpath(left_out):
         raise ValueError(f"{shown_path(folder)} holds the pictures, and results would lie among them; choose another.")
-    walk = _Walk(folder, left_out)
+    walk = _Walk(folder, left_out, with_masks)
     is_empty = True
     for found in walk:
         is_empty = False
@@ -52,14 +57,19 @@ def walk_images(folder, left_out=None):
         raise ValueError(f"{shown_path(folder)} holds no pictures ({', '.join(IMAGE_SUFFIXES)}){walk.other_kinds()}.")
 
 
-def find_images(folder, left_out=None):
+def find_images(folder, left_out=None, with_masks=True):
     """Every image file below `folder`, sorted by path; arguments and errors are those of `walk_images`."""
-    return sorted(Path(folder, name) for name, _ in walk_images(folder, left_out))
+    return sorted(Path(folder, name) for name, _ in walk_images(folder, left_out, with_masks))
 
 
 def is_hidden(name):
     """Whether a file or folder of this name is a program's own business."""
     return (name.startswith(".") and name.strip(".") != "") or name.lower() in SYSTEM_FOLDERS
+
+
+def is_ground_truth(name):
+    """Whether a folder of this name holds the masks of a data set."""
+    return GROUND_TRUTH.fullmatch(name.strip().lower()) is not None
 
 
 def shown_path(path):
@@ -79,7 +89,8 @@ def short_enough(path, longest=MAX_NAME):
 class _Walk:
     """One walk through a folder tree; it counts what it leaves out."""
 
-    def __init__(self, folder, left_out):
+    def __init__(self, folder, left_out, with_masks):
+        self.with_masks, self.num_masks = with_masks, 0
         self.folder = os.path.realpath(folder)
         self.left_out = left_out and os.path.realpath(left_out)
         self.seen, self.links, self.locked, self.hidden, self.others = set(), [], [], Counter(), Counter()
@@ -115,6 +126,8 @@ class _Walk:
         if is_hidden(entry.name):
             if not entry.is_symlink():
                 self.hidden[entry.name] += _count_images(entry.path)
+        elif not self.with_masks and is_ground_truth(entry.name):
+            self.num_masks += _count_images(entry.path)
         elif entry.is_symlink():
             self.links.append((below, entry.path))
         else:
@@ -142,6 +155,8 @@ class _Walk:
             folders = ", ".join(one_line(name) for name in sorted(self.hidden) if name != "." and self.hidden[name])
             where = f"in folders that programs keep for themselves ({folders})" if folders else "that are hidden files"
             logger.info("left out: %s %s", count_of(count, "picture"), where)
+        if self.num_masks:
+            logger.info("left out: %s in folders of ground truth", count_of(self.num_masks, "mask"))
         if self.locked:
             folders = count_of(len(self.locked), "folder")
             logger.warning("left out: %s that may not be read, %s the first", folders, shown_path(self.locked[0]))

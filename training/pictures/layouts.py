@@ -129,6 +129,12 @@ def is_named(folder, names):
     return names.fullmatch(normalised(folder if isinstance(folder, str) else folder.name)) is not None
 
 
+def says_what_it_shows(folder):
+    """Whether the name of a folder says that its images are good, bad, of a split, or masks."""
+    kinds = (GOOD_NAMES, BAD_NAMES, TRAIN_NAMES, OTHER_SPLITS, MASK_NAMES)
+    return any(is_named(folder, names) for names in kinds)
+
+
 def subfolders(folder):
     """Visible folders in a folder, by name, `list[Path]`; [] if it is none."""
     folder = Path(folder)
