@@ -221,6 +221,6 @@ def environment(tmp_path_factory):
 def finished(environment, tmp_path_factory):
     """The output folder of a training of twelve steps that nothing interrupted."""
     output_dir = tmp_path_factory.mktemp("finished") / "out"
-    done = launch(environment, "--train_data_dir", TILES, "--output_dir", output_dir, *TWELVE_STEPS)
+    done = launch(environment, "--train_data_dir", TILES, "--output_dir", output_dir, *TWELVE_STEPS, "--report")
     assert done.returncode == 0, done.stderr
     return output_dir

@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import CATEGORY_TIMESTEPS, TILES, MirroredImages
 from gradio.utils import get_upload_folder
-from launching import TINY, launch
+from launching import TINY, train
 from PIL import Image
 from sentences import refused
 
@@ -118,7 +118,7 @@ print(pipe(Image.open({str(find_good_images(TILES)[0])!r}), category="tile").ano
 def test_one_run_trains_a_model_for_several_folders(environment, negative_files, tmp_path):
     output = tmp_path / "out"
     folders = [TILES, negative_files[0].parent]
-    done = launch(environment, "--train_data_dir", *folders, "--output_dir", output, *TINY, "--max_train_steps", "2")
+    done = train(environment, "--train_data_dir", *folders, "--output_dir", output, *TINY, "--max_train_steps", "2")
     assert done.returncode == 0, done.stderr
     names = [folder.name for folder in folders]
     held_out = json.loads((output / "training.json").read_text())["held_out"]

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from launching import ROOT, TINY, launch
+from launching import ROOT, TINY, train
 from PIL import Image
 from sentences import assert_sentence
 
@@ -34,7 +34,7 @@ def both(environment, finished, turned, tmp_path_factory):
     """The checkpoint of `finished` after a step, of hardly any length, on its own tiles and on turned ones."""
     output_dir = tmp_path_factory.mktemp("both") / "out"
     arguments = ["--train_data_dir", TILES, turned, "--output_dir", output_dir, *TINY, "--init_from", finished]
-    done = launch(environment, *arguments, "--max_train_steps", "1", "--learning_rate", "1e-9")
+    done = train(environment, *arguments, "--max_train_steps", "1", "--learning_rate", "1e-9")
     assert done.returncode == 0, done.stderr
     return output_dir
 
@@ -106,7 +106,7 @@ def test_a_run_that_started_from_a_checkpoint_is_resumed_from_the_same(both, tmp
 
 @pytest.mark.usefixtures("one_core")
 def test_with_another_seed_nothing_is_held_out_that_the_first_checkpoint_was_trained_on(finished, tmp_path):
-    arguments = ["--train_data_dir", str(TILES), "--output_dir", str(tmp_path), *TINY, "--no-report"]
+    arguments = ["--train_data_dir", str(TILES), "--output_dir", str(tmp_path), *TINY]
     arguments += ["--max_train_steps", "1", "--validation_steps", "0"]
     main([*arguments, "--init_from", str(finished), "--seed", "5"])
     first, second = (

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 import torch
-from launching import ROOT, TINY, TWELVE_STEPS, launch, launch_command, started, two_processes_command, wait_until
+from launching import ROOT, TINY, TWELVE_STEPS, launch_command, started, train, two_processes_command, wait_until
 from safetensors.torch import load_file
 from sentences import assert_sentence, refused
 
@@ -46,7 +46,7 @@ def resumed(environment, tmp_path_factory):
         (output_dir / name).mkdir()
         (output_dir / name / "model.safetensors").write_bytes(b"torn")
     (output_dir / "checkpoint-best").mkdir()
-    done = launch(environment, *arguments, *RESUMED)
+    done = train(environment, *arguments, *RESUMED)
     assert done.returncode == 0, done.stderr
     assert f"resumed from {output_dir / f'checkpoint-{last}'}" in done.stderr
     return output_dir
@@ -103,7 +103,7 @@ def test_a_run_that_is_asked_to_end_writes_a_checkpoint_and_is_resumed_from_it(e
     assert not (tmp_path / "model_index.json").exists()
     # one process takes up what two have begun: as many pictures a step
     arguments += ["--max_train_steps", step + 1, *RESUMED]
-    done = launch(environment, *arguments)
+    done = train(environment, *arguments)
     assert done.returncode == 0, done.stderr
     phases = [entry["phase"] for entry in read_progress(tmp_path)]
     assert phases[-4:] == ["references", "calibration", "saving", "finished"]
@@ -131,7 +131,7 @@ def test_pictures_that_disappear_end_the_run_with_a_sentence_and_cost_no_step(en
     for path in sorted(tmp_path.glob("*.jpg"))[8:]:  # some come back
         path.rename(pictures / path.name)
     steps = int(checkpoint.name.split("-")[1]) + 1
-    done = launch(environment, *arguments, "--max_train_steps", steps, *RESUMED)
+    done = train(environment, *arguments, "--max_train_steps", steps, *RESUMED)
     assert done.returncode == 0, done.stderr
     assert "8 pictures are gone, 0 are new" in done.stderr
     former = json.loads((checkpoint / "run.json").read_text())["pictures"]["tiles"]

@@ -54,7 +54,7 @@ def test_rotated_streamed_and_too_many_pictures_are_computed_each_time(extractor
 
 
 def test_a_training_ends_with_the_same_weights_whether_features_are_kept_or_not(tmp_path, monkeypatch):
-    options = ["--train_data_dir", str(TILES), *TWELVE_STEPS, "--rotation_degrees", "0", "--no-report"]
+    options = ["--train_data_dir", str(TILES), *TWELVE_STEPS, "--rotation_degrees", "0"]
     main([*options, "--output_dir", str(tmp_path / "kept")])
     monkeypatch.setattr(kept_features, "MAX_BYTES", 0)
     main([*options, "--output_dir", str(tmp_path / "computed")])

@@ -1,11 +1,11 @@
 """Commands in two real processes on the CPU: the same split, losses, weights, calibration and figures as in one."""
 
 import json
-import sys
+from functools import partial
 
 import pytest
 import torch
-from launching import ROOT, TWELVE_STEPS, run, run_in_two_processes
+from launching import ROOT, TWELVE_STEPS, run_in_two_processes, run_script
 from safetensors.torch import load_file
 
 from training.progress import read_progress
@@ -60,11 +60,8 @@ def test_two_processes_end_with_the_weights_and_the_calibration_of_one(finished,
 
 def test_two_processes_measure_what_one_measures(environment, finished, tmp_path):
     arguments = ["--model", finished, "--data_dir", TILES, "--batch_size", 4, "--no_native"]
-    alone = run(
-        [sys.executable, "training/evaluate.py", *map(str, arguments), "--output_dir", str(tmp_path / "one")],
-        environment,
-    )
-    shared = run_in_two_processes(environment, "training/evaluate.py", *arguments, "--output_dir", tmp_path / "two")
+    run = partial(run_script, environment, "training/evaluate.py", *arguments)
+    alone, shared = run("--output_dir", tmp_path / "one"), run("--output_dir", tmp_path / "two", num_processes=2)
     assert (alone.returncode, shared.returncode) == (0, 0), alone.stderr + shared.stderr
     reports = [json.loads((tmp_path / name / "report.json").read_text()) for name in ("one", "two")]
     seconds = [report.pop("speed")["seconds_per_picture"] for report in reports]
@@ -93,8 +90,10 @@ if is_main_process():
 def test_two_processes_remember_the_features_that_one_remembers(environment, tmp_path):
     script = tmp_path / "references.py"
     script.write_text(REFERENCES.format(root=str(ROOT), tiles=str(TILES)))
-    alone = run([sys.executable, str(script), str(tmp_path / "one")], environment)
-    shared = run_in_two_processes(environment, script, tmp_path / "two")
+    alone, shared = (
+        run_script(environment, str(script), tmp_path / name, num_processes=number)
+        for name, number in (("one", 1), ("two", 2))
+    )
     assert (alone.returncode, shared.returncode) == (0, 0), alone.stderr + shared.stderr
     expected, found = (load_file(tmp_path / name) for name in ("one", "two"))
     for name, tensor in expected.items():

@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 
 import pytest
 from conftest import TILES
-from launching import TWELVE_STEPS, launch
+from launching import TWELVE_STEPS, train
 from PIL import Image
 
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
@@ -134,7 +134,7 @@ def test_it_is_never_published(finished):
 def test_a_run_that_is_resumed_at_its_end_makes_it_again(environment, finished, tmp_path):
     shutil.copytree(finished / "checkpoint-12", tmp_path / "checkpoint-12")
     arguments = ["--train_data_dir", TILES, "--output_dir", tmp_path, *TWELVE_STEPS]
-    done = launch(environment, *arguments, "--resume_from_checkpoint", "latest")
+    done = train(environment, *arguments, "--report", "--resume_from_checkpoint", "latest")
     assert done.returncode == 0, done.stderr
     assert len(Page((tmp_path / REPORT).read_text(encoding="utf-8")).pictures) == 2
 

@@ -3,12 +3,11 @@
 import csv
 import json
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT, TILES
+from conftest import TILES
+from launching import run_script
 from PIL import Image
 
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
@@ -16,14 +15,14 @@ from training.pictures.labelled import find_labelled_images
 from training.pictures.reading import read_image
 
 
-def run(script, *arguments):
-    return subprocess.run(
-        [sys.executable, str(ROOT / "training" / script), *map(str, arguments)], capture_output=True, text=True
-    )
+@pytest.fixture(scope="module")
+def run(environment):
+    """Run one of the commands in a process of its own."""
+    return lambda script, *arguments: run_script(environment, f"training/{script}", *arguments)
 
 
 @pytest.fixture(scope="module")
-def evaluation(tiny_checkpoint, tmp_path_factory):
+def evaluation(run, tiny_checkpoint, tmp_path_factory):
     output = tmp_path_factory.mktemp("evaluation")
     done = run("evaluate.py", "--model", tiny_checkpoint, "--data_dir", TILES, "--output_dir", output)
     assert done.returncode == 0, done.stderr
@@ -54,7 +53,7 @@ def test_evaluation_sheet_has_a_row_for_each_picture(evaluation):
     assert height > 6 * 192
 
 
-def test_pixels_without_a_mask_are_not_measured_and_that_is_said(tiny_checkpoint, tmp_path):
+def test_pixels_without_a_mask_are_not_measured_and_that_is_said(run, tiny_checkpoint, tmp_path):
     shutil.copytree(TILES, tmp_path / "tiles")
     next((tmp_path / "tiles" / "ground_truth" / "crack").iterdir()).unlink()
     done = run("evaluate.py", "--model", tiny_checkpoint, "--data_dir", tmp_path / "tiles", "--output_dir", tmp_path)
@@ -70,7 +69,7 @@ def test_pixels_without_a_mask_are_not_measured_and_that_is_said(tiny_checkpoint
     assert crack.count("not measured") == 3
 
 
-def test_folder_scores_equal_the_pipelines_and_a_broken_file_is_a_row(tiny_checkpoint, tmp_path):
+def test_folder_scores_equal_the_pipelines_and_a_broken_file_is_a_row(run, tiny_checkpoint, tmp_path):
     pictures = tmp_path / "pictures"
     shutil.copytree(TILES / "test", pictures)
     good = sorted((pictures / "good").iterdir())
@@ -91,7 +90,7 @@ def test_folder_scores_equal_the_pipelines_and_a_broken_file_is_a_row(tiny_check
         assert overlay.size == read_image(good[0]).size
 
 
-def test_masks_of_a_data_set_are_not_scored_and_an_unknown_depth_is_noted_in_its_row(tiny_checkpoint, tmp_path):
+def test_masks_of_a_data_set_are_not_scored_and_an_unknown_depth_is_noted_in_its_row(run, tiny_checkpoint, tmp_path):
     pictures, output = tmp_path / "tiles", tmp_path / "scores"
     shutil.copytree(TILES / "test" / "crack", pictures / "test" / "crack")
     shutil.copytree(TILES / "ground_truth", pictures / "Ground Truth")
@@ -107,7 +106,7 @@ def test_masks_of_a_data_set_are_not_scored_and_an_unknown_depth_is_noted_in_its
     assert rows[f"test/crack/{file.name}"] == ""
 
 
-def test_folder_without_pictures_gives_one_sentence_and_writes_no_table(tiny_checkpoint, tmp_path):
+def test_folder_without_pictures_gives_one_sentence_and_writes_no_table(run, tiny_checkpoint, tmp_path):
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "readme.txt").write_text("no pictures here")
     output = tmp_path / "scores"
@@ -118,7 +117,7 @@ def test_folder_without_pictures_gives_one_sentence_and_writes_no_table(tiny_che
 
 
 @pytest.mark.parametrize("wrong", [["--batch_size", "0"], ["--false_alarm_rate", "5"]])
-def test_a_wrong_option_gives_one_sentence_and_leaves_no_table(tiny_checkpoint, tmp_path, wrong):
+def test_a_wrong_option_gives_one_sentence_and_leaves_no_table(run, tiny_checkpoint, tmp_path, wrong):
     done = run("score_folder.py", "--model", tiny_checkpoint, "--input_dir", TILES, "--output_dir", tmp_path, *wrong)
     assert done.returncode != 0
     assert wrong[0].removeprefix("--") in done.stderr

@@ -10,7 +10,7 @@ import time
 import psutil
 import pytest
 from conftest import ROOT, TILES
-from launching import run, run_in_two_processes, started, two_processes_command, wait_until
+from launching import run_in_two_processes, run_script, started, two_processes_command, wait_until
 from sentences import assert_sentence
 
 from benchmarks.killing import digests_of, kill_all
@@ -47,7 +47,7 @@ def options(tiny_checkpoint, pictures):
 def undisturbed(environment, options, tmp_path_factory):
     """The output folder of one process that nothing interrupted, with maps, and what it printed."""
     output_dir = tmp_path_factory.mktemp("undisturbed") / "out"
-    done = run(command(*options, "--output_dir", output_dir, "--maps"), environment)
+    done = run_script(environment, SCRIPT, *options, "--output_dir", output_dir, "--maps")
     assert done.returncode == 0, done.stderr
     return output_dir, done.stdout
 
@@ -81,7 +81,7 @@ def test_the_table_has_a_row_for_each_picture_in_their_order(undisturbed, pictur
 
 
 def test_two_processes_write_the_very_files_of_one(environment, options, undisturbed, tmp_path):
-    done = run_in_two_processes(environment, SCRIPT, *options, "--output_dir", tmp_path / "out", "--maps")
+    done = run_script(environment, SCRIPT, *options, "--output_dir", tmp_path / "out", "--maps", num_processes=2)
     assert done.returncode == 0, done.stderr
     assert digests_of(tmp_path / "out") == digests_of(undisturbed[0])
 
@@ -128,7 +128,7 @@ def test_when_one_of_two_processes_is_killed_the_other_ends_and_the_run_goes_on(
             assert time.monotonic() < deadline
             time.sleep(0.1)
     assert not (tmp_path / "scores.csv").exists()
-    done = run(command(*arguments), environment)
+    done = run_script(environment, SCRIPT, *arguments)
     assert done.returncode == 0, done.stderr
     assert digests_of(tmp_path) == digests_of(undisturbed[0])
 

@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 from launching import ROOT, TINY, launch, run
+from launching import train as run_training
 from PIL import Image
 from sentences import assert_sentence
 
@@ -28,8 +29,8 @@ def needs(package):
 
 def train(environment, output_dir, *trackers):
     """A training of three steps with validations after the second and the third."""
-    arguments = ["--train_data_dir", TILES, "--output_dir", output_dir, *TINY, "--max_train_steps", 3, "--no-report"]
-    done = launch(environment, *arguments, "--validation_steps", 2, "--report_to", *trackers)
+    arguments = ["--train_data_dir", TILES, "--output_dir", output_dir, *TINY, "--max_train_steps", 3]
+    done = run_training(environment, *arguments, "--validation_steps", 2, "--report_to", *trackers)
     assert done.returncode == 0, done.stderr
     return read_progress(output_dir)
 

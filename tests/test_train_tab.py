@@ -6,6 +6,7 @@ import pytest
 from conftest import TILES
 from launching import TINY
 
+from page import training_run
 from page.build import build_page, launch_arguments
 from page.model_shelf import ModelShelf
 from page.settings import Settings
@@ -22,6 +23,7 @@ def url(tiny_checkpoint, tmp_path, monkeypatch):
     """Address of a page whose trainings are tiny."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr(training_run, "NICENESS", 0)  # a browser draws on the same core, and would always go first
     settings = Settings(models=(str(tiny_checkpoint),), trained_models=str(tmp_path / "models"))
     demo = build_page(settings, ModelShelf(settings.models), [*TINY, "--lr_warmup_steps", "0"])
     yield demo.launch(prevent_thread_lock=True, quiet=True, **launch_arguments(settings))[1]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import UNet2DModel
-from launching import NETWORK, ROOT, TINY, TWELVE_STEPS, launch
+from launching import NETWORK, ROOT, TINY, TWELVE_STEPS, launch, train
 from pickle_bomb import write_bomb
 from PIL import Image
 from safetensors.torch import load_file, save
@@ -75,7 +75,7 @@ def test_held_out_pictures_calibrate_and_are_named_in_the_record(finished):
 
 def test_a_run_in_bfloat16_is_calibrated_in_float32(environment, tmp_path):
     arguments = ["--train_data_dir", TILES, "--output_dir", tmp_path, *TINY, "--max_train_steps", "2"]
-    done = launch(environment, *arguments, "--mixed_precision", "bf16")
+    done = train(environment, *arguments, "--mixed_precision", "bf16")
     assert done.returncode == 0, done.stderr
     pipe = AnomalyScoringPipeline.from_pretrained(tmp_path, mixed_precision="no")
     expected = fit_calibration(pipe, hold_out(find_good_images(TILES), 0.25, 0)[1], TIMESTEPS)
@@ -258,7 +258,7 @@ def trained(environment, tmp_path_factory):
     output_dir = tmp_path_factory.mktemp("trained") / "out"
     settings = ["--block_out_channels", "32", "64", "--train_batch_size", "8", "--max_train_steps", "200"]
     settings += ["--learning_rate", "2e-3", "--lr_warmup_steps", "10"]
-    done = launch(environment, "--train_data_dir", TILES, "--output_dir", output_dir, *NETWORK, *settings)
+    done = train(environment, "--train_data_dir", TILES, "--output_dir", output_dir, *NETWORK, *settings)
     assert done.returncode == 0, done.stderr
     pipe = AnomalyScoringPipeline.from_pretrained(output_dir)
     pipe.set_progress_bar_config(disable=True)

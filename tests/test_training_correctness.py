@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TILES
-from launching import TINY, launch, run_in_two_processes
+from launching import TINY, train
 from PIL import Image
 from safetensors.torch import load_file
 from sentences import assert_sentence
@@ -22,18 +22,18 @@ from training.model import load_pretrained_extractor
 from training.pictures.layouts import find_good_images
 from training.train import main
 
-SIX_STEPS = [*TINY, "--max_train_steps", "6", "--checkpointing_steps", "3", "--validation_steps", "0", "--no-report"]
+SIX_STEPS = [*TINY, "--max_train_steps", "6", "--checkpointing_steps", "3", "--validation_steps", "0"]
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 def test_a_run_that_goes_on_with_another_number_of_processes_keeps_its_schedule(environment, tmp_path):
     """Cosine over six steps: three by one process, three by two. A rate that ran ahead or back gives other weights."""
     arguments = ["--train_data_dir", TILES, *SIX_STEPS]
-    done = launch(environment, *arguments, "--output_dir", tmp_path / "one")
+    done = train(environment, *arguments, "--output_dir", tmp_path / "one")
     assert done.returncode == 0, done.stderr
     shutil.copytree(tmp_path / "one" / "checkpoint-3", tmp_path / "two" / "checkpoint-3")
     resumed = ["--output_dir", tmp_path / "two", "--resume_from_checkpoint", "latest", "--train_batch_size", "2"]
-    done = run_in_two_processes(environment, "training/train.py", *arguments, *resumed)
+    done = train(environment, *arguments, *resumed, num_processes=2)
     assert done.returncode == 0, done.stderr
     start = load_file(tmp_path / "one" / "checkpoint-3" / "model.safetensors")
     ends = [load_file(tmp_path / name / "checkpoint-6" / "model.safetensors") for name in ("one", "two")]
@@ -98,7 +98,7 @@ def test_a_resumed_run_takes_its_statistics_from_the_checkpoint(finished, tmp_pa
             darker = Image.fromarray((np.asarray(tile.convert("L")) // 2).astype(np.uint8))
         darker.save(path, quality=95)
     shutil.copytree(finished / "checkpoint-12", tmp_path / "out" / "checkpoint-12")
-    options = [*TINY, "--max_train_steps", "12", "--resume_from_checkpoint", "latest", "--no-report"]
+    options = [*TINY, "--max_train_steps", "12", "--resume_from_checkpoint", "latest"]
     main(["--train_data_dir", str(folder), "--output_dir", str(tmp_path / "out"), *options])
     before, after = (AnomalyScoringPipeline.from_pretrained(path) for path in (finished, tmp_path / "out"))
     for name in ("data_mean", "data_std", "white_level"):
@@ -152,7 +152,7 @@ def test_a_training_on_a_data_set_with_twins_says_so_and_trains_on_no_part_that_
     for path in find_good_images(TILES):
         shutil.copy(path, folder)
         shutil.copy(path, folder / f"{path.stem} (copy){path.suffix}")
-    options = [*TINY, "--max_train_steps", "1", "--validation_steps", "0", "--no-report"]
+    options = [*TINY, "--max_train_steps", "1", "--validation_steps", "0"]
     options = [word for word in options if word not in ("--groups", "none")]
     main(["--train_data_dir", str(tmp_path / "tiles"), "--output_dir", str(tmp_path / "out"), *options])
     assert any("tiles: 48 pictures are of about" in message for message in caplog.messages)

@@ -7,7 +7,8 @@ import pytest
 import torch
 from conftest import TILES, build_tiny_pipeline
 from diffusers.training_utils import EMAModel
-from launching import NETWORK, TWELVE_STEPS, launch, run_in_two_processes
+from launching import NETWORK, TWELVE_STEPS
+from launching import train as run_training
 from sentences import refused
 
 from training.arguments import parse_args
@@ -24,7 +25,7 @@ RESOLUTION = 64
 def train(environment, folder, steps):
     """The training of `finished` with a validation after so many steps each."""
     arguments = ["--train_data_dir", TILES, "--output_dir", folder / "out", *TWELVE_STEPS]
-    done = launch(environment, *arguments, "--validation_steps", steps)
+    done = run_training(environment, *arguments, "--validation_steps", steps)
     assert done.returncode == 0, done.stderr
     return folder / "out"
 
@@ -58,7 +59,7 @@ def test_every_validation_and_one_after_the_last_step_stand_in_the_progress(vali
 
 def test_two_processes_share_a_validation_out_and_find_the_same(environment, validated, tmp_path):
     arguments = ["--train_data_dir", TILES, "--output_dir", tmp_path, *TWELVE_STEPS, "--validation_steps", 3]
-    done = run_in_two_processes(environment, "training/train.py", *arguments, "--train_batch_size", 2)
+    done = run_training(environment, *arguments, "--train_batch_size", 2, "--report", num_processes=2)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "report.html").is_file()
     expected, found = (separation_curve(read_progress(folder)) for folder in (validated, tmp_path))
@@ -69,8 +70,8 @@ def test_two_processes_share_a_validation_out_and_find_the_same(environment, val
 
 def test_a_network_that_learns_finds_planted_defects_better(environment, tmp_path):
     settings = ["--block_out_channels", "32", "64", "--train_batch_size", "8", "--max_train_steps", "200"]
-    settings += ["--learning_rate", "2e-3", "--lr_warmup_steps", "10", "--validation_steps", "10", "--no-report"]
-    done = launch(environment, "--train_data_dir", TILES, "--output_dir", tmp_path, *NETWORK, *settings)
+    settings += ["--learning_rate", "2e-3", "--lr_warmup_steps", "10", "--validation_steps", "20", "--no-report"]
+    done = run_training(environment, "--train_data_dir", TILES, "--output_dir", tmp_path, *NETWORK, *settings)
     assert done.returncode == 0, done.stderr
     assert not (tmp_path / "report.html").exists()
     curve = separation_curve(read_progress(tmp_path))
