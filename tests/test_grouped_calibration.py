@@ -140,6 +140,7 @@ def test_the_words_of_the_page_speak_of_parts(pipe):
         "p_value": 2.5 / (config.num_groups + 1),
         "is_anomalous": False,
         "anomaly_score": 0.5,
+        "warning": "",
         "false_alarm_rate": 0.1,
     }
     said = verdict(numbers, config)

@@ -274,7 +274,7 @@ def test_record_and_card_name_the_data_set_its_commit_and_the_command(streamed, 
     assert card.data.datasets == ["team/b", "team/line"]
     command = card.text.split("accelerate launch training/train.py ")[1].split("\n````")[0]
     again = parse_args(shlex.split(command.replace("\\\n", " ")))
-    expected = parse_args([*told, "--output_dir", "OUT"])
+    expected = parse_args([*told, "--report", "--output_dir", "OUT"])
     running = {"dataset_revision", "dataloader_num_workers", "checkpointing_steps", "checkpoints_total_limit"}
     for name in set(vars(expected)) - running:
         assert getattr(again, name) == getattr(expected, name), name

@@ -1,8 +1,7 @@
-"""From good pictures to a checkpoint on a Hub: the README's commands as printed, and training that pushes by itself."""
+"""From good pictures to a checkpoint on a Hub: the commands as printed, and training that pushes by itself."""
 
 import json
 import os
-import re
 import shlex
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from conftest import ROOT, TILE, TILES
 from hub_repositories import User
 from hub_server import Hub, environment_of
 from launching import TINY, launch, stay_on_one_core
+from printed import printed
 from sentences import assert_sentence
 
 TOKEN = "hf_secret_of_me"
@@ -25,9 +25,9 @@ def server():
         yield server
 
 
-def printed(mark, language):
-    """The README's code under a mark, with names filled in."""
-    code = re.search(rf"<!-- {mark} -->\n```{language}\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL).group(1)
+def filled_in(mark, language):
+    """The code that is printed under a mark, with names filled in."""
+    code = printed(mark, language)
     names = {"FOLDER_OF_GOOD_IMAGES": str(TILES), "YOUR_NAME/YOUR_MODEL": "team/tile", "part.jpg": str(TILE)}
     for name, value in names.items():
         code = code.replace(name, value)
@@ -41,7 +41,7 @@ def assert_kept_secret(folder):
 
 
 def test_the_three_commands_and_the_example_work_as_printed(server, environment, tmp_path):
-    install, train, publish = printed("share", "bash").splitlines()
+    install, train, publish = filled_in("share", "bash").splitlines()
     assert "pip install -r requirements.txt" in install  # a network is needed for this one
     variables = environment | environment_of(server, tmp_path / "home", TOKEN)
     variables["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
@@ -58,7 +58,7 @@ def test_the_three_commands_and_the_example_work_as_printed(server, environment,
     assert done.returncode == 0, done.stderr
     assert "left out: " in done.stdout
     assert "checkpoint-2/" in done.stdout
-    code = printed("pull", "python") + "print(result.p_value[0], result.anomaly_map[0].shape)\n"
+    code = filled_in("pull", "python") + "print(result.p_value[0], result.anomaly_map[0].shape)\n"
     stranger = environment | environment_of(server, tmp_path / "other")
     stranger.pop("PYTHONPATH", None)
     pulled = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=stranger, capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""The README's examples run as printed, those in Python in a process that has never seen this repository."""
+"""Examples of README and docs run as printed, those in Python in a process that has never seen this repository."""
 
 import json
 import os
@@ -12,18 +12,13 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from PIL import Image
+from printed import printed
 from serving import mcp_is_installed
 
 from benchmarks.running_page import running_page
 from pipelines.component_code import write_component_code
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from training.inspecting.parquet_files import write_maps
-
-
-def _printed(mark, language):
-    """The README's code under a mark."""
-    readme = (ROOT / "README.md").read_text()
-    return re.search(rf"<!-- {mark} -->\n```{language}\n(.*?)```", readme, flags=re.DOTALL).group(1)
 
 
 @pytest.mark.parametrize(
@@ -36,7 +31,7 @@ def _printed(mark, language):
 def test_the_readmes_examples_find_and_remove_the_defect(tmp_path, mark, shown, expected):
     if not (ROOT / "checkpoints" / "magnetic-tile").is_dir():
         pytest.skip("the embedded checkpoint is not in this tree")
-    code = _printed(mark, "python")
+    code = printed(mark, "python")
     # Run where only checkpoint and examples can be seen, under their printed names.
     for name in ("checkpoints", "examples"):
         (tmp_path / name).symlink_to(ROOT / name)
@@ -62,7 +57,7 @@ def test_the_embedded_checkpoint_carries_todays_code_and_stays_small(tmp_path):
     assert sum(path.stat().st_size for path in checkpoint.rglob("*") if path.is_file()) < 40e6
 
 
-def test_an_exported_checkpoint_gives_the_same_verdicts_without_pytorch_as_printed(tmp_path):
+def test_an_exported_checkpoint_gives_the_same_verdicts_without_pytorch_asprinted(tmp_path):
     if not (ROOT / "checkpoints" / "magnetic-tile").is_dir():
         pytest.skip("the embedded checkpoint is not in this tree")
     for name in ("onnx", "onnxscript"):
@@ -73,12 +68,12 @@ def test_an_exported_checkpoint_gives_the_same_verdicts_without_pytorch_as_print
     def run(line):
         return subprocess.run(["bash", "-euo", "pipefail", "-c", line], cwd=tmp_path, capture_output=True, text=True)
 
-    install, score = _printed("elsewhere", "bash").strip().splitlines()
+    install, score = printed("elsewhere", "bash").strip().splitlines()
     installed = run(install)
     if installed.returncode:
         pytest.skip(f"numpy, Pillow and onnxruntime cannot be installed: {installed.stderr.splitlines()[-1]}")
     assert not list(tmp_path.glob(".venv/lib/*/site-packages/torch"))
-    exported = run(_printed("export", "bash").replace("python ", f"{sys.executable} ", 1))
+    exported = run(printed("export", "bash").replace("python ", f"{sys.executable} ", 1))
     assert exported.returncode == 0, exported.stderr
     assert exported.stderr == ""
     scored = run(score)
@@ -97,13 +92,13 @@ def test_an_exported_checkpoint_gives_the_same_verdicts_without_pytorch_as_print
         assert Image.open(tmp_path / "heat_maps" / f"{path.stem}.png").size == images[index].size
 
 
-def test_an_anomaly_map_is_read_back_as_printed(tmp_path):
+def test_an_anomaly_map_is_read_back_asprinted(tmp_path):
     pytest.importorskip("pyarrow", reason="pyarrow is not installed")
     expected = np.linspace(-1, 40, 12, dtype=np.float16).reshape(3, 4)
     (tmp_path / "SCORES" / "maps").mkdir(parents=True)
     with open(tmp_path / "SCORES" / "maps" / "part-000000-00000.parquet", "wb") as stream:
         write_maps(["a.png"], [expected], stream)
-    code = _printed("maps", "python") + "print(maps['file'][0], anomaly_map.tolist())\n"
+    code = printed("maps", "python") + "print(maps['file'][0], anomaly_map.tolist())\n"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.stdout.strip() == f"a.png {expected.tolist()}", done.stderr
 
@@ -120,8 +115,8 @@ def served_url():
         yield url
 
 
-def test_the_service_answers_gradio_client_as_printed(served_url):
-    code = _printed("client", "python").replace(PRINTED, served_url)
+def test_the_service_answers_gradio_client_asprinted(served_url):
+    code = printed("client", "python").replace(PRINTED, served_url)
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = done.stdout.splitlines()[-1]
@@ -129,10 +124,10 @@ def test_the_service_answers_gradio_client_as_printed(served_url):
     assert found.endswith("overlay.png")
 
 
-def test_the_service_answers_plain_http_as_printed(served_url):
+def test_the_service_answers_plain_http_asprinted(served_url):
     if shutil.which("curl") is None:
         pytest.skip("curl is not installed")
-    code = _printed("http", "bash").replace(PRINTED, served_url)
+    code = printed("http", "bash").replace(PRINTED, served_url)
     done = subprocess.run(["bash", "-euo", "pipefail", "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("event: complete\n")
@@ -142,10 +137,10 @@ def test_the_service_answers_plain_http_as_printed(served_url):
     assert httpx.get(overlay["url"]).content.startswith(b"\x89PNG")
 
 
-def test_the_service_answers_mcp_where_printed(served_url):
+def test_the_service_answers_mcp_whereprinted(served_url):
     if not mcp_is_installed():
         pytest.skip("gradio[mcp] is not installed")
-    (server,) = json.loads(_printed("mcp", "json"))["mcpServers"].values()
+    (server,) = json.loads(printed("mcp", "json"))["mcpServers"].values()
     ping = {"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {}}
     headers = {"Accept": "application/json, text/event-stream"}
     answer = httpx.post(server["url"].replace(PRINTED, served_url), json=ping, headers=headers, timeout=60)

@@ -32,6 +32,7 @@ def url(tiny_checkpoint, tmp_path, monkeypatch):
 
 def open_tab(browser, url, name="Train"):
     page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page.set_default_timeout(90_000)
     page.goto(url)
     page.get_by_role("tab", name=name).click()
     return page

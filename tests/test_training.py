@@ -19,6 +19,7 @@ from training.calibration import fit_calibration
 from training.pictures.data import GoodImages
 from training.pictures.layouts import find_good_images
 from training.pictures.splits import hold_out
+from training.progress import read_progress, separation_curve
 from training.train import main
 
 TILES = ROOT / "tests" / "fixtures" / "magnetic_tile"
@@ -253,14 +254,20 @@ def test_a_pickle_in_a_strangers_checkpoint_is_refused_by_name_and_leaves_no_mar
 
 
 @pytest.fixture(scope="module")
-def trained(environment, tmp_path_factory):
-    """A small pipeline trained for seconds on 18 real tiles with ImageNet features."""
+def trained_folder(environment, tmp_path_factory):
+    """The output folder of a small pipeline trained for seconds on 18 real tiles with ImageNet features."""
     output_dir = tmp_path_factory.mktemp("trained") / "out"
     settings = ["--block_out_channels", "32", "64", "--train_batch_size", "8", "--max_train_steps", "200"]
-    settings += ["--learning_rate", "2e-3", "--lr_warmup_steps", "10"]
+    settings += ["--learning_rate", "2e-3", "--lr_warmup_steps", "10", "--validation_steps", "20", "--no-report"]
     done = train(environment, "--train_data_dir", TILES, "--output_dir", output_dir, *NETWORK, *settings)
     assert done.returncode == 0, done.stderr
-    pipe = AnomalyScoringPipeline.from_pretrained(output_dir)
+    return output_dir
+
+
+@pytest.fixture(scope="module")
+def trained(trained_folder):
+    """The pipeline of it."""
+    pipe = AnomalyScoringPipeline.from_pretrained(trained_folder)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -291,6 +298,14 @@ def untrained(trained, held_out_files):
 def unseen_tiles(held_out_files):
     """Nine good tiles that the network has not seen."""
     return [Image.open(path).convert("L") for path in [*held_out_files, *sorted((TILES / "test" / "good").iterdir())]]
+
+
+def test_a_network_that_learns_finds_synthetic_defects_better(trained_folder):
+    assert not (trained_folder / "report.html").exists()
+    curve = separation_curve(read_progress(trained_folder))
+    assert curve["step"] == list(range(20, 201, 20))
+    assert curve["kl_pixel_auroc"][-1] > curve["kl_pixel_auroc"][0] + 0.05
+    assert curve["features_pixel_auroc"][-1] > curve["features_pixel_auroc"][0]
 
 
 def plant_blob(tile, rng, brightness):

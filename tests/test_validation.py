@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import TILES, build_tiny_pipeline
 from diffusers.training_utils import EMAModel
-from launching import NETWORK, TWELVE_STEPS
+from launching import TWELVE_STEPS
 from launching import train as run_training
 from sentences import refused
 
@@ -66,17 +66,6 @@ def test_two_processes_share_a_validation_out_and_find_the_same(environment, val
     assert found["step"] == expected["step"]
     for name in ("kl_pixel_auroc", "features_pixel_auroc"):
         assert found[name] == pytest.approx(expected[name], abs=0.01), name
-
-
-def test_a_network_that_learns_finds_planted_defects_better(environment, tmp_path):
-    settings = ["--block_out_channels", "32", "64", "--train_batch_size", "8", "--max_train_steps", "200"]
-    settings += ["--learning_rate", "2e-3", "--lr_warmup_steps", "10", "--validation_steps", "20", "--no-report"]
-    done = run_training(environment, "--train_data_dir", TILES, "--output_dir", tmp_path, *NETWORK, *settings)
-    assert done.returncode == 0, done.stderr
-    assert not (tmp_path / "report.html").exists()
-    curve = separation_curve(read_progress(tmp_path))
-    assert curve["kl_pixel_auroc"][-1] > curve["kl_pixel_auroc"][0] + 0.05
-    assert curve["features_pixel_auroc"][-1] > curve["features_pixel_auroc"][0]
 
 
 # Which pictures

@@ -18,6 +18,7 @@ NUMBERS = {
     "defect_pixels": 0,
     "defect_share": 0.0,
     "regions": [],
+    "warning": "",
     "width": 20,
     "height": 10,
 }
