@@ -4,7 +4,7 @@
 
 Inspections of example tiles in all eight orientations (more pictures than the page remembers) at several rates,
 batches, repairs, lists of models, and requests that must be refused. Half of the clients are gradio_clients, which
-upload files; the others speak plain HTTP and send data: URIs. Prints times, first of a visitor who is alone, errors,
+upload files; the others speak plain HTTP and send data: URIs. Prints times, first of a user who is alone, errors,
 wrong answers and the server's memory; ends with exit status 1 if there is an error or a wrong answer.
 """
 
@@ -34,7 +34,7 @@ PERCENTS = (1, 2, 5, 20)
 SHARES = {"inspect": 70, "inspect_batch": 8, "repair": 2, "models": 8, "refused": 12}
 """Of the requests, in per cent."""
 ALONE = 10
-"""Pictures that a single visitor asks about before the load."""
+"""Pictures that a single user asks about before the load."""
 
 BATCH = 4
 WARM_UP = 0.2
@@ -238,7 +238,7 @@ def report(load, seconds):
 
 
 def report_alone(url, files):
-    """Print how long a visitor who is alone waits for the first answer, and for those after it."""
+    """Print how long a user who is alone waits for the first answer, and for those after it."""
     client, seconds = PlainClient(url, None), []
     for path in files[:ALONE]:
         began = time.perf_counter()

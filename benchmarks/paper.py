@@ -184,7 +184,7 @@ def figure6(args):
 
 
 def standardized_rgb(pipe, good, new):
-    """RGB differences of new pictures in deviations of good ones at each timestep and place, exactly as KL is."""
+    """RGB differences of new pictures in standard deviations of good ones at each timestep and place, as KL is."""
     timesteps, grid = list(pipe.config.timesteps), pipe.config.score_grid
     calibration = ScoreCalibration(timesteps, pipe.resolution, grid)
     good, new = (Measurement(maps, maps, maps.new_zeros(len(maps), 0, grid, grid)) for maps in (good, new))

@@ -15,7 +15,7 @@ MAX_SIDE = 512
 """Larger pictures are scaled down to this many pixels before a defect is planted, for the sake of time."""
 
 STRENGTH = 2.0
-"""A planted defect changes its pixels by at least this many deviations of the texture (root mean square)."""
+"""A planted defect changes its pixels by at least this many standard deviations of the texture (root mean square)."""
 
 ALWAYS_CLEAR = 0.25
 """A change of this much, of a range of 2, is clear on any picture: one in black and white is all texture."""

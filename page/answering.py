@@ -20,7 +20,7 @@ FAILED = "Something went wrong on the server; please try again."
 
 
 def answer_in_one_sentence(function):
-    """Show a visitor what is wrong with the input; of anything else only that it happened, and log it.
+    """Show a user what is wrong with the input; of anything else only that it happened, and log it.
 
     Takes functions and generators alike.
     """

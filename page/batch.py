@@ -47,7 +47,7 @@ class Batch:
 
     Args:
         model (`Model`): what inspects.
-        turns (`Turns`): held while a few pictures are scored, so that other visitors go first in between.
+        turns (`Turns`): held while a few pictures are scored, so that other users go first in between.
         folder (`Folder`): the pictures.
         percent (`float`): the accepted false alarm rate, in per cent.
 
@@ -107,7 +107,7 @@ class Batch:
             self._thread.join(SHOWN_EVERY)
 
     def wait(self):
-        """Wait for the end; raises what ended the batch early, if it was no visitor."""
+        """Wait for the end; raises what ended the batch early, if it was no user."""
         self._thread.join()
         if self._error is not None:
             raise self._error

@@ -106,14 +106,14 @@ def build_batch_tab(page):
 
 
 def _build_remedy(page):
-    """The widgets of the remedy; none where visitors may not train."""
+    """The widgets of the remedy; none where users may not train."""
     if not page.settings.training:
         gr.Markdown(ELSEWHERE)
         return None
     gr.Markdown(
         "The model learns anew which scores good parts have, from the pictures above; it becomes a model of its own, "
         f"and the old one stays. Upload {MIN_IMAGES} or more pictures of good parts, better 40, and leave out defects: "
-        "every one that is called good makes the verdicts blinder."
+        "a defective part that is labelled good makes the model less sensitive."
     )
     declared = gr.Checkbox(
         False, label="All pictures of this batch show good parts, also those that were rejected", elem_id="all-good"
@@ -168,7 +168,7 @@ def _watch(batch):
             cells = table_cells(batch.rows[:count])
             words = progress_words(count, len(batch.folder), batch.seconds)
             yield gr.update(value=cells, visible=count > 0), words, *later
-    except GeneratorExit:  # the visitor has left
+    except GeneratorExit:  # the user has left
         batch.stop()
         raise
     cells, p_value = table_cells(batch.rows), batch.drift()
@@ -216,7 +216,7 @@ def _watch_recalibration(page, recalibration):
     try:
         for measured, total, seconds in recalibration.watch():
             yield _recalibration_progress(measured, total, seconds), gr.skip()
-    except GeneratorExit:  # the visitor has left
+    except GeneratorExit:  # the user has left
         recalibration.stop()
         raise
     name = recalibration.result()

@@ -9,7 +9,7 @@ from training.drift import MIN_SCORES
 HEADERS = ["picture", "verdict", "score", "file", "p-value", "area (pixels)", "area (%)", "no."]
 DATATYPES = ["html", "str", "number", "str", "number", "number", "number", "number"]
 NUMBER_COLUMN = HEADERS.index("no.")
-"""Tells which picture a row shows, however the visitor has sorted the table."""
+"""Tells which picture a row shows, however the user has sorted the table."""
 
 SIGNIFICANT = 0.01
 """A smaller p-value of the drift test is a warning."""
@@ -20,7 +20,7 @@ HINT = "<p>Choose pictures, or a ZIP of pictures, then inspect them all.</p>"
 def table_cells(rows):
     """The rows as cells, worst first: defects by their scores, what cannot be read, then the good ones.
 
-    A file's name comes from the visitor: it stands in a column of plain text, which shows markup as it is.
+    A file's name comes from the user: it stands in a column of plain text, which shows markup as it is.
     """
     order = {"defect": 0, "unreadable": 1, "good": 2}
     ranked = sorted(rows, key=lambda row: (order[row.result.verdict], -(row.result.anomaly_score or 0), row.index))

@@ -35,7 +35,7 @@ class Region(TypedDict):
 
 
 class Verdict(TypedDict):
-    """The answer of an inspection in numbers; thresholds and scores are in deviations of good pictures.
+    """The answer of an inspection in numbers; thresholds and scores are in standard deviations of good pictures.
 
     `warning` says what makes the answer doubtful, such as a depth that the model does not know; "" if nothing does. At
     most `MAX_REGIONS` regions are listed, the largest. Where every part is rejected, at 100 %, thresholds are None.

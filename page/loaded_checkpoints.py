@@ -1,4 +1,4 @@
-"""Checkpoints in memory: those used last. Visitors open and make any number; the others are read again when needed."""
+"""Checkpoints in memory: those used last. Users open and make any number; the others are read again when needed."""
 
 import threading
 from collections import OrderedDict

@@ -1,4 +1,4 @@
-"""The models that visitors choose among: embedded ones, local folders, Hub ids; no code of a checkpoint ever runs."""
+"""The models that users choose among: embedded ones, local folders, Hub ids; no code of a checkpoint ever runs."""
 
 import copy
 import fnmatch
@@ -20,7 +20,7 @@ from .loaded_checkpoints import MAX_LOADED, LoadedCheckpoints
 from .turns import Turns
 
 MAX_OPENED = 32
-"""So many models that visitors have opened from the Hub are on the shelf; of more, the ones opened last."""
+"""So many models that users have opened from the Hub are on the shelf; of more, the ones opened last."""
 
 MAX_CARD = 1 << 20
 """Letters of a card that are read."""
@@ -31,7 +31,7 @@ class Model:
     """One category of a checkpoint, ready to inspect and to repair.
 
     Args:
-        name (`str`): what visitors choose it by.
+        name (`str`): what users choose it by.
         folder (`Path`): its checkpoint.
         category (`str`, *optional*): which of the checkpoint's categories it is.
         calibration (`ScoreCalibration`): what it promises, without its noise fields; it stays when networks go.
@@ -161,13 +161,13 @@ class ModelShelf:
                 promise = without_noise(pipelines.scoring.calibration)
                 models[shown] = Model(shown, folder, category, promise, self._loaded)
                 if not lends_gpu():
-                    with self.turns.take():  # the first picture takes longest: let it be none of a visitor's
+                    with self.turns.take():  # the first picture takes longest: let it be none of a user's
                         pipelines.score(np.zeros((8, 8, 3), np.uint8))
             self._models |= models  # all or none
             return list(models)
 
     def open_from_hub(self, hub_id):
-        """Fetch a model that a visitor names, if the owner of the page allows it. Returns the names of its models.
+        """Fetch a model that a user names, if the owner of the page allows it. Returns the names of its models.
 
         Raises:
             ValueError: if it is no Hub id, not allowed, or cannot be loaded.

@@ -1,4 +1,4 @@
-"""A model that is calibrated anew on a visitor's good pictures: the remedy when camera, light or part have changed."""
+"""A model that is calibrated anew on a user's good pictures: the remedy when camera, light or part have changed."""
 
 import re
 import shutil

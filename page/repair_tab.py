@@ -1,4 +1,4 @@
-"""The tab Repair: what the part would look like without the defect, where the visitor has marked it."""
+"""The tab Repair: what the part would look like without the defect, where the user has marked it."""
 
 import functools
 import tempfile
@@ -131,7 +131,7 @@ def _prepare(page, inspection, percent, path, marked):
         "If you leave it as it is and the repair does not look good yet, what is found in it is drawn anew as well.</p>"
     )
     if not drawn_mask.any():
-        text = "<p>This looks like a good part: nothing is marked. Paint over what is to go, or leave it as it is.</p>"
+        text = "<p>This looks like a good part: nothing is marked. Paint over a region to repaint it.</p>"
     editing = {"background": background, "layers": [layer], "composite": None}
     return editing, {"key": key, "mask": drawn_mask}, text, gr.update(interactive=True)
 
@@ -155,7 +155,7 @@ def _watch(page, inspection, path, repair):
             doing = f"drawing anew, noise {progress.timestep}" if progress.timestep else "last touches"
             words = f"<p>Step {progress.step}: {doing} … {progress.seconds:.0f} s</p>"
             yield words, (inspection.picture, _at_size(progress.square, inspection.picture)), *unchanged
-    except GeneratorExit:  # the visitor has left
+    except GeneratorExit:  # the user has left
         repair.stop()
         raise
     output = repair.result()

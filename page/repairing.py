@@ -1,4 +1,4 @@
-"""A repair that runs beside the page: it can be watched, stopped, and lets other visitors' pictures go first."""
+"""A repair that runs beside the page: it can be watched, stopped, and lets other users' pictures go first."""
 
 import queue
 import threading

@@ -40,7 +40,7 @@ class BatchEntry(TypedDict):
 
 
 class RepairAnswer(TypedDict):
-    """What a repair has come to; scores are in deviations of good pictures."""
+    """What a repair has come to; scores are in standard deviations of good pictures."""
 
     file: str
     model: str
@@ -144,7 +144,7 @@ class Service:
             picture: "data:image/png;base64,…" or the path of an upload (gradio_client: handle_file). No web address.
             model: what kind of part it is, a name that the endpoint models lists; "" takes the first.
             false_alarm_percent: share of good parts that may be rejected, above 0 to 100; the model's default without.
-            mask: what is to go, a picture of the same size, not black there; without it what inspect finds.
+            mask: the region to repaint, an image of the same size, not black there; without it what inspect finds.
 
         Returns:
             answer: is_accepted says whether the repaired picture passes for a good part

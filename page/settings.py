@@ -27,8 +27,8 @@ class Settings:
 
     Args:
         models (`tuple[str]`): checkpoint folders and Hub ids to choose among.
-        hub_models (`tuple[str]`): Hub ids that visitors may open, patterns such as "org/*" among them; "*" opens all.
-        training (`bool`): whether visitors may train a model on this machine.
+        hub_models (`tuple[str]`): Hub ids that users may open, patterns such as "org/*" among them; "*" opens all.
+        training (`bool`): whether users may train a model on this machine.
         trained_models (`str`): folder of the models that are trained or recalibrated here.
         mcp (`bool`): whether the endpoints are MCP tools too; needs the package mcp.
         host (`str`, *optional*): address to listen on.
@@ -78,9 +78,9 @@ def parse_settings(argv=None, environ=os.environ):
         default=environ.get("MODELS", embedded),
         help=f"checkpoint folders and Hub ids, separated by commas\n($MODELS; default: the embedded ones, {shown})",
     )
-    add("--hub_models", "HUB_MODELS", "Hub ids that visitors may open: names, patterns such as org/*, or *", "")
+    add("--hub_models", "HUB_MODELS", "Hub ids that users may open: names, patterns such as org/*, or *", "")
     on_space = "SPACE_ID" in environ
-    add("--training", "TRAINING", "whether visitors may train models here: on or off", "off" if on_space else "on")
+    add("--training", "TRAINING", "whether users may train models here: on or off", "off" if on_space else "on")
     add("--trained_models", "TRAINED_MODELS", "folder of models trained here", Settings.trained_models)
     add("--mcp", "GRADIO_MCP_SERVER", "whether the endpoints are MCP tools too: on or off (needs gradio[mcp])", "off")
     add("--host", "GRADIO_SERVER_NAME", "address to listen on", None)

@@ -1,4 +1,4 @@
-"""The pictures that visitors give to be trained on: unpacked into a folder, checked one by one."""
+"""The pictures that users give to be trained on: unpacked into a folder, checked one by one."""
 
 import hashlib
 import re
@@ -19,7 +19,7 @@ def unpack_pictures(uploads, target, report=None):
     """Write the pictures of an upload to a folder of their own, under names of our own making.
 
     Args:
-        uploads (`Folder`): what the visitor gave.
+        uploads (`Folder`): what the user gave.
         target (`Path`): created; taken away again if this fails.
         report (`Callable[[int, int], None]`, *optional*): called with how many of how many were looked at.
 

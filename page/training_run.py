@@ -20,7 +20,7 @@ GRACE_SECONDS = 120
 
 LOOK_EVERY = 0.2
 NICENESS = 10
-"""Visitors' pictures go first."""
+"""Users' pictures go first."""
 
 logger = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""Files that visitors give: taken from the upload folder or a data: URI, and from nowhere else."""
+"""Files that users give: taken from the upload folder or a data: URI, and from nowhere else."""
 
 import base64
 import binascii
@@ -80,7 +80,7 @@ def _from_data_uri(text, max_mb):
 
 
 class Folder:
-    """The pictures of an upload, files and ZIPs, each with the name that the visitor knows it by.
+    """The pictures of an upload, files and ZIPs, each with the name that the user knows it by.
 
     Nothing of a ZIP is written to disk: members are read one at a time, when they are asked for.
 
@@ -157,7 +157,7 @@ class Folder:
 
 
 def shown_name(upload, name):
-    """The name that the visitor knows a file by, where the browser tells; else `name`."""
+    """The name that the user knows a file by, where the browser tells; else `name`."""
     given = upload.get("orig_name") if isinstance(upload, dict) else None
     return Path(str(given)).name[:100] if given else name
 

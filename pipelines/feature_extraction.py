@@ -83,7 +83,7 @@ class TimmFeatureExtractor(SafetensorsOnly, ModelMixin, ConfigMixin):
         """
         for name in ("pixel_std", "feature_std"):
             if not (getattr(self, name) > 0).all():
-                raise ValueError(f"{name} holds a deviation that is not above 0.")
+                raise ValueError(f"{name} holds a standard deviation that is not above 0.")
 
     def raw_features(self, sample):
         """The concatenated feature maps before standardisation, float32, (batch, num_features, grid, grid)."""

@@ -98,7 +98,7 @@ def squares_to_samples(squares):
 
 
 def normalize_contrast(sample, data_mean, data_std):
-    """Shift and scale x_0 so that good pictures have mean 0 and deviation 0.5 (the data deviation of Karras et al.).
+    """Shift and scale x_0 so that good pictures have mean 0 and standard deviation 0.5, as in Karras et al.
 
     Noise of a given timestep is then measured in units of the product's own contrast; `data_mean` 0 and `data_std`
     0.5 leave the paper's [-1, 1].

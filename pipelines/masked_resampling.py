@@ -73,7 +73,7 @@ def feather(mask, radius, sigma):
     Args:
         mask (`torch.Tensor`): bool, (height, width).
         radius (`int`): pixels that it is grown by.
-        sigma (`float`): deviation in pixels of the Gaussian that softens its edge; its tail is cut at 4 deviations.
+        sigma (`float`): standard deviation, in pixels, of the Gaussian that softens its edge; it ends at 4 of them.
     """
     return smooth(dilate(mask.float(), radius)[None, None], sigma)[0, 0].clamp(0, 1)
 

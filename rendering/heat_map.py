@@ -40,7 +40,7 @@ LEGEND_MARK = 2
 
 
 def saturation_of(pipe):
-    """Where a checkpoint's colours end, in deviations of good pictures: fixed, whatever false alarm rate is chosen.
+    """Where a checkpoint's colours end, in standard deviations of good pictures, whatever false alarm rate is chosen.
 
     Raises:
         ValueError: if the pipeline has no calibration.
@@ -61,8 +61,8 @@ def overlay(image, anomaly_map, saturation):
 
     Args:
         image (`np.ndarray`): uint8 RGB, (height, width, 3).
-        anomaly_map (`np.ndarray`): float, (height, width), in deviations of good pictures. Values up to 0 leave the
-            picture as it is.
+        anomaly_map (`np.ndarray`): float, (height, width), in standard deviations of good pictures. Values up to 0
+            leave the picture as it is.
         saturation (`float`): value from which on the colour no longer changes, above 0.
 
     Returns:

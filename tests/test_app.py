@@ -1,4 +1,4 @@
-"""The page as a visitor meets it: a real server, a real client, a real browser; and how its owner starts it."""
+"""The page as a user meets it: a real server, a real client, a real browser; and how its owner starts it."""
 
 import shutil
 import subprocess

@@ -16,7 +16,7 @@ from training.pictures.reading import read_image
 
 @pytest.fixture(scope="module")
 def url(tiny_checkpoint, tmp_path_factory):
-    """Address of a page whose visitors may recalibrate."""
+    """Address of a page whose users may recalibrate."""
     folder = tmp_path_factory.mktemp("page")
     with served(tiny_checkpoint, folder, trained_models=str(folder / "trained")) as (url, _):
         yield url

@@ -28,7 +28,7 @@ from training.scoring_graph import ScoringGraph
 
 FORMATS = ["onnx"] + ["openvino"] * (importlib.util.find_spec("openvino") is not None)
 TOLERANCE = 1e-4
-"""In deviations of good pictures."""
+"""In standard deviations of good pictures."""
 
 TOLERANCES = {"onnx": TOLERANCE, "openvino": 5e-3}
 """OpenVINO's exponential keeps about four digits of KL at small timesteps."""

@@ -1,4 +1,4 @@
-"""What a hostile visitor sends: one sentence each, a server that goes on, no foreign file read, nothing left behind."""
+"""What a hostile user sends: one sentence each, a server that goes on, no foreign file read, nothing left behind."""
 
 import io
 import struct
@@ -37,7 +37,7 @@ def url(tiny_checkpoint, folder):
 
 @pytest.fixture(autouse=True)
 def _goes_on(url, tiny_pipeline):
-    """After every attack, the next visitor gets the right answer."""
+    """After every attack, the next user gets the right answer."""
     yield
     assert_same_verdict(
         ask(url, "inspect", data_uri(TILE), "", 20)[0], tiny_pipeline(Image.open(TILE), false_alarm_rate=0.2)

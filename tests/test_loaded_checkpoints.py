@@ -112,7 +112,7 @@ def test_what_is_kept_of_a_model_whose_networks_went_is_little_and_promises_the_
     assert kept.image_threshold(0.2, [5, 50, 100]) == whole.image_threshold(0.2, [5, 50, 100])
 
 
-def test_models_that_visitors_open_from_the_hub_are_forgotten_when_there_are_too_many(folders, monkeypatch):
+def test_models_that_users_open_from_the_hub_are_forgotten_when_there_are_too_many(folders, monkeypatch):
     """The Hub is a folder here; what fetches from it has tests of its own."""
     monkeypatch.setattr(
         model_shelf, "locate_checkpoint", lambda source: folders[NAMES.index(str(source).split("/")[1])]

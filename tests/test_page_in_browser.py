@@ -1,4 +1,4 @@
-"""The tabs Inspect and Repair as a visitor meets them: a real browser, real files in and out."""
+"""The tabs Inspect and Repair as a user meets them: a real browser, real files in and out."""
 
 import json
 

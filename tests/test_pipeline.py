@@ -21,7 +21,7 @@ from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from training.calibration import fit_calibration
 
 SAME = 0.01
-"""Largest difference, in deviations of good scores, that counts as the same score."""
+"""Largest difference, in standard deviations of good scores, that counts as the same score."""
 
 
 @pytest.fixture(scope="module")

@@ -50,7 +50,14 @@ def test_the_embedded_checkpoint_carries_todays_code_and_stays_small(tmp_path):
     for path in carried:  # AnomalyScoringPipeline.from_pretrained(folder).save_pretrained(folder) brings it up to date
         if not path.name.endswith("_component.py") or path.parent == checkpoint:
             assert path.read_text() == (ROOT / "pipelines" / path.name).read_text(), path
-    for component, source in (("calibration", "score_calibration"), ("gaussian", "feature_gaussian")):
+    sources = {
+        "calibration": "score_calibration",
+        "memory": "feature_memory",
+        "feature_extractor": "feature_extraction",
+    }
+    sources |= dict.fromkeys(("gaussian", "coarse_gaussian"), "feature_gaussian")
+    assert {path.parent.name for path in carried if path.parent != checkpoint} == set(sources)
+    for component, source in sources.items():
         (tmp_path / component).mkdir()
         name = f"{write_component_code(ROOT / 'pipelines' / f'{source}.py', tmp_path / component)}.py"
         assert (checkpoint / component / name).read_text() == (tmp_path / component / name).read_text()

@@ -1,4 +1,4 @@
-"""The tab Train as a visitor meets it: a real server, a real browser, a real training of a tiny network."""
+"""The tab Train as a user meets it: a real server, a real browser, a real training of a tiny network."""
 
 import re
 
@@ -48,7 +48,7 @@ def start_training(page, name, steps, torn):
     page.locator("#train").click()
 
 
-def test_a_visitor_trains_stops_comes_back_resumes_and_inspects_with_the_model(browser, url, tmp_path):
+def test_a_user_trains_stops_comes_back_resumes_and_inspects_with_the_model(browser, url, tmp_path):
     page = open_tab(browser, url)
     start_training(page, "../../etc", 150, tmp_path / "torn.png")
     page.wait_for_selector("text=letters, digits and dashes, such as")
@@ -58,12 +58,12 @@ def test_a_visitor_trains_stops_comes_back_resumes_and_inspects_with_the_model(b
     page.wait_for_selector("text=1 file left out")
     page.wait_for_selector("text=left, and then", timeout=PATIENCE)
 
-    other = open_tab(browser, url)  # someone else, or the same visitor after a reload
+    other = open_tab(browser, url)  # someone else, or the same user after a reload
     other.wait_for_selector("text=Training my-tiles")
     assert not other.locator("#train").is_enabled()
     other.locator("#stop-training").click()
-    for visitor in (page, other):
-        visitor.wait_for_selector("text=my-tiles was stopped", timeout=PATIENCE)
+    for user in (page, other):
+        user.wait_for_selector("text=my-tiles was stopped", timeout=PATIENCE)
     assert re.search(r"in \d+ steps? is kept", other.locator("#training-words").inner_text())
     other.close()
 

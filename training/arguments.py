@@ -160,7 +160,7 @@ def _build_parser():
     model.add_argument(
         "--normalize_contrast",
         action=argparse.BooleanOptionalAction,
-        help="bring the good pictures to deviation 0.5 before noise is added",
+        help="bring the good pictures to standard deviation 0.5 before noise is added",
     )
 
     loss = parser.add_argument_group("loss")

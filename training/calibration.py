@@ -188,7 +188,8 @@ def measure_all(pipe, images, timesteps, noise, batch_size, mixed_precision="no"
     """
     own = own_share(len(images), batch_size)
     batches = []
-    # of an empty share, the form; and a loader without a generator would draw from the process's own
+    # an empty share still runs one batch, so that all ranks gather equal shapes; and a loader without a generator
+    # would draw from the process's own
     loader = DataLoader(Subset(images, own or range(1)), batch_size=batch_size, generator=torch.Generator())
     for batch in loader:
         samples, masks = batch if isinstance(batch, list) else (batch, torch.empty(len(batch), 0))

@@ -15,7 +15,7 @@ def drift_test(scores, ranked, image_threshold):
     """Compare the accepted scores of a batch with those of good pictures that the same threshold accepts.
 
     Args:
-        scores (`np.ndarray`): anomaly scores of the batch, (n,), in deviations of good pictures.
+        scores (`np.ndarray`): anomaly scores of the batch, (n,), in standard deviations of good pictures.
         ranked (`np.ndarray`): those of the calibration, one of each part, `ScoreCalibration.independent_scores`, (m,).
         image_threshold (`float`): pictures that score above it are rejected.
 

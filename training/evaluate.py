@@ -154,7 +154,9 @@ def _score(pipe, labelled, batch_size, false_alarm_rate, alpha):
     own = own_share(len(labelled), batch_size)
     rows, seconds = [], []
     with tqdm(total=len(own), desc="scoring", unit="image", disable=not is_main_process()) as progress:
-        for places in in_batches(own or range(1), batch_size):  # of an empty share, the form
+        for places in in_batches(
+            own or range(1), batch_size
+        ):  # an empty share still runs one batch, so that all ranks gather equal shapes
             pictures = [to_rgb(read_image(labelled[place].path), labelled[place].path.name) for place in places]
             squares, sizes = preprocess(pictures, pipe.resolution, pipe.config.white_level)
             started = time.perf_counter()

@@ -40,7 +40,7 @@ class ScoringGraph(torch.nn.Module):
 
         Returns:
             `tuple[torch.Tensor, torch.Tensor, torch.Tensor]`: anomaly scores, float32, (batch,); p-values, float64,
-            (batch,); anomaly maps in deviations of good pictures, float32, (batch, resolution, resolution).
+            (batch,); anomaly maps in standard deviations of good pictures, float32, (batch, resolution, resolution).
         """
         pipe, calibration = self.pipe, self.pipe.calibration
         noise = calibration.noise_fields(self.timesteps)

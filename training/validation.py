@@ -45,8 +45,8 @@ class ValidatedCategory:
         pipe (`AnomalyScoringPipeline`): without references, which are fitted at the end.
         pictures (`list[tuple]`): samples, (3, resolution, resolution) in [-1, 1], with masks, bool: first the good
             ones, then as many planted ones.
-        maps (`torch.Tensor`, *optional*): both parts of each, KL first, in deviations of the good ones, float32,
-            (pictures, 2, grid, grid).
+        maps (`torch.Tensor`, *optional*): both parts of each, KL first, in standard deviations of the good
+            ones, float32, (pictures, 2, grid, grid).
     """
 
     pipe: AnomalyScoringPipeline
@@ -169,7 +169,7 @@ def averaged_weights(unet, ema):
 
 
 def standardized(pipe, measured, num_good):
-    """Both parts in deviations of the good pictures, float32, (pictures, 2, grid, grid): KL, then feature error.
+    """KL and feature error in standard deviations of the good pictures, float32, (pictures, 2, grid, grid).
 
     Args:
         pipe (`AnomalyScoringPipeline`): that measured.

@@ -16,7 +16,7 @@ def smooth(maps, sigma):
 
     Args:
         maps (`torch.Tensor`): float, (batch, channel, height, width).
-        sigma (`float`): deviation in pixels.
+        sigma (`float`): standard deviation in pixels.
     """
     radius = min(int(4 * sigma + 0.5), min(maps.shape[-2:]) - 1)
     if radius < 1:

@@ -12,10 +12,10 @@ class AnomalyScoringOutput(BaseOutput):
     """Answer of `AnomalyScoringPipeline`: lists and arrays with one entry for each picture.
 
     Args:
-        anomaly_map (`list`): Eq. 11 at the picture's own size, (height, width) float32, in deviations of good
+        anomaly_map (`list`): Eq. 11 at the picture's own size, (height, width) float32, in standard deviations of good
             pictures: 0 is an average good one. An array or a tensor; with `output_type="pil"` a float picture.
-        anomaly_score (`np.ndarray`): float32, (n,): the worst 1 % of each part's map on the score grid, in deviations
-            of good pictures; of the parts that the calibration lets decide, the largest or the mean, as it says.
+        anomaly_score (`np.ndarray`): float32, (n,): the worst 1 % of each part's map on the score grid, in standard
+            deviations of good pictures; of the parts that the calibration lets decide, the largest or the mean.
         p_value (`np.ndarray`): float64, (n,): share of good pictures that score at least as high.
         is_anomalous (`np.ndarray`): bool, (n,): whether `p_value` is at most `false_alarm_rate`.
         pred_mask (`list`): the defect's pixels at the picture's own size, (height, width) bool; with

@@ -1,4 +1,4 @@
-"""A checkpoint's files are checked before anything is made of them: a stranger's must cost one sentence, no gigabytes.
+"""Validate the files of an untrusted checkpoint before anything is built from them or memory is allocated.
 
 Nothing is unpickled, no code in the folder is run or imported, no link out of it is followed, and no memory is taken
 before the shapes in the weights' header are those that the config asks for.

@@ -28,8 +28,8 @@ CLOSING = 1 / 16
 defect, where a map may be weaker than at its edge."""
 
 FOUND_GROWTH, GIVEN_GROWTH, FEATHER_SIGMA = 1 / 64, 1 / 128, 1.5 / 256
-"""What a found mask and a given one are grown by, and the deviation of a mask's soft edge, as shares of the model's
-square. A map may end within a defect; who gives a mask knows where it ends."""
+"""What a found mask and a given one are grown by, and the standard deviation of a mask's soft edge, as shares of the
+model's square. A map may end within a defect; who gives a mask knows where it ends."""
 
 GRAIN_TIMESTEP, GRAIN_DRAWS = 5, 2
 """Grain is what the network leaves out of the picture at this timestep, averaged over so many draws of noise."""

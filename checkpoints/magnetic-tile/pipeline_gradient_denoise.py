@@ -93,8 +93,8 @@ class GradientDenoisePipeline(TrainedModel, DiffusionPipeline):
                 the picture is accepted before.
             learning_rate (`float`): s of Eq. 13.
             gradient_scale (`float`): root mean square, within the mask, that the first gradient is scaled to, in units
-                in which good pictures have deviation 0.5: the square root of the paper's beta_t. Later gradients keep
-                that factor.
+                in which good pictures have standard deviation 0.5: the square root of the paper's beta_t. Later
+                gradients keep that factor.
             denoise_every (`int`, *optional*): N_d, iterations of Eq. 13 between denoising steps of the diffusion model,
                 at the first timestep whose noise is as large as what they have added. By default there are none.
             use_memory (`bool`): whether the distances from the nearest good feature and from the coarse Gaussian are

@@ -187,7 +187,7 @@ class ScoreCalibration(Float32Component, ConfigMixin):
         """
         for name in ("kl_std", "feature_error_std", "reference_std", "part_score_std"):
             if not (getattr(self, name) > 0).all():
-                raise ValueError(f"{name} holds a deviation that is not above 0.")
+                raise ValueError(f"{name} holds a standard deviation that is not above 0.")
         count = self.config.num_groups
         if count is not None and self.ranked_groups.unique().tolist() != list(range(count)):
             raise ValueError(f"ranked_groups does not number {count} parts from 0.")
@@ -219,7 +219,7 @@ class ScoreCalibration(Float32Component, ConfigMixin):
         return self.noise[self._indices(timesteps)]
 
     def standardize(self, measured, timesteps):
-        """Subtract the mean and divide by the deviation of good pictures, then average over timesteps (Eq. 11).
+        """Subtract the mean of good pictures, divide by their standard deviation, average over timesteps (Eq. 11).
 
         KL and feature error have a mean and deviation for each timestep and place; a reference knows the place
         already, and has one for all.
@@ -229,7 +229,7 @@ class ScoreCalibration(Float32Component, ConfigMixin):
             timesteps (`list[int]`): a subset of the calibrated ones.
 
         Returns:
-            `torch.Tensor`: (batch, parts, grid, grid), in deviations of good pictures.
+            `torch.Tensor`: (batch, parts, grid, grid), in standard deviations of good pictures.
         """
         indices = self._indices(timesteps)
         kl = (measured.kl - self.kl_mean[indices]) / self.kl_std[indices]
@@ -251,7 +251,7 @@ class ScoreCalibration(Float32Component, ConfigMixin):
             timesteps (`list[int]`): what the parts were measured at.
 
         Returns:
-            `torch.Tensor`: (batch,), in deviations of good pictures.
+            `torch.Tensor`: (batch,), in standard deviations of good pictures.
         """
         return self._combined_score(worst_mean(parts), timesteps)
 

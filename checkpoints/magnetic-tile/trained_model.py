@@ -23,7 +23,7 @@ from .safetensors_only import refuse_pickles
 from .score_calibration import REFERENCES, Measurement, ScoreCalibration
 
 BFLOAT16_TOLERANCE = 0.05
-"""bfloat16 is used by itself if no calibration picture's score moved by more than this many deviations."""
+"""bfloat16 is used by itself if no calibration picture's score moved by more than this many standard deviations."""
 
 
 SHARED_SETTINGS = ("patch_size", "timesteps", "alpha", "smoothing_sigma", "score_grid", "mixed_precision")
