@@ -3,15 +3,14 @@
     python benchmarks/accuracy.py CATEGORY [CATEGORY …] --seeds 0 1 2
 
 Each category is a folder in MVTec-AD layout. A model of ours is trained by `training/train.py` with its defaults unless
-OUT/models/CATEGORY-SEED-STEPS-steps exists. Each result is kept in OUT/results as soon as it is there, so that a
-stopped run goes on where it was; with `--output_dir benchmarks` it starts from those that are kept here. Test pictures
-are touched only to report.
+OUT/models/CATEGORY-SEED-STEPS-steps exists. Each result is kept in OUT/results/CATEGORY.csv as soon as it is there, so
+that a stopped run goes on where it was; with `--output_dir benchmarks` it starts from those that are kept here. Test
+images are used to report only.
 """
 
 import argparse
 import importlib.util
 import json
-import re
 import sys
 from functools import partial
 from pathlib import Path
@@ -33,6 +32,7 @@ from benchmarks.category import (
     steps_of,
     without_references,
 )
+from benchmarks.kept_results import METRICS, KeptResults
 from benchmarks.plotting import pyplot, require_matplotlib
 from benchmarks.rivals import PADIM_REDUCED, PADIM_STRIDES, PATCHCORE_STRIDES, padim, patchcore, spade
 from pipelines.anomaly_maps import SMOOTHING_SIGMA, render, resize_map, worst_mean
@@ -63,7 +63,6 @@ OURS = {
 REFERENCES = "ours, without a network"
 LIBRARY = ("PaDiM (anomalib)", "PatchCore (anomalib)")
 METHODS = [*OURS, REFERENCES, *RIVALS, *LIBRARY]
-METRICS = ("image_auroc", "pixel_auroc", "pixel_ap", "pro")
 
 
 def main(argv=None):
@@ -120,29 +119,31 @@ def run(args):
     """Every result asked for, read where it is kept already: a list of dicts with category, method, seed, metrics."""
     results = []
     for category in map(Path, args.categories):
+        kept = KeptResults(Path(args.output_dir) / "results", category.name)
         for seed in args.seeds:
-            wanted = [method for method in args.methods if not _kept(args, category, method, seed).is_file()]
+            settings = {method: _settings(args, method, seed) for method in args.methods}
+            wanted = [method for method in args.methods if kept.find(settings[method]) is None]
             if wanted:
                 output_dir = Path(args.output_dir)
-                settings = args.backbone, output_dir, args.max_train_steps, args.resolution, args.groups
-                data = Category(category, seed, *settings)
+                given = args.backbone, output_dir, args.max_train_steps, args.resolution, args.groups
+                data = Category(category, seed, *given)
                 for method in tqdm(wanted, desc=f"{category.name}, seed {seed}", unit="method"):
-                    result = _measure(data, method, args.rivals_sigma)
-                    path = _kept(args, category, method, seed)
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    path.write_text(json.dumps(result, indent=2) + "\n")
-            results += [json.loads(_kept(args, category, method, seed).read_text()) for method in args.methods]
+                    kept.keep(settings[method], _measure(data, method, args.rivals_sigma))
+            results += [kept.find(settings[method]) for method in args.methods]
     return results
 
 
-def _kept(args, category, method, seed):
-    """Where a result is kept: everything that it depends on is in the name."""
-    name = "-".join(re.findall(r"[a-z0-9]+", method.lower()))
-    name += f"-{args.resolution}-pixels" if args.resolution not in (None, RESOLUTION) else ""
-    name += f"-smoothed-{args.rivals_sigma:g}" if method in RIVALS and args.rivals_sigma != RIVALS_SIGMA else ""
-    name += rule_slug(args.groups) if method in OURS or method == REFERENCES else ""  # rivals hold nothing out
-    name += f"-{steps_of(args.max_train_steps)}-steps" if method in OURS else ""
-    return Path(args.output_dir) / "results" / category.name / args.backbone / f"{name}-seed-{seed}.json"
+def _settings(args, method, seed):
+    """What a method's result depends on, `dict` of `kept_results.SETTINGS`; rivals hold nothing out."""
+    return {
+        "backbone": args.backbone,
+        "method": method,
+        "seed": seed,
+        "resolution": args.resolution or RESOLUTION,
+        "smoothing": f"{args.rivals_sigma:g}" if method in RIVALS else "",
+        "groups": rule_slug(args.groups).removeprefix("-groups-") if method in (*OURS, REFERENCES) else "",
+        "steps": steps_of(args.max_train_steps) if method in OURS else "",
+    }
 
 
 def _measure(data, method, rivals_sigma):

@@ -18,6 +18,7 @@ from benchmarks import accuracy, category
 from benchmarks.bootstrap import _histograms as histograms
 from benchmarks.bootstrap import pixel_metrics_of_histograms, standard_errors
 from benchmarks.category import checkpoint_folder
+from benchmarks.kept_results import KeptResults
 from benchmarks.rivals import PADIM_REGULARIZATION, padim, patchcore, spade
 from training.metrics import pixel_metrics
 from training.pictures.folders import find_images
@@ -151,7 +152,8 @@ def test_standard_errors_are_those_of_the_exact_metrics_over_resampled_pictures(
 def result(name, method, seed, value, error):
     metrics = dict.fromkeys(accuracy.METRICS, value)
     errors = dict.fromkeys(accuracy.METRICS, error)
-    return {"category": name, "method": method, "seed": seed, **metrics, "standard_error": errors}
+    about = {"category": name, "method": method, "seed": seed, "good": 8, "test": 9}
+    return about | metrics | {"standard_error": errors}
 
 
 def test_table_holds_means_over_seeds_with_the_error_of_pictures_and_seeds():
@@ -175,10 +177,26 @@ def test_average_over_categories_adds_their_errors_in_quadrature():
     assert "| ours | **0.700 ± 0.025** |" in accuracy.format_table(results).split("| average")[1]
 
 
+def keep(folder, kept, **settings):
+    """Keep a result as a run with some settings would."""
+    settings = {"resolution": 256, "smoothing": "", "groups": "", "steps": ""} | settings
+    settings |= {"backbone": "tf_efficientnet_lite0", "method": kept["method"], "seed": kept["seed"]}
+    KeptResults(folder / "results", kept["category"]).keep(settings, kept)
+
+
+def test_results_of_other_settings_stand_beside_each_other_and_one_of_the_same_replaces_the_former(tmp_path):
+    for seed, auroc in ((0, 0.5), (1, 0.75), (0, 0.625)):
+        keep(tmp_path, result("nut", "PaDiM", seed, auroc, 0.01), smoothing=4)
+    keep(tmp_path, result("nut", "PaDiM", 0, 0.25, 0.01), smoothing=2)
+    lines = (tmp_path / "results" / "nut.csv").read_text().splitlines()
+    assert len(lines) == 4
+    assert sum("0.625" in line for line in lines) == 1
+    assert not any("0.5," in line for line in lines)
+    assert [path.name for path in (tmp_path / "results").iterdir()] == ["nut.csv"]
+
+
 def test_a_kept_result_is_read_and_not_measured_again(tmp_path, capsys):
-    path = tmp_path / "results" / "nut" / "tf_efficientnet_lite0" / "padim-seed-3.json"
-    path.parent.mkdir(parents=True)
-    path.write_text(json.dumps(result("nut", "PaDiM", 3, 0.123, 0.01)))
+    keep(tmp_path, result("nut", "PaDiM", 3, 0.123, 0.01), smoothing=4)
     arguments = [str(tmp_path / "nut"), "--methods", "PaDiM", "--seeds", "3", "--output_dir", str(tmp_path)]
     accuracy.main(arguments)  # there is no such category: measuring it would end the command
     assert "0.123" in capsys.readouterr().out
@@ -192,9 +210,7 @@ def test_a_kept_result_is_read_and_not_measured_again(tmp_path, capsys):
 
 
 def test_a_kept_result_of_ours_is_that_of_its_steps_and_resolution(tmp_path, capsys):
-    folder = tmp_path / "results" / "nut" / "tf_efficientnet_lite0"
-    folder.mkdir(parents=True)
-    (folder / "ours-4000-steps-seed-0.json").write_text(json.dumps(result("nut", "ours", 0, 0.123, 0.01)))
+    keep(tmp_path, result("nut", "ours", 0, 0.123, 0.01), steps=4000)
     arguments = [str(tmp_path / "nut"), "--methods", "ours", "--groups", "none", "--output_dir", str(tmp_path)]
     for same in ([], ["--max_train_steps", "4000"], ["--resolution", "256"]):  # the default's own
         accuracy.main([*arguments, *same])
