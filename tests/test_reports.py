@@ -44,6 +44,8 @@ def test_evaluation_reports_the_category_and_each_defect_type(evaluation, tiny_p
     ]
     assert report["groups"]["all"]["image_auroc"] == pytest.approx(np.mean(pairs))
     assert f"{report['groups']['all']['native_pro']:.3f}" in stdout
+    assert report["is_estimate"] == tiny_pipeline.calibration.config.cross_fitted
+    assert ("false alarm rate: estimated at" if report["is_estimate"] else "promised at most") in stdout
 
 
 def test_evaluation_sheet_has_a_row_for_each_picture(evaluation):

@@ -86,6 +86,7 @@ def evaluate(pipe, labelled, batch_size=8, false_alarm_rate=None, alpha=None, na
     square_masks = [nearest_mask(mask, pipe.resolution) for mask in computed["masks"]]
     report = {
         "promised_false_alarm_rate": computed["false_alarm_rate"],
+        "is_estimate": pipe.calibration.config.cross_fitted,
         "alpha": pipe.alpha if alpha is None else alpha,
         "timesteps": list(pipe.config.timesteps),
         "pictures": {name: int((defects == name).sum()) for name in ["good", *types]},
@@ -119,10 +120,11 @@ def format_report(report):
     native = ["native_pixel_auroc", "native_pixel_ap", "native_pro"]
     promised, measured = report["promised_false_alarm_rate"], report["groups"][ALL]["false_alarm_rate"]
     without = report["pictures_without_mask"]
+    asked = "estimated at (too few good parts for a promise)" if report["is_estimate"] else "promised at most"
     lines = [
         f"alpha {report['alpha']}, timesteps {report['timesteps']}; "
         f"pictures: {', '.join(f'{name} {count}' for name, count in report['pictures'].items())}",
-        f"false alarm rate: promised at most {promised:.3f}, measured {_figure(measured)}",
+        f"false alarm rate: {asked} {promised:.3f}, measured {_figure(measured)}",
         *([f"pixels are not measured on {count_of(without, 'picture')} of defects without a mask"] if without else []),
         f"{report['speed']['seconds_per_picture']:.3g} s a picture on {report['speed']['device']}",
         "",
