@@ -84,6 +84,15 @@ def test_results_are_kept_with_a_checkpoint_and_shown(page, checkpoint):
     assert "Not measured" in describe_results(None)
 
 
+@pytest.mark.parametrize("is_estimate", [False, True])
+def test_a_rate_that_is_an_estimate_is_never_called_a_promise(tmp_path, is_estimate):
+    keep_results(tmp_path, None, "tiles", REPORT | {"is_estimate": is_estimate})
+    result = read_results(tmp_path)
+    said = [describe_results(result), results_section([result])]
+    assert ["promised" in words.lower() for words in said] == [not is_estimate] * 2
+    assert ["estimated" in words.lower() for words in said] == [is_estimate] * 2
+
+
 def test_results_of_each_category_are_kept_apart_and_measured_again_replaced(tmp_path):
     keep_results(tmp_path, "nut", "nuts", REPORT)
     keep_results(tmp_path, "bolt", "bolts", REPORT)
@@ -128,6 +137,7 @@ def damaged(**changes):
         damaged(speed=SPEED | {"threads": None}),
         damaged(speed=SPEED | {"device": ["<script>"]}),
         damaged(promised_false_alarm_rate=7),
+        damaged(is_estimate="<b>"),
         damaged(promised_false_alarm_rate=10**400),
         damaged(data="x" * 10_000),
         damaged(category="x" * 10_000),

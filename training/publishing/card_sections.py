@@ -43,7 +43,9 @@ def results_section(results, sheets=None):
         category = f" ({as_text(result['category'])})" if result["category"] else ""
         lines += [
             f"Measured{category} on the test pictures of {as_text(result['data'])}, {good} good and "
-            f"{sum(counts.values())} with defects, on the model's square. Promised to good parts: at most "
+            f"{sum(counts.values())} with defects, on the model's square. "
+            f"{'Estimated for' if result.get('is_estimate') else 'Promised to'} good parts: "
+            f"{'about' if result.get('is_estimate') else 'at most'} "
             f"{result['promised_false_alarm_rate']:.1%} rejected.",
             "",
             "| | pictures | " + " | ".join(TITLES.values()) + " |",

@@ -40,6 +40,7 @@ def keep_results(folder, category, data, report):
         "data": data,
         "pictures": report["pictures"],
         "promised_false_alarm_rate": round(float(report["promised_false_alarm_rate"]), 4),
+        "is_estimate": bool(report.get("is_estimate", False)),
         "speed": report.get("speed"),
         "groups": groups,
     }
@@ -101,6 +102,7 @@ def _is_result(result):
         (category is None or _is_name(category))
         and _is_name(result.get("data"))
         and _is_share(result.get("promised_false_alarm_rate"))
+        and isinstance(result.get("is_estimate", False), bool)
         and _is_speed(result.get("speed"))
         and isinstance(pictures, dict)
         and len(pictures) <= MAX_GROUPS
