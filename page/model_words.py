@@ -51,7 +51,7 @@ def describe_results(results):
     counts = dict(results["pictures"])
     good = counts.pop("good", 0)
     measured = results["groups"][ALL]["false_alarm_rate"]
-    is_estimate = results.get("is_estimate", False)
+    least, kind = ("about", "estimated") if results.get("is_estimate") else ("at most", "promised")
     head = "".join(f"<th>{title}</th>" for title in ("", "pictures", *COLUMNS.values()))
     rows = ""
     for name, metrics in results["groups"].items():
@@ -62,8 +62,8 @@ def describe_results(results):
         rows += f"<tr><td>{_text('all defects' if name == ALL else name)}</td><td>{count}</td>{cells}</tr>"
     return (
         f"<p><b>Measured</b> on {_text(results['data'])}: {count_of(good, 'good picture')} and "
-        f"{sum(counts.values())} with defects. False alarms: {'about' if is_estimate else 'at most'} "
-        f"<b>{results['promised_false_alarm_rate']:.1%}</b> {'estimated' if is_estimate else 'promised'}, <b>{_figure(measured, '.1%')}</b> measured.</p>"
+        f"{sum(counts.values())} with defects. False alarms: {least} "
+        f"<b>{results['promised_false_alarm_rate']:.1%}</b> {kind}, <b>{_figure(measured, '.1%')}</b> measured.</p>"
         f'<div class="wide"><table class="regions results"><tr>{head}</tr>{rows}</table></div>'
         "<p>1 is perfect; AUROC is 0.5 for guessing. AP and PRO say how well the marked pixels are those of the defect."
         "</p>"

@@ -44,8 +44,7 @@ def results_section(results, sheets=None):
         lines += [
             f"Measured{category} on the test pictures of {as_text(result['data'])}, {good} good and "
             f"{sum(counts.values())} with defects, on the model's square. "
-            f"{'Estimated for' if result.get('is_estimate') else 'Promised to'} good parts: "
-            f"{'about' if result.get('is_estimate') else 'at most'} "
+            f"{'Estimated: about' if result.get('is_estimate') else 'Promised to good parts: at most'} "
             f"{result['promised_false_alarm_rate']:.1%} rejected.",
             "",
             "| | pictures | " + " | ".join(TITLES.values()) + " |",
