@@ -16,7 +16,7 @@ from pipelines.score_calibration import ScoreCalibration
 from training.arguments import CALIBRATION_FRACTION, DEFAULT_PRESET, PRESETS
 from training.calibration import NUM_PLANTED
 from training.evaluate import nearest_mask
-from training.model import load_pretrained_extractor
+from training.networks import load_pretrained_extractor
 from training.pictures.data import GoodImages, find_white_level
 from training.pictures.groups import NO_GROUPS, find_groups
 from training.pictures.labelled import find_labelled_images

@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import psutil
 from tqdm.auto import tqdm
 
-from benchmarks.killing import ROOT, compare, digests_of, finish, kill_all, two_processes_command
+from benchmarks.interrupted_runs import ROOT, compare, digests_of, finish, kill_all, two_processes_command
 from training.checkpointing import PARTIAL
 from training.inspecting.score_parts import PARTS
 from training.pictures.folders import find_images

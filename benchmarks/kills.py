@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tqdm.auto import tqdm
 
-from benchmarks.killing import ROOT, compare, digests_of, finish
+from benchmarks.interrupted_runs import ROOT, compare, digests_of, finish
 from pipelines.checkpoint_files import SAVING, TRAINING_RECORD
 from training.checkpointing import PARTIAL, PREFIX
 from training.progress import PROGRESS, read_progress

@@ -25,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pipelines.feature_extraction import TimmFeatureExtractor
 from training.arguments import parse_args
-from training.model import build_unet
+from training.networks import build_unet
 
 COPIES = {"weights": 4, "their average": 4, "gradients": 4, "AdamW's moments": 8, "bfloat16 copies": 2}
 """Bytes for each parameter."""

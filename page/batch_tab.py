@@ -10,9 +10,8 @@ from rendering.words import duration
 from training.pictures.layouts import MIN_IMAGES
 from training.pictures.reading import IMAGE_SUFFIXES
 
-from .answering import answer_in_one_sentence
 from .batch import Batch
-from .batch_words import (
+from .batch_html import (
     DATATYPES,
     HEADERS,
     HINT,
@@ -27,6 +26,7 @@ from .batch_words import (
 )
 from .recalibrating import Recalibration
 from .uploads import Folder
+from .user_errors import answer_in_one_sentence
 
 ELSEWHERE = (
     "Models are not recalibrated on this server. On your own computer, `python training/calibration.py --model … "

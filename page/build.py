@@ -6,7 +6,6 @@ import threading
 import gradio as gr
 from starlette.middleware import Middleware
 
-from .answering import answer_in_one_sentence, refuse_urls
 from .batch_tab import build_batch_tab
 from .context import Page
 from .health import HEALTH
@@ -22,6 +21,7 @@ from .settings import KEPT_SECONDS
 from .style import CSS, HEAD, THEME
 from .train_tab import build_train_tab
 from .trainings import Trainings
+from .user_errors import answer_in_one_sentence, refuse_urls
 
 TITLE = """# Is this part good?
 The picture is compared with what good parts look like; what does not fit is marked."""

@@ -12,9 +12,9 @@ from pipelines.image_preprocessing import as_uint8, to_rgb
 from rendering.heat_map import outline, overlay, saturation_of
 from training.pictures.reading import read_image
 
-from .answering import answer_in_one_sentence
 from .settings import EMBEDDED_MODELS, KEPT_SECONDS, ROOT
 from .uploads import file_stem, save_png, shown_name, uploaded_picture
+from .user_errors import answer_in_one_sentence
 from .verdict import HINT, colour_scale, list_regions, verdict
 
 EXAMPLES = ROOT / "examples"

@@ -16,8 +16,8 @@ from pipelines.score_calibration import ScoreCalibration
 from training.publishing.measured_results import read_results
 
 from .hardware import lends_gpu
+from .inference_queue import Turns
 from .loaded_checkpoints import MAX_LOADED, LoadedCheckpoints
-from .turns import Turns
 
 MAX_OPENED = 32
 """So many models that users have opened from the Hub are on the shelf; of more, the ones opened last."""

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import gradio as gr
 
-from .answering import answer_in_one_sentence
-from .card_words import harmless_card
+from .card_html import harmless_card
+from .checkpoint_zip import pack_for_download
+from .model_html import describe_calibration, describe_results
 from .model_shelf import measured_results
-from .model_words import describe_calibration, describe_results
-from .packing import pack_for_download
 from .settings import EMBEDDED_MODELS
+from .user_errors import answer_in_one_sentence
 
 NO_CARD = "This model has no card."
 NO_HUB = "<p>Models on the Hugging Face Hub cannot be opened here: the owner of this page has allowed none.</p>"

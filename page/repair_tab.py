@@ -12,10 +12,10 @@ from PIL import Image
 from pipelines.image_preprocessing import as_uint8
 from rendering.repair_views import save_animation, strip
 
-from .answering import answer_in_one_sentence
 from .repairing import Repair, find_mask
 from .settings import KEPT_SECONDS
 from .uploads import file_stem, save_png, uploaded_picture
+from .user_errors import answer_in_one_sentence
 from .verdict import repair_verdict
 
 MASK_COLOR = (213, 94, 0, 150)

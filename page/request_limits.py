@@ -5,8 +5,8 @@ from gradio.route_utils import FnIndexInferError
 from gradio_client.utils import is_http_url_like
 from starlette.responses import JSONResponse
 
-from .answering import FAILED, MISFIT, URLS_REFUSED
 from .settings import BASE64_BYTES_PER_MB
+from .user_errors import FAILED, MISFIT, URLS_REFUSED
 
 UPLOAD = "/gradio_api/upload"
 FILE = "/gradio_api/file="

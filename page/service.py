@@ -11,11 +11,11 @@ import gradio as gr
 import numpy as np
 from gradio.data_classes import FileData
 
-from .answering import answer_in_one_sentence
 from .inspection import Verdict, check_percent
 from .repairing import Repair
 from .settings import PICTURES_AT_ONCE, PIXELS_AT_ONCE
 from .uploads import as_png, keep_answer, uploaded_picture
+from .user_errors import answer_in_one_sentence
 
 
 class PictureMeta(TypedDict):

@@ -9,10 +9,10 @@ import torch
 from training.arguments import DEFAULT_PRESET, PRESETS
 from training.pictures.reading import IMAGE_SUFFIXES
 
-from .answering import answer_in_one_sentence
-from .packing import pack_for_download
-from .training_words import NO_TRAINING, describe_training, list_left_out
+from .checkpoint_zip import pack_for_download
+from .training_html import NO_TRAINING, describe_training, list_left_out
 from .trainings import MAX_STEPS
+from .user_errors import answer_in_one_sentence
 
 LOOK_EVERY = 1.0
 LOSSES_PLOTTED = {"features": "Error in features", "noise": "Error in pixels"}

@@ -19,8 +19,8 @@ from pipelines.image_preprocessing import to_rgb
 from training.pictures.folders import is_ground_truth, is_hidden
 from training.pictures.reading import IMAGE_SUFFIXES, is_image_name, read_image
 
-from .answering import NOT_UPLOADED, URLS_REFUSED
 from .settings import BASE64_BYTES_PER_MB
+from .user_errors import NOT_UPLOADED, URLS_REFUSED
 
 DATA_URI = re.compile(r"data:image/[\w.+-]+;base64,", re.IGNORECASE)
 MAX_ZIP_RATIO = 200

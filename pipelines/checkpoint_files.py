@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from .component_code import sibling_modules, write_component_code
+from .component_bundle import sibling_modules, write_component_code
 from .safetensors_only import WEIGHT_LISTS
 from .score_calibration import REFERENCES
 

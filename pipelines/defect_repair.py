@@ -11,7 +11,7 @@ from PIL import Image
 from .anomaly_maps import blend, render
 from .gaussian_diffusion import add_noise, model_gaussian, noise_from_sample, predict_sample
 from .image_preprocessing import normalize_contrast, restore_contrast
-from .masked_resampling import close, feather, fill_from_surroundings, grow_mask, transfer_grain
+from .repair_masks import close, feather, fill_from_surroundings, grow_mask, transfer_grain
 from .score_calibration import SLACK
 
 MASK_SHARE, WIDE_MASK_SHARE = 0.75, 0.35

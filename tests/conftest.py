@@ -31,7 +31,7 @@ from pipelines.image_preprocessing import to_rgb
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from training.calibration import fit_calibration
 from training.feature_reference import fit_feature_reference
-from training.model import build_scheduler, build_unet, round_to_half
+from training.networks import build_scheduler, build_unet, round_to_half
 from training.pictures.data import GoodImages
 from training.pictures.layouts import find_good_images
 from training.pictures.reading import read_image

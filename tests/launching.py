@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.killing import two_processes_command
+from benchmarks.interrupted_runs import two_processes_command
 
 NETWORK = ["--resolution", "64", "--patch_size", "4", "--feature_grid", "16", "--dataloader_num_workers", "0"]
 NETWORK += ["--mixed_precision", "no", "--groups", "none"]  # several of the few tiles are the same under other light

@@ -16,7 +16,7 @@ from PIL import Image
 from sentences import refused
 
 from page.batch import Batch, _MemberNames
-from page.batch_words import HEADERS, NUMBER_COLUMN, drift_words, table_cells
+from page.batch_html import HEADERS, NUMBER_COLUMN, drift_words, table_cells
 from page.model_shelf import ModelShelf
 from page.recalibrating import Recalibration
 from page.uploads import Folder

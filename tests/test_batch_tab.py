@@ -9,7 +9,7 @@ from conftest import TILES
 from serving import served
 from test_batch import a_tile, shaded, zipped
 
-from page.batch_words import HEADERS
+from page.batch_html import HEADERS
 from training.pictures.folders import find_images
 from training.pictures.reading import read_image
 

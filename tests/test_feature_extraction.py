@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from pipelines.feature_extraction import TimmFeatureExtractor
 from training.data_statistics import fit_feature_statistics
-from training.model import PACKAGED_WEIGHTS, load_pretrained_extractor
+from training.networks import PACKAGED_WEIGHTS, load_pretrained_extractor
 from training.pictures.data import GoodImages
 
 ROOT = Path(__file__).resolve().parents[1]

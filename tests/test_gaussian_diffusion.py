@@ -14,7 +14,7 @@ from pipelines.gaussian_diffusion import (
     true_posterior,
     variational_bound,
 )
-from training.model import build_scheduler
+from training.networks import build_scheduler
 
 BIN_WIDTH = 2 / 255
 WIDTH = 96

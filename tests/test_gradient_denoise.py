@@ -12,9 +12,9 @@ from pipelines import defect_repair
 from pipelines.defect_repair import DefectRepair
 from pipelines.gaussian_diffusion import predict_sample
 from pipelines.image_preprocessing import normalize_contrast, preprocess
-from pipelines.masked_resampling import transfer_grain
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from pipelines.pipeline_gradient_denoise import GradientDenoisePipeline
+from pipelines.repair_masks import transfer_grain
 
 QUICK = {"num_inference_steps": 20, "num_gradient_steps": 5}
 

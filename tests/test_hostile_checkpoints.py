@@ -24,7 +24,7 @@ from pipelines.checkpoint_files import COMPONENTS, WEIGHTS
 from pipelines.feature_extraction import TimmFeatureExtractor
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from pipelines.pipeline_gradient_denoise import GradientDenoisePipeline
-from training.model import build_unet, load_pretrained_extractor
+from training.networks import build_unet, load_pretrained_extractor
 from training.repair_folder import main as repair_folder
 from training.score_folder import main as score_folder
 

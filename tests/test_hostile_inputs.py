@@ -16,8 +16,8 @@ from PIL import Image
 from sentences import assert_sentence
 from serving import FILE, ask, assert_same_verdict, data_uri, served, upload
 
-from page.answering import answer_in_one_sentence
 from page.uploads import Folder
+from page.user_errors import answer_in_one_sentence
 
 TILE = TILES / "test" / "blowhole" / "exp1_num_4944.jpg"
 SVG = b'<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script><image href="file:///etc/passwd"/></svg>'

@@ -17,7 +17,7 @@ from test_saving import fingerprint
 
 from pipelines.category_bank import CategoryBank
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
-from training.model import build_unet
+from training.networks import build_unet
 from training.publish import prepare_shipment
 
 TOKEN = "hf_secret_of_me"

@@ -11,7 +11,7 @@ from sentences import assert_sentence
 
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from training.initial_weights import copy_weights
-from training.model import build_unet
+from training.networks import build_unet
 from training.pictures.layouts import find_good_images
 from training.train import main
 

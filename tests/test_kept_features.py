@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 
 from training import kept_features
 from training.kept_features import KeptFeatures, feature_source
-from training.model import load_pretrained_extractor
+from training.networks import load_pretrained_extractor
 from training.pictures.augmentation import ShuffledRotatedImages
 from training.pictures.data import GoodImages
 from training.train import main

@@ -7,7 +7,7 @@ from torch.distributions import Normal, kl_divergence
 from pipelines.denoising_network import predict
 from pipelines.gaussian_diffusion import add_noise, model_gaussian, true_posterior
 from training.losses import DenoisingLoss
-from training.model import build_scheduler, build_unet
+from training.networks import build_scheduler, build_unet
 
 NUM_FEATURES = 8
 BIN_WIDTH = 0.01

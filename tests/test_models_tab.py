@@ -20,11 +20,11 @@ from safetensors.torch import load_file
 from sentences import assert_sentence, refused
 from serving import served
 
-from page.card_words import MAX_SHOWN
+from page.card_html import MAX_SHOWN
+from page.checkpoint_zip import pack_checkpoint
+from page.model_html import describe_calibration, describe_results
 from page.model_shelf import ModelShelf, measured_results
-from page.model_words import describe_calibration, describe_results
 from page.models_tab import NO_CARD, _open, _pack, _show
-from page.packing import pack_checkpoint
 from page.settings import Settings
 from pipelines.checkpoint_files import CARD, EVALUATION
 from training.evaluate import main as evaluation_command

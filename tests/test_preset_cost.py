@@ -5,7 +5,7 @@ import torch
 
 from benchmarks.preset_cost import KEPT, _KeptTensors, cost, format_cost
 from training.arguments import parse_args
-from training.model import build_unet
+from training.networks import build_unet
 
 SMALL = ["--resolution", "64", "--patch_size", "4", "--block_out_channels", "32", "64", "--feature_grid", "16"]
 

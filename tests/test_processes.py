@@ -8,8 +8,8 @@ import torch
 from launching import ROOT, TWELVE_STEPS, run_in_two_processes, run_script
 from safetensors.torch import load_file
 
+from training.collectives import gather_rows, own_share
 from training.progress import read_progress
-from training.sharing import gather_rows, own_share
 
 TILES = ROOT / "tests" / "fixtures" / "magnetic_tile"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -76,8 +76,8 @@ from safetensors.torch import save_file
 from training.pictures.data import GoodImages
 from training.pictures.layouts import find_good_images
 from training.feature_reference import fit_feature_reference
-from training.model import load_pretrained_extractor
-from training.sharing import is_main_process, start_processes
+from training.networks import load_pretrained_extractor
+from training.collectives import is_main_process, start_processes
 start_processes()
 extractor = load_pretrained_extractor("tf_efficientnet_lite0", 16)
 found = fit_feature_reference(extractor, GoodImages(find_good_images({tiles!r}), 64), batch_size=2)
@@ -107,7 +107,7 @@ def test_shares_are_whole_batches_that_together_are_all_pictures(count, monkeypa
 
     shares = []
     for State.process_index in range(3):
-        monkeypatch.setattr("training.sharing.PartialState", State)
+        monkeypatch.setattr("training.collectives.PartialState", State)
         shares.append(own_share(count, 4))
     assert [place for share in shares for place in share] == list(range(count))
     assert all(len(share) % 4 == 0 for share in shares if share and share.stop < count)

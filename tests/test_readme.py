@@ -16,7 +16,7 @@ from printed import printed
 from serving import mcp_is_installed
 
 from benchmarks.running_page import running_page
-from pipelines.component_code import write_component_code
+from pipelines.component_bundle import write_component_code
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from training.inspecting.parquet_files import write_maps
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from sentences import refused
 
 from pipelines.checkpoint_files import FORMAT_VERSION
-from pipelines.component_code import RELATIVE_IMPORT, write_component_code
+from pipelines.component_bundle import RELATIVE_IMPORT, write_component_code
 from pipelines.feature_extraction import TimmFeatureExtractor
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from pipelines.pipeline_gradient_denoise import GradientDenoisePipeline

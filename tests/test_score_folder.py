@@ -13,7 +13,7 @@ from conftest import ROOT, TILES
 from launching import run_in_two_processes, run_script, started, two_processes_command, wait_until
 from sentences import assert_sentence
 
-from benchmarks.killing import digests_of, kill_all
+from benchmarks.interrupted_runs import digests_of, kill_all
 from training.pictures.folders import find_images
 from training.score_folder import main
 

@@ -10,8 +10,8 @@ from page import training_run
 from page.build import build_page, launch_arguments
 from page.model_shelf import ModelShelf
 from page.settings import Settings
+from page.training_html import describe_training, list_left_out
 from page.training_run import TrainingStatus
-from page.training_words import describe_training, list_left_out
 from rendering.words import duration
 from training.pictures.layouts import find_good_images
 

@@ -18,7 +18,7 @@ from pipelines.denoising_network import without_tf32
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from training.kept_features import KeptFeatures
 from training.losses import DenoisingLoss, LossTerms
-from training.model import load_pretrained_extractor
+from training.networks import load_pretrained_extractor
 from training.pictures.layouts import find_good_images
 from training.train import main
 

@@ -13,7 +13,7 @@ from PIL import Image
 from sentences import refused
 
 from page.batch import Batch
-from page.batch_words import batch_verdict
+from page.batch_html import batch_verdict
 from page.inspection import Inspector
 from page.model_shelf import ModelShelf
 from page.training_pictures import unpack_pictures

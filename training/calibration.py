@@ -26,6 +26,7 @@ from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from pipelines.score_calibration import NUM_ALPHAS, Measurement, ScoreCalibration
 from rendering.words import count_of
 from training.blend_weights import choose_weights, even_shares
+from training.collectives import PATIENCE, gather_rows, is_main_process, on_main_process, own_share, start_processes
 from training.image_record import copy_image_record, leave_out_trained_on
 from training.normalisation import fit_normalisation, part_scores_of, standardized_subsets
 from training.pictures.data import GoodImages
@@ -36,7 +37,6 @@ from training.pictures.planted_defects import PlantedDefects
 from training.pictures.splits import MIN_HELD_OUT, count_parts, hold_out, part_numbers
 from training.process import keep_large_buffers, show_messages, use_all_cores
 from training.publishing.measured_results import forget_results
-from training.sharing import PATIENCE, gather_rows, is_main_process, on_main_process, own_share, start_processes
 
 MIN_DISJOINT, MIN_DISJOINT_PARTS = 40, 20
 """With fewer pictures, or parts, they are cross-fitted: too few would be left to fit a standard deviation per position.

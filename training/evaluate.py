@@ -35,6 +35,7 @@ from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from rendering.heat_map import saturation_of
 from rendering.sheet import picture_sheet
 from rendering.words import count_of, one_line
+from training.collectives import PATIENCE, gather_rows, is_main_process, on_main_process, own_share, start_processes
 from training.image_record import leave_out_trained_on
 from training.metrics import image_metrics, pixel_metrics
 from training.pictures.data import in_batches
@@ -44,7 +45,6 @@ from training.pictures.reading import read_as_8_bits, read_image
 from training.process import describe_device, keep_large_buffers, show_messages, use_all_cores
 from training.publishing.example_sheet import example_sheet, save_sheet
 from training.publishing.measured_results import ALL, keep_results, sheet_path
-from training.sharing import PATIENCE, gather_rows, is_main_process, on_main_process, own_share, start_processes
 
 COMPUTED = {
     "scores": "anomaly_score",

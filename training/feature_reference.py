@@ -13,8 +13,8 @@ from tqdm.auto import tqdm
 
 from pipelines.feature_gaussian import FeatureGaussian, by_cell
 from pipelines.feature_memory import FeatureMemory
-from training.model import round_to_half
-from training.sharing import gather_rows, is_main_process, own_share, sum_over_processes
+from training.collectives import gather_rows, is_main_process, own_share, sum_over_processes
+from training.networks import round_to_half
 
 GRID_SIZE = 32
 NUM_CELLS = 16

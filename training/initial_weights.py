@@ -6,7 +6,7 @@ import torch
 
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from training.data_statistics import DataStatistics, fit_data_statistics
-from training.model import build_scheduler, build_unet, load_pretrained_extractor
+from training.networks import build_scheduler, build_unet, load_pretrained_extractor
 
 MATCHED_SETTINGS = ("resolution", "patch_size", "feature_grid", "prediction_type", "block_out_channels")
 MATCHED_SETTINGS += ("layers_per_block",)

@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 from pipelines.checkpoint_loading import locate_checkpoint
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from training.checkpointing import check_output_dir
+from training.collectives import PATIENCE, is_main_process, on_main_process, start_processes
 from training.inspecting.parquet_files import import_parquet
 from training.inspecting.part_scoring import PartScorer
 from training.inspecting.picture_batches import PictureBatches, load_batches
@@ -47,7 +48,6 @@ from training.process import (
     show_messages,
     use_all_cores,
 )
-from training.sharing import PATIENCE, is_main_process, on_main_process, start_processes
 from training.verify import hash_files
 
 PART_SIZE = 256

@@ -33,7 +33,8 @@ from training.checkpointing import (
     save_checkpoint,
     step_of,
 )
-from training.finish import finish_pipeline
+from training.collectives import PATIENCE, mean_over_processes, on_any_process
+from training.finished_pipeline import finish_pipeline
 from training.initial_weights import build_networks, load_initial
 from training.kept_features import feature_source
 from training.losses import DenoisingLoss
@@ -51,7 +52,6 @@ from training.process import (
 from training.progress import LOSSES, SEPARATION, ProgressLog
 from training.publish import open_repository, push_finished
 from training.run_record import check_settings, describe_run, read_run
-from training.sharing import PATIENCE, mean_over_processes, on_any_process
 from training.trackers import check_trackers, log_sheets, start_trackers
 from training.training_record import settings_to_record
 from training.training_state import check_state, load_state, load_statistics

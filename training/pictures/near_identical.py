@@ -19,7 +19,7 @@ from scipy.sparse.csgraph import connected_components
 from tqdm.auto import tqdm
 
 from pipelines.image_preprocessing import WHITE_LEVELS, preprocess, to_rgb, white_level_of
-from training.model import load_pretrained_extractor
+from training.networks import load_pretrained_extractor
 from training.pictures.reading import read_picture
 
 BACKBONE, STRIDE = "tf_efficientnet_lite0", 16

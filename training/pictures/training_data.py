@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 from torch.utils.data import DataLoader
 
 from pipelines.checkpoint_loading import locate_checkpoint
+from training.collectives import on_main_process
 from training.image_record import not_trained_on
 from training.pictures.augmentation import ShuffledRotatedImages
 from training.pictures.data import find_categories, find_white_level
@@ -19,7 +20,6 @@ from training.pictures.picture_stream import HeldOutOfStream, PictureStream, Str
 from training.pictures.splits import MIN_HELD_OUT, count_parts, hold_out
 from training.process import stand_back
 from training.run_record import restore_groups, restore_splits
-from training.sharing import on_main_process
 
 MAX_HELD_OUT = 2000
 """Their scores are ranked: more would promise rates below 1 in 1,000, and take hours to measure."""

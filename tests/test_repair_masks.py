@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from pipelines.masked_resampling import (
+from pipelines.repair_masks import (
     NO_SOURCE,
     close,
     dilate,

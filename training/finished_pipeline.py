@@ -6,14 +6,14 @@ from pipelines.category_bank import CategoryBank
 from pipelines.checkpoint_loading import locate_checkpoint
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from training.calibration import describe, fit_calibration
+from training.collectives import is_main_process
 from training.feature_reference import fit_feature_reference
 from training.image_record import KnownImages, read_image_record, write_image_record
-from training.model import round_to_half
+from training.networks import round_to_half
 from training.process import peak_memory_gb
 from training.publishing.measured_results import forget_results
 from training.repeat_command import repeat_command
 from training.report import leave_report
-from training.sharing import is_main_process
 from training.training_record import settings_to_record, write_record
 
 logger = logging.getLogger(__name__)
