@@ -53,17 +53,8 @@ def main(argv=None):
     keep_large_buffers()
     use_all_cores()
     try:
-        old, new = (
-            Category(
-                Path(folder),
-                args.seed,
-                args.backbone,
-                Path(args.output_dir),
-                args.max_train_steps,
-                groups=args.groups,
-            )
-            for folder in (args.old, args.new)
-        )
+        settings = args.seed, args.backbone, Path(args.output_dir), args.max_train_steps
+        old, new = (Category(Path(folder), *settings, groups=args.groups) for folder in (args.old, args.new))
         print(format_rows(compare(old, new, args.steps)))
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")

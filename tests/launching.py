@@ -3,6 +3,7 @@
 import atexit
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -17,6 +18,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.interrupted_runs import two_processes_command
+
+SECONDS = 600
+"""A command that has not ended after so long is killed."""
 
 NETWORK = ["--resolution", "64", "--patch_size", "4", "--feature_grid", "16", "--dataloader_num_workers", "0"]
 NETWORK += ["--mixed_precision", "no", "--groups", "none"]  # several of the few tiles are the same under other light
@@ -62,7 +66,7 @@ def run(command, environment):
         preexec_fn=stay_on_one_core,
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=SECONDS,
     )
 
 
@@ -125,6 +129,7 @@ class PreparedProcess:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            start_new_session=True,
         )
         atexit.register(self._process.kill)
 
@@ -135,6 +140,9 @@ class PreparedProcess:
             files = {name: str(Path(folder, name)) for name in ("stdout", "stderr")}
             order = files | {"script": script, "arguments": arguments, "environments": _of_ranks(num_processes)}
             print(json.dumps(order), file=self._process.stdin, flush=True)
+            if not select.select([self._process.stdout], [], [], SECONDS)[0]:
+                os.killpg(self._process.pid, signal.SIGKILL)
+                raise subprocess.TimeoutExpired([script, *arguments], SECONDS)
             status = int(self._process.stdout.readline())
             said = {name: Path(file).read_text() for name, file in files.items()}
         return subprocess.CompletedProcess([script, *arguments], status, **said)

@@ -17,7 +17,7 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from rendering.words import count_of, one_line
-from training.pictures.folders import find_images, is_hidden, shown_path
+from training.pictures.folders import GROUND_TRUTH, find_images, is_hidden, shown_path
 from training.pictures.masks import read_mask_file
 from training.pictures.reading import read_image
 
@@ -38,7 +38,7 @@ BAD_NAMES = re.compile(
 TRAIN_NAMES = re.compile("train(ing|set|_set)?")
 TEST_NAMES = re.compile("test(ing|set|_set|_public)?")
 OTHER_SPLITS = re.compile(f"{TEST_NAMES.pattern}|test_private(_mixed)?|val(id|idation|_set)?|eval(uation)?")
-MASK_NAMES = re.compile("ground_?truths?|gts?|masks?|labels?|annotations?|anno|seg(mentations?)?(_masks?)?")
+MASK_NAMES = re.compile(f"{GROUND_TRUTH.pattern}|gts?|masks?|labels?|annotations?|anno|seg(mentations?)?(_masks?)?")
 IMAGE_FOLDER = re.compile("images?")
 """Names of folders as `normalised` spells them."""
 
