@@ -16,7 +16,7 @@ from page.build import build_page, launch_arguments
 from page.model_shelf import ModelShelf
 from page.settings import parse_settings
 from page.trainings import shelve_trained_models
-from training.process import keep_large_buffers
+from training.runtime.process import keep_large_buffers
 
 logger = logging.getLogger("app")
 

@@ -22,12 +22,12 @@ from tqdm.auto import tqdm
 from benchmarks.category import DEFAULT_BACKBONE, PAPER_ALPHA, Category, blended_maps, without_references
 from pipelines.anomaly_maps import worst_mean
 from pipelines.score_calibration import Measurement, ScoreCalibration, combine
-from training.blend_weights import REDUCTION
-from training.calibration import draw_noise_fields
-from training.metrics import per_region_overlap
-from training.normalisation import fit_normalisation
-from training.pictures.groups import HELP as GROUPS_HELP
-from training.process import keep_large_buffers, use_all_cores
+from training.data.groups import HELP as GROUPS_HELP
+from training.evaluation.metrics import per_region_overlap
+from training.fitting.blend_weights import REDUCTION
+from training.fitting.calibration_fit import draw_noise_fields
+from training.fitting.normalisation import fit_normalisation
+from training.runtime.process import keep_large_buffers, use_all_cores
 
 NUM_DRAWS = 4
 

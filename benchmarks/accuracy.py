@@ -37,12 +37,12 @@ from benchmarks.plotting import pyplot, require_matplotlib
 from benchmarks.rivals import PADIM_REDUCED, PADIM_STRIDES, PATCHCORE_STRIDES, padim, patchcore, spade
 from pipelines.anomaly_maps import SMOOTHING_SIGMA, render, resize_map, worst_mean
 from pipelines.score_calibration import combine
-from training.blend_weights import choose_image_parts, choose_map_weights
-from training.data_statistics import fit_feature_statistics
-from training.feature_reference import GRID_SIZE, fit_feature_reference
-from training.metrics import image_metrics, pixel_metrics
-from training.pictures.groups import HELP as GROUPS_HELP
-from training.process import keep_large_buffers, use_all_cores
+from training.data.groups import HELP as GROUPS_HELP
+from training.engine.data_statistics import fit_feature_statistics
+from training.evaluation.metrics import image_metrics, pixel_metrics
+from training.fitting.blend_weights import choose_image_parts, choose_map_weights
+from training.fitting.feature_references import GRID_SIZE, fit_feature_reference
+from training.runtime.process import keep_large_buffers, use_all_cores
 
 RIVALS_SIGMA = 4.0
 """Smoothing of the rivals' maps, in pixels, as in their own implementations."""

@@ -14,8 +14,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.category import DEFAULT_BACKBONE, Category, checkpoint_folder, standardized_parts, train
 from benchmarks.paper import format_rows, measure
-from training.pictures.groups import HELP as GROUPS_HELP
-from training.process import keep_large_buffers, use_all_cores
+from training.data.groups import HELP as GROUPS_HELP
+from training.runtime.process import keep_large_buffers, use_all_cores
 
 
 def compare(old, new, steps):

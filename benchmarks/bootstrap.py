@@ -4,7 +4,7 @@ import numpy as np
 from scipy.ndimage import label
 from sklearn.metrics import roc_auc_score
 
-from training.metrics import EIGHT_CONNECTED, MAX_FALSE_POSITIVE_RATE
+from training.evaluation.metrics import EIGHT_CONNECTED, MAX_FALSE_POSITIVE_RATE
 
 NUM_BINS = 2000
 NUM_RESAMPLES = 200

@@ -37,16 +37,16 @@ from benchmarks.plotting import pyplot, require_matplotlib
 from pipelines.checkpoint_files import TRAINING_RECORD
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from pipelines.score_calibration import Measurement, ScoreCalibration
-from training.calibration import FITTED_SHARE, fit_image_ranks
-from training.image_record import digests_of, read_image_record
-from training.pictures.data import GoodImages
-from training.pictures.folders import find_images
-from training.pictures.groups import HELP as GROUPS_HELP
-from training.pictures.groups import find_groups
-from training.pictures.layouts import find_good_images
-from training.pictures.splits import hold_out, part_numbers
-from training.process import keep_large_buffers, show_messages, use_all_cores
-from training.training_record import hash_names
+from training.data.good_images import GoodImages
+from training.data.groups import HELP as GROUPS_HELP
+from training.data.groups import find_groups
+from training.data.image_folders import find_images
+from training.data.layouts import find_good_images
+from training.data.splits import hold_out, part_numbers
+from training.fitting.calibration_fit import FITTED_SHARE, fit_image_ranks
+from training.records.image_record import digests_of, read_image_record
+from training.records.training_record import hash_names
+from training.runtime.process import keep_large_buffers, show_messages, use_all_cores
 
 RATES = (0.01, 0.02, 0.05, 0.1, 0.2)
 MIN_HELD_OUT = 20

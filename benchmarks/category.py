@@ -13,17 +13,17 @@ from torch.utils.data import DataLoader
 from pipelines.anomaly_maps import blend, render
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from pipelines.score_calibration import ScoreCalibration
-from training.arguments import CALIBRATION_FRACTION, DEFAULT_PRESET, PRESETS
-from training.calibration import NUM_PLANTED
+from training.cli.arguments import CALIBRATION_FRACTION, DEFAULT_PRESET, PRESETS
+from training.data.good_images import GoodImages, find_white_level
+from training.data.groups import NO_GROUPS, find_groups
+from training.data.image_reading import read_image
+from training.data.labelled_images import find_labelled_images
+from training.data.layouts import find_good_images
+from training.data.splits import hold_out
+from training.data.synthetic_defects import PlantedDefects
 from training.evaluate import nearest_mask
-from training.networks import load_pretrained_extractor
-from training.pictures.data import GoodImages, find_white_level
-from training.pictures.groups import NO_GROUPS, find_groups
-from training.pictures.labelled import find_labelled_images
-from training.pictures.layouts import find_good_images
-from training.pictures.planted_defects import PlantedDefects
-from training.pictures.reading import read_image
-from training.pictures.splits import hold_out
+from training.fitting.calibration_fit import NUM_PLANTED
+from training.networks.pretrained_extractor import load_pretrained_extractor
 
 RESOLUTION = 256
 """What pictures are squashed to by default; maps and masks are compared at this size whatever that of the pictures."""

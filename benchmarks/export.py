@@ -24,12 +24,12 @@ from benchmarks.speed import median_seconds, random_pictures
 from examples.score_onnx import to_size, to_square
 from pipelines.image_preprocessing import WHITE_LEVELS
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
+from training.data.good_images import in_batches
+from training.data.image_reading import read_image
+from training.data.labelled_images import find_labelled_images
 from training.export import INPUT, export
-from training.pictures.data import in_batches
-from training.pictures.labelled import find_labelled_images
-from training.pictures.reading import read_image
-from training.process import keep_large_buffers, use_all_cores
-from training.scoring_graph import ScoringGraph
+from training.inference.scoring_graph import ScoringGraph
+from training.runtime.process import keep_large_buffers, use_all_cores
 
 BATCH_SIZES = (1, 8)
 

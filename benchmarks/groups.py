@@ -22,13 +22,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from training.pictures.data import find_white_level
-from training.pictures.groups import HELP as GROUPS_HELP
-from training.pictures.groups import find_groups
-from training.pictures.layouts import find_good_images
-from training.pictures.near_identical import Descriptors, describe_images, find_near_identical, group_descriptors
-from training.pictures.reading import read_as_8_bits
-from training.process import keep_large_buffers, use_all_cores
+from training.data.good_images import find_white_level
+from training.data.groups import HELP as GROUPS_HELP
+from training.data.groups import find_groups
+from training.data.image_reading import read_as_8_bits
+from training.data.layouts import find_good_images
+from training.data.near_identical import Descriptors, describe_images, find_near_identical, group_descriptors
+from training.runtime.process import keep_large_buffers, use_all_cores
 
 NUM_AGAIN = 36
 MANY = 100_000

@@ -27,9 +27,9 @@ import psutil
 from tqdm.auto import tqdm
 
 from benchmarks.interrupted_runs import ROOT, compare, digests_of, finish, kill_all, two_processes_command
-from training.checkpointing import PARTIAL
-from training.inspecting.score_parts import PARTS
-from training.pictures.folders import find_images
+from training.data.image_folders import find_images
+from training.inference.scored_shards import PARTS
+from training.runtime.whole_files import PARTIAL
 
 SCRIPT = "training/score_folder.py"
 SETUPS = ((1, 1), (1, 2), (2, 2))

@@ -25,9 +25,10 @@ from tqdm.auto import tqdm
 
 from benchmarks.interrupted_runs import ROOT, compare, digests_of, finish
 from pipelines.checkpoint_files import SAVING, TRAINING_RECORD
-from training.checkpointing import PARTIAL, PREFIX
-from training.progress import PROGRESS, read_progress
-from training.publishing.checkpoint_contents import REPORT
+from training.engine.checkpointing import PREFIX
+from training.records.checkpoint_contents import REPORT
+from training.records.progress import PROGRESS, read_progress
+from training.runtime.whole_files import PARTIAL
 
 SETTINGS = ["--resolution", "64", "--patch_size", "4", "--feature_grid", "16", "--block_out_channels", "32", "32"]
 SETTINGS += ["--train_batch_size", "4", "--max_train_steps", "12", "--checkpointing_steps", "2"]

@@ -38,12 +38,12 @@ from pipelines.denoising_network import predict
 from pipelines.gaussian_diffusion import add_noise, predict_sample
 from pipelines.image_preprocessing import normalize_contrast
 from pipelines.score_calibration import Measurement, ScoreCalibration
-from training.arguments import DEFAULT_PRESET, PRESETS
-from training.blend_weights import REDUCTION
-from training.metrics import pixel_metrics
-from training.normalisation import fit_normalisation
-from training.pictures.groups import HELP as GROUPS_HELP
-from training.process import keep_large_buffers, use_all_cores
+from training.cli.arguments import DEFAULT_PRESET, PRESETS
+from training.data.groups import HELP as GROUPS_HELP
+from training.evaluation.metrics import pixel_metrics
+from training.fitting.blend_weights import REDUCTION
+from training.fitting.normalisation import fit_normalisation
+from training.runtime.process import keep_large_buffers, use_all_cores
 
 PAPER_TABLE_1 = {
     "bottle": ((98.5, 95.3), (99.0, 96.8), (99.1, 97.2), (97.7, 95.0)),

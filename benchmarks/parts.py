@@ -16,8 +16,8 @@ from tqdm.auto import tqdm
 
 from pipelines.anomaly_maps import worst_mean
 from pipelines.score_calibration import SLACK, ScoreCalibration
-from training.feature_reference import GRID_SIZE, NUM_COARSE_STRIDES, Moments
-from training.pictures.data import GoodImages
+from training.data.good_images import GoodImages
+from training.fitting.feature_references import GRID_SIZE, NUM_COARSE_STRIDES, Moments
 
 RATES = (0.05, 0.1, 0.2)
 NEW_SHARE, HELD_OUT_SHARE = 0.2, 0.25

@@ -6,8 +6,8 @@ import numpy as np
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from training.pictures.planted_defects import plant
-from training.pictures.reading import read_as_8_bits
+from training.data.image_reading import read_as_8_bits
+from training.data.synthetic_defects import plant
 
 KINDS = ("stain", "scratch", "patch", "missing")
 

@@ -24,8 +24,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipelines.feature_extraction import TimmFeatureExtractor
-from training.arguments import parse_args
-from training.networks import build_unet
+from training.cli.arguments import parse_args
+from training.networks.unet import build_unet
 
 COPIES = {"weights": 4, "their average": 4, "gradients": 4, "AdamW's moments": 8, "bfloat16 copies": 2}
 """Bytes for each parameter."""

@@ -26,9 +26,9 @@ from benchmarks.planted_truth import as_picture, as_sample, compare, plant_defec
 from benchmarks.plotting import pyplot, require_matplotlib
 from pipelines.pipeline_gradient_denoise import GradientDenoisePipeline
 from rendering.repair_views import side_by_side, strip
-from training.pictures.labelled import find_labelled_images
-from training.pictures.reading import read_as_8_bits
-from training.process import keep_large_buffers, use_all_cores
+from training.data.image_reading import read_as_8_bits
+from training.data.labelled_images import find_labelled_images
+from training.runtime.process import keep_large_buffers, use_all_cores
 
 RATE = 0.05
 """False alarm rate of the scoring that accepts or rejects; the smallest that can be promised, where that is larger."""

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from training.feature_reference import greedy_coreset
+from training.fitting.feature_references import greedy_coreset
 
 PADIM_REGULARIZATION = 0.01
 PADIM_REDUCED = 100

@@ -21,7 +21,7 @@ import torch
 
 from pipelines.denoising_network import has_bfloat16
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
-from training.process import keep_large_buffers, peak_memory_gb, use_all_cores
+from training.runtime.process import keep_large_buffers, peak_memory_gb, use_all_cores
 
 PRECISIONS = {"no": "float32", "bf16": "bfloat16"}
 

@@ -26,10 +26,10 @@ from diffusers.training_utils import EMAModel
 
 from pipelines.feature_extraction import TimmFeatureExtractor
 from training import train as training
-from training.arguments import parse_args
-from training.losses import DenoisingLoss
-from training.pictures.layouts import find_good_images
-from training.process import keep_large_buffers, peak_memory_gb
+from training.cli.arguments import parse_args
+from training.data.layouts import find_good_images
+from training.engine.losses import DenoisingLoss
+from training.runtime.process import keep_large_buffers, peak_memory_gb
 
 WARM_UP = 5
 """Steps that are not counted."""

@@ -16,8 +16,8 @@ from PIL import Image
 
 from pipelines.image_preprocessing import as_uint8, misfit_of
 from rendering.heat_map import outline, overlay, saturation_of
-from training.drift import drift_test
-from training.inspecting.score_table import ScoreRow, scored_row, table_writer, unreadable_row
+from training.inference.drift import drift_test
+from training.inference.score_table import ScoreRow, scored_row, table_writer, unreadable_row
 
 from .inspection import check_percent
 from .settings import PICTURES_AT_ONCE, PIXELS_AT_ONCE

@@ -4,7 +4,7 @@ import html
 
 from rendering.histogram import ACCEPTED_COLOR, REJECTED_COLOR, histogram_svg
 from rendering.words import count_of, duration
-from training.drift import MIN_SCORES
+from training.inference.drift import MIN_SCORES
 
 HEADERS = ["picture", "verdict", "score", "file", "p-value", "area (pixels)", "area (%)", "no."]
 DATATYPES = ["html", "str", "number", "str", "number", "number", "number", "number"]

@@ -7,8 +7,8 @@ import tempfile
 import gradio as gr
 
 from rendering.words import duration
-from training.pictures.layouts import MIN_IMAGES
-from training.pictures.reading import IMAGE_SUFFIXES
+from training.data.image_reading import IMAGE_SUFFIXES
+from training.data.layouts import MIN_IMAGES
 
 from .batch import Batch
 from .batch_html import (

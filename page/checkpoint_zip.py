@@ -6,7 +6,7 @@ from pathlib import Path
 
 from gradio.utils import get_upload_folder
 
-from training.publishing.checkpoint_contents import list_contents
+from training.records.checkpoint_contents import list_contents
 
 
 def pack_for_download(folder, name):

@@ -10,7 +10,7 @@ import numpy as np
 
 from pipelines.image_preprocessing import as_uint8, to_rgb
 from rendering.heat_map import outline, overlay, saturation_of
-from training.pictures.reading import read_image
+from training.data.image_reading import read_image
 
 from .settings import EMBEDDED_MODELS, KEPT_SECONDS, ROOT
 from .uploads import file_stem, save_png, shown_name, uploaded_picture

@@ -9,7 +9,7 @@ import torch
 
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from pipelines.pipeline_gradient_denoise import GradientDenoisePipeline
-from training.process import give_back_free_memory
+from training.runtime.process import give_back_free_memory
 
 from .hardware import on_gpu
 

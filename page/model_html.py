@@ -4,7 +4,7 @@ import html
 import math
 
 from rendering.words import count_of, one_line
-from training.publishing.measured_results import ALL
+from training.records.measured_results import ALL
 
 COLUMNS = {
     "image_auroc": "image AUROC",
@@ -19,7 +19,7 @@ NOT_MEASURED = (
 )
 
 
-def describe_calibration(model):
+def calibration_html(model):
     """What a model was compared with, and what it can promise, as HTML."""
     config = model.calibration.config
     kind = "estimated" if config.cross_fitted else "promised"
@@ -40,11 +40,11 @@ def _of_parts(config):
     return f" of <b>{count_of(config.num_groups, 'part')}</b>, each of which counts once however many pictures it has,"
 
 
-def describe_results(results):
+def results_html(results):
     """What was measured, as an HTML table, whoever wrote it.
 
     Args:
-        results (`dict`, *optional*): as `training.publishing.measured_results` reads it.
+        results (`dict`, *optional*): as `training.records.measured_results` reads it.
     """
     if results is None:
         return NOT_MEASURED

@@ -13,7 +13,7 @@ import numpy as np
 from pipelines.checkpoint_files import CARD
 from pipelines.checkpoint_loading import is_hub_id, locate_checkpoint
 from pipelines.score_calibration import ScoreCalibration
-from training.publishing.measured_results import read_results
+from training.records.measured_results import read_results
 
 from .hardware import lends_gpu
 from .inference_queue import Turns

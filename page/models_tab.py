@@ -8,7 +8,7 @@ import gradio as gr
 
 from .card_html import harmless_card
 from .checkpoint_zip import pack_for_download
-from .model_html import describe_calibration, describe_results
+from .model_html import calibration_html, results_html
 from .model_shelf import measured_results
 from .settings import EMBEDDED_MODELS
 from .user_errors import answer_in_one_sentence
@@ -78,7 +78,7 @@ def _show(page, name):
     card = harmless_card(model.card) or NO_CARD
     hidden = gr.update(value=None, visible=False)
     offered = gr.update(interactive=_is_for_download(page, model))
-    return describe_calibration(model), describe_results(measured_results(model)), card, hidden, offered
+    return calibration_html(model), results_html(measured_results(model)), card, hidden, offered
 
 
 @answer_in_one_sentence

@@ -9,10 +9,12 @@ from pathlib import Path
 
 from pipelines.checkpoint_files import is_half_precision
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
-from training.calibration import check_enough, describe, fit_calibration, replace_calibration
-from training.image_record import copy_image_record, leave_out_trained_on
-from training.pictures.groups import find_groups
-from training.pictures.layouts import MIN_IMAGES
+from training.calibration import check_enough, replace_calibration
+from training.data.groups import find_groups
+from training.data.layouts import MIN_IMAGES
+from training.fitting.calibration_fit import fit_calibration
+from training.fitting.promise import describe_promise
+from training.records.image_record import copy_image_record, leave_out_trained_on
 
 SUFFIX = ", recalibrated"
 SHOWN_EVERY = 0.5
@@ -95,7 +97,7 @@ class Recalibration:
             raise
         ending = "" if self._model.category is None else f": {self._model.category}"
         self.name = next(added for added in names if added == name + ending)
-        self.promise = describe(calibration)
+        self.promise = describe_promise(calibration)
 
     def _unused_name(self):
         """A name that no model and no folder has yet, and its folder, which now exists."""

@@ -2,7 +2,7 @@
 
 import gradio as gr
 
-from training.pictures.reading import IMAGE_SUFFIXES
+from training.data.image_reading import IMAGE_SUFFIXES
 
 THEME = gr.themes.Default(font=["system-ui", "sans-serif"]).set(
     block_label_text_color="*neutral_700", block_title_text_color="*neutral_800", block_info_text_color="*neutral_600"

@@ -6,8 +6,8 @@ import gradio as gr
 import pandas as pd
 import torch
 
-from training.arguments import DEFAULT_PRESET, PRESETS
-from training.pictures.reading import IMAGE_SUFFIXES
+from training.cli.arguments import DEFAULT_PRESET, PRESETS
+from training.data.image_reading import IMAGE_SUFFIXES
 
 from .checkpoint_zip import pack_for_download
 from .training_html import NO_TRAINING, describe_training, list_left_out

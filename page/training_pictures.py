@@ -5,8 +5,8 @@ import re
 import shutil
 from pathlib import Path, PurePosixPath
 
-from training.pictures.layouts import MIN_IMAGES, good_files, says_what_it_shows
-from training.pictures.reading import IMAGE_SUFFIXES, is_image_name
+from training.data.image_reading import IMAGE_SUFFIXES, is_image_name
+from training.data.layouts import MIN_IMAGES, good_files, says_what_it_shows
 
 MAX_BYTES = 4 << 30
 """So much disk the pictures of one training may take."""

@@ -10,7 +10,7 @@ import threading
 import time
 from dataclasses import dataclass, field
 
-from training.progress import loss_curve, read_progress, separation_curve
+from training.records.progress import loss_curve, read_progress, separation_curve
 
 from .settings import ROOT
 
@@ -31,7 +31,7 @@ class TrainingStatus:
 
     Args:
         state (`str`): "running", "finished", "stopped" or "failed".
-        phase (`str`): "preparing", and then those of `training.progress`.
+        phase (`str`): "preparing", and then those of `training.records.progress`.
         step, max_steps (`int`): optimizer steps done and asked for.
         seconds (`float`): since it was started.
         seconds_left (`float`, *optional*): of the steps; None while nobody can tell.
@@ -128,7 +128,7 @@ class TrainingRun:
         )
 
     def curves(self):
-        """What `training.progress.loss_curve` and `separation_curve` give of the steps so far, a pair of them."""
+        """`loss_curve` and `separation_curve` (`training.records.progress`) of the steps so far, a pair."""
         entries = read_progress(self.output)
         return loss_curve(entries), separation_curve(entries)
 

@@ -9,8 +9,8 @@ import threading
 from contextlib import contextmanager
 from pathlib import Path
 
-from training.arguments import DEFAULT_PRESET, PRESETS
-from training.progress import read_progress
+from training.cli.arguments import DEFAULT_PRESET, PRESETS
+from training.records.progress import read_progress
 
 from .training_pictures import unpack_pictures
 from .training_run import TrainingRequest, TrainingRun
@@ -56,7 +56,7 @@ class Trainings:
         Args:
             name (`str`): what the model will be called.
             uploads (`list[dict]`): files as in `page.uploads.Folder`.
-            preset (`str`): of `training.arguments`.
+            preset (`str`): of `training.cli.arguments`.
             steps (`int`, *optional*): the preset's by default.
             report (`Callable[[int, int], None]`, *optional*): hears how many pictures were looked at.
 

@@ -16,8 +16,8 @@ from gradio_client.utils import is_http_url_like, strip_invalid_filename_charact
 from PIL import Image
 
 from pipelines.image_preprocessing import to_rgb
-from training.pictures.folders import is_ground_truth, is_hidden
-from training.pictures.reading import IMAGE_SUFFIXES, is_image_name, read_image
+from training.data.image_folders import is_ground_truth, is_hidden
+from training.data.image_reading import IMAGE_SUFFIXES, is_image_name, read_image
 
 from .settings import BASE64_BYTES_PER_MB
 from .user_errors import NOT_UPLOADED, URLS_REFUSED

@@ -41,7 +41,7 @@ MODEL_INDEX = "model_index.json"
 EVALUATION = "evaluation.json"
 TRAINING_RECORD = "training.json"
 IMAGE_RECORD = "training_images.safetensors"
-"""Digests of the images that were trained on and held out; see `training/image_record.py`."""
+"""Digests of the images that were trained on and held out; see `training/records/image_record.py`."""
 
 CARD = "README.md"
 CARD_MARK = "<!-- Written by save_pretrained. Remove this line to keep the card as you edit it. -->"

@@ -1,7 +1,7 @@
 """Multivariate Gaussian of the features of good parts, one for each place of the picture (PaDiM, Defard et al. 2020).
 
 It goes beyond PaDiM where few good pictures are at hand: neighbouring places may share a covariance, and all of them
-are shrunk towards the common one. Fitted by `training/feature_reference.py`.
+are shrunk towards the common one. Fitted by `training/fitting/feature_references.py`.
 """
 
 from typing import ClassVar

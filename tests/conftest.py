@@ -2,8 +2,6 @@
 
 import os
 import shutil
-import sys
-from pathlib import Path
 from unittest import mock
 
 WORKER = os.environ.get("PYTEST_XDIST_WORKER")
@@ -16,55 +14,22 @@ if WORKER is not None and hasattr(
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
 from launching import TWELVE_STEPS, launch
+from paths import TILE, TILES
+from PIL import Image
 from serving import served
+from tiny_pipeline import CATEGORY_TIMESTEPS, MirroredImages, NegativeImages, build_tiny_pipeline
 
 from page.model_shelf import ModelShelf
 from pipelines.category_bank import CategoryBank
 from pipelines.feature_extraction import TimmFeatureExtractor
 from pipelines.image_preprocessing import to_rgb
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
-from training.calibration import fit_calibration
-from training.feature_reference import fit_feature_reference
-from training.networks import build_scheduler, build_unet, round_to_half
-from training.pictures.data import GoodImages
-from training.pictures.layouts import find_good_images
-from training.pictures.reading import read_image
-
-TILES = ROOT / "tests" / "fixtures" / "magnetic_tile"
-
-TILE = TILES / "test" / "blowhole" / "exp1_num_4944.jpg"
-"""Accepted by the tiny pipeline at 4 % and at 20 %."""
-
-CATEGORY_TIMESTEPS = [5, 50]
-"""Of the tiny checkpoint for several categories."""
-
-
-def build_tiny_pipeline():
-    """Untrained networks with fixed seeds: 64×64 pixels, patch 4, a 0.2 M parameter UNet."""
-    torch.manual_seed(0)
-    extractor = TimmFeatureExtractor("tf_efficientnet_lite0", grid_size=16)
-    unet = build_unet(64, 4, extractor.num_features, [32, 32], 1)
-    return AnomalyScoringPipeline(unet.eval(), build_scheduler(), extractor, data_mean=-0.1, data_std=0.3)
-
-
-class MirroredImages(GoodImages):
-    """Good tiles upside down: other pictures than those that calibrate, but good ones too."""
-
-    def __getitem__(self, index):
-        return super().__getitem__(index).flip(1)
-
-
-class NegativeImages(MirroredImages):
-    """Tiles in negative: another product."""
-
-    def __getitem__(self, index):
-        return -super().__getitem__(index)
+from training.data.image_reading import read_image
+from training.data.layouts import find_good_images
+from training.fitting.calibration_fit import fit_calibration
+from training.fitting.feature_references import fit_feature_reference
+from training.networks.unet import build_scheduler, build_unet, round_to_half
 
 
 @pytest.fixture(scope="session", autouse=True)

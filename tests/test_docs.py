@@ -4,7 +4,7 @@ import ast
 import re
 
 import pytest
-from conftest import ROOT
+from paths import ROOT
 from printed import BLOCK, PAGES, printed_commands, script_and_options
 
 SOURCES = [path for folder in ("pipelines", "training", "page") for path in (ROOT / folder).rglob("*.py")]

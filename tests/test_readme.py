@@ -10,7 +10,7 @@ import sys
 import httpx
 import numpy as np
 import pytest
-from conftest import ROOT
+from paths import ROOT
 from PIL import Image
 from printed import printed
 from serving import mcp_is_installed
@@ -18,7 +18,7 @@ from serving import mcp_is_installed
 from benchmarks.running_page import running_page
 from pipelines.component_bundle import write_component_code
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
-from training.inspecting.parquet_files import write_maps
+from training.inference.parquet_files import write_maps
 
 
 @pytest.mark.parametrize(

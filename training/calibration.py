@@ -8,262 +8,33 @@ recalibrates a checkpoint on one's own good pictures without training: the remed
 import argparse
 import logging
 import sys
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import torch
-from torch.utils.data import DataLoader, Subset
-from tqdm.auto import tqdm
 
-from pipelines.anomaly_maps import blend, render
 from pipelines.checkpoint_files import is_half_precision
 from pipelines.checkpoint_loading import locate_checkpoint
-from pipelines.denoising_network import has_bfloat16
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
-from pipelines.score_calibration import NUM_ALPHAS, Measurement, ScoreCalibration
 from rendering.words import count_of
-from training.blend_weights import choose_weights, even_shares
-from training.collectives import PATIENCE, gather_rows, is_main_process, on_main_process, own_share, start_processes
-from training.image_record import copy_image_record, leave_out_trained_on
-from training.normalisation import fit_normalisation, part_scores_of, standardized_subsets
-from training.pictures.data import GoodImages
-from training.pictures.groups import HELP as GROUPS_HELP
-from training.pictures.groups import find_groups
-from training.pictures.layouts import ALL_GOOD_HELP, MIN_IMAGES, find_good_images
-from training.pictures.planted_defects import PlantedDefects
-from training.pictures.splits import MIN_HELD_OUT, count_parts, hold_out, part_numbers
-from training.process import keep_large_buffers, show_messages, use_all_cores
-from training.publishing.measured_results import forget_results
-
-MIN_DISJOINT, MIN_DISJOINT_PARTS = 40, 20
-"""With fewer pictures, or parts, they are cross-fitted: too few would be left to fit a standard deviation per position.
-"""
-
-FITTED_SHARE = 0.4
-"""Share of the calibration pictures that fits the normalisation; the rest is ranked."""
-
-NUM_FOLDS = 5
-MAPS_AT_ONCE = 16
-NUM_PLANTED = 180
-"""So many defects are planted to choose weights and deciding parts, in turn into each picture."""
+from training.data.groups import HELP as GROUPS_HELP
+from training.data.groups import find_groups
+from training.data.layouts import ALL_GOOD_HELP, MIN_IMAGES, find_good_images
+from training.data.splits import MIN_HELD_OUT, count_parts
+from training.fitting.calibration_fit import fit_calibration
+from training.fitting.promise import describe_promise
+from training.records.image_record import copy_image_record, leave_out_trained_on
+from training.records.measured_results import forget_results
+from training.runtime.collectives import (
+    PATIENCE,
+    is_main_process,
+    on_main_process,
+    start_processes,
+)
+from training.runtime.process import keep_large_buffers, show_messages, use_all_cores
 
 logger = logging.getLogger(__name__)
-
-
-def fit_calibration(
-    pipe, files, timesteps, seed=0, batch_size=8, alpha=None, on_progress=None, groups=None, ranks_bfloat16=None
-):
-    """Calibrate a pipeline on good pictures that its model was not trained on.
-
-    The pictures that fit the normalisation also serve, with defects planted into them, to choose the weights of Eq. 11
-    and the parts that decide a score; those that are ranked do not, so that the promised rate holds whatever is chosen.
-    (Where pictures are too few to be split, the same do both, and the rate is an estimate.)
-
-    Several processes share the pictures out; each of them has to call this, and each gets the same calibration.
-
-    Args:
-        pipe (`AnomalyScoringPipeline`): its own calibration, if any, is not used.
-        files (`list[Path]` or `list[HubPicture]`): the pictures.
-        timesteps (`list[int]`): T to calibrate, with every subset of it.
-        seed (`int`): draws the noise fields and splits the pictures.
-        batch_size (`int`): pictures per UNet call.
-        alpha (`float`, *optional*): weight of the pixel part in the map; by default it is chosen too.
-        on_progress (*optional*): called after each batch with the pictures this process has measured so far and their
-            total; what it raises ends the calibration.
-        groups (`dict`, *optional*): the part that each picture shows (`pictures.groups.find_groups`); by default each
-            shows one of its own. Pictures of a part are never on both sides of a split, and share its weight.
-        ranks_bfloat16 (`bool`, *optional*): whether pictures are ranked in bfloat16 as well, for verdicts in it; by
-            default where the processor computes in it.
-
-    Returns:
-        `ScoreCalibration`: on the CPU, ready to be registered with the pipeline.
-    """
-    timesteps = sorted(timesteps)
-    noise = draw_noise_fields(seed, timesteps, pipe.resolution)
-    ranked_files, fitted_files = split_held_out(files, seed, groups)
-    cross_fitted = ranked_files is fitted_files
-    if ranks_bfloat16 is None:
-        ranks_bfloat16 = has_bfloat16(pipe.unet.device)
-    calibration = ScoreCalibration(
-        timesteps=timesteps,
-        resolution=pipe.resolution,
-        grid_size=pipe.config.score_grid,
-        map_weights=even_shares(len(pipe.references)),
-        num_ranked=len(ranked_files),
-        num_fitted=len(fitted_files),
-        num_groups=_fewer_parts(ranked_files, groups),
-        num_fitted_groups=_fewer_parts(fitted_files, groups),
-        cross_fitted=cross_fitted,
-        ranks_bfloat16=ranks_bfloat16,
-    )
-    calibration.noise.copy_(noise)
-    part_of_ranked = torch.tensor(part_numbers(ranked_files, groups))
-    if calibration.config.num_groups is not None:
-        calibration.ranked_groups.copy_(part_of_ranked)
-    ranked_images, fitted_images = (
-        GoodImages(chosen, pipe.resolution, white_level=pipe.config.white_level)
-        for chosen in (ranked_files, fitted_files)
-    )
-    planted_images = PlantedDefects(fitted_images, NUM_PLANTED, seed)
-    measured_images = [ranked_images, planted_images]
-    measured_images += [] if cross_fitted else [fitted_images]
-    measured_images += [ranked_images] if ranks_bfloat16 else []
-    total = sum(len(own_share(len(images), batch_size)) for images in measured_images)
-
-    with tqdm(total=total, desc="calibration", unit="image", disable=not is_main_process()) as progress:
-
-        def on_batch(count):
-            progress.update(count)
-            if on_progress is not None:
-                on_progress(progress.n, progress.total)
-
-        def measured(images, mixed_precision="no"):
-            return measure_all(pipe, images, timesteps, noise, batch_size, mixed_precision, on_batch)
-
-        ranked = measured(ranked_images)[0]
-        rough = measured(ranked_images, "bf16")[0] if ranks_bfloat16 else None
-        fitted = ranked if cross_fitted else measured(fitted_images)[0]
-        planted, masks = measured(planted_images)
-
-    sigma = pipe.config.smoothing_sigma
-    fit_normalisation(calibration, fitted)
-    fitted, planted = (calibration.standardize(parts, timesteps) for parts in (fitted, planted))
-    weights = choose_weights(fitted, planted, masks, pipe.resolution, sigma, alpha)
-    calibration.register_to_config(**asdict(weights))
-    tables = [ranked] if rough is None else [ranked, rough]
-    if cross_fitted:
-        scored = _cross_fit(calibration, tables, part_of_ranked, sigma)
-    else:
-        scored = [_score_all(calibration, measured, sigma) for measured in tables]
-    for prefix, (part_scores, map_maxima) in zip(("", "bfloat16_"), scored, strict=False):
-        getattr(calibration, f"{prefix}part_scores").copy_(part_scores)
-        getattr(calibration, f"{prefix}map_maxima").copy_(map_maxima)
-    if rough is not None:
-        exact, moved = calibration.part_scores, calibration.bfloat16_part_scores - calibration.part_scores
-        deviation = moved.abs().amax(dim=1) / exact.std(dim=1).clamp(min=1e-6)
-        calibration.register_to_config(bfloat16_deviation=deviation.max().item())
-    return calibration
-
-
-def _fewer_parts(files, groups):
-    """How many parts pictures show, if some show the same; else None."""
-    parts = count_parts(files, groups)
-    return parts if parts < len(files) else None
-
-
-def split_held_out(files, seed, groups=None):
-    """Split held-out pictures into those whose scores are ranked and those that everything is fitted to and chosen on.
-
-    What looks at pictures of the second kind alone leaves the promised rate as it is.
-
-    Args:
-        files (`list[Path]` or `list[HubPicture]`): the pictures.
-        seed (`int`): of the training or the calibration.
-        groups (`dict`, *optional*): the part that each shows; each part is on one side.
-
-    Returns:
-        `tuple[list, list]`: ranked and fitted ones, disjoint; with fewer than `MIN_DISJOINT` pictures or
-        `MIN_DISJOINT_PARTS` parts, both are all of them, the same list.
-    """
-    if len(files) < MIN_DISJOINT or count_parts(files, groups) < MIN_DISJOINT_PARTS:
-        return files, files
-    return hold_out(files, FITTED_SHARE, f"ranks {seed}", groups)
-
-
-def measure_all(pipe, images, timesteps, noise, batch_size, mixed_precision="no", on_batch=None):
-    """Measure every picture; several processes share them out, and each of them has to call this.
-
-    Args:
-        pipe (`AnomalyScoringPipeline`): only its `measure` is called.
-        images: samples, or pairs of a sample and a mask: a data set or a list.
-        timesteps, noise, mixed_precision: as for `pipe.measure`.
-        batch_size (`int`): pictures per UNet call.
-        on_batch (*optional*): called after each batch with its number of pictures.
-
-    Returns:
-        `tuple[Measurement, torch.Tensor]`: on the CPU, in the order of the pictures, and the masks, (pictures, …).
-    """
-    own = own_share(len(images), batch_size)
-    batches = []
-    # an empty share still runs one batch, so that all ranks gather equal shapes; and a loader without a generator
-    # would draw from the process's own
-    loader = DataLoader(Subset(images, own or range(1)), batch_size=batch_size, generator=torch.Generator())
-    for batch in loader:
-        samples, masks = batch if isinstance(batch, list) else (batch, torch.empty(len(batch), 0))
-        batches.append([*(maps.cpu() for maps in pipe.measure(samples, timesteps, noise, mixed_precision)), masks])
-        if on_batch is not None:
-            on_batch(min(len(samples), len(own)))
-    rows = (gather_rows(torch.cat(parts)[: len(own)], len(images), batch_size) for parts in zip(*batches, strict=True))
-    *maps, masks = rows
-    return Measurement(*maps), masks
-
-
-def fit_image_ranks(calibration, fitted, ranked):
-    """Fit all that p-values depend on to measurements already taken: what `fit_calibration` does with disjoint parts.
-
-    Weights and deciding parts stay as they are, and so do the ranks of map values, which only masks depend on.
-
-    Args:
-        calibration (`ScoreCalibration`): changed in place.
-        fitted (`Measurement`): of the pictures that fit the normalisation, at all of the calibration's timesteps.
-        ranked (`Measurement`): of those whose scores are ranked, as many as its `num_ranked`.
-    """
-    fit_normalisation(calibration, fitted)
-    calibration.part_scores.copy_(part_scores_of(calibration, ranked))
-
-
-def draw_noise_fields(seed, timesteps, resolution):
-    """One standard normal field per timestep, float32, (len(timesteps), 3, resolution, resolution), from the CPU."""
-    return torch.stack(
-        [
-            torch.randn(3, resolution, resolution, generator=torch.Generator().manual_seed(1000 * seed + timestep))
-            for timestep in timesteps
-        ]
-    )
-
-
-def _score_all(calibration, measured, sigma):
-    """Part scores, (subsets, pictures, parts), and map maxima, (subsets, alphas, pictures)."""
-    maxima = []
-    for parts in standardized_subsets(calibration, measured):
-        rows = []
-        for batch in calibration.two_parts(parts).split(MAPS_AT_ONCE):
-            kl_maps, feature_maps = render(batch, calibration.config.resolution, sigma).unbind(dim=1)
-            alphas = torch.linspace(0, 1, NUM_ALPHAS).tolist()
-            rows.append(torch.stack([blend(kl_maps, feature_maps, alpha).amax(dim=(1, 2)) for alpha in alphas]))
-        maxima.append(torch.cat(rows, dim=1))
-    return part_scores_of(calibration, measured), torch.stack(maxima)
-
-
-def _cross_fit(calibration, tables, parts, sigma):
-    """Score each picture under the normalisation of the other folds, then fit the normalisation to all of them.
-
-    Args:
-        calibration (`ScoreCalibration`): its normalisation is left fitted to all of the first table.
-        tables (`list[Measurement]`): of the same pictures; the first is the one that is fitted to.
-        parts (`torch.Tensor`): number of each picture's part, (pictures,); a part is in one fold.
-        sigma (`float`): smoothing of the maps.
-
-    Returns:
-        `list[tuple]`: part scores and map maxima of each table, as `_score_all` returns them.
-    """
-    first = tables[0]
-    folds = parts % min(NUM_FOLDS, int(parts.max()) + 1)
-    found = [(torch.empty_like(calibration.part_scores), torch.empty_like(calibration.map_maxima)) for _ in tables]
-    for fold in folds.unique():
-        inside = folds == fold
-        fit_normalisation(calibration, Measurement(*(maps[~inside] for maps in first)))
-        mean, std = calibration.part_score_mean[:, None], calibration.part_score_std[:, None]
-        for measured, (standardized, map_maxima) in zip(tables, found, strict=True):
-            part_scores, maxima = _score_all(calibration, Measurement(*(maps[inside] for maps in measured)), sigma)
-            standardized[:, inside] = (part_scores - mean) / std
-            map_maxima[..., inside] = maxima
-    fit_normalisation(calibration, first)
-    mean, std = calibration.part_score_mean[:, None], calibration.part_score_std[:, None]
-    return [(standardized * std + mean, map_maxima) for standardized, map_maxima in found]
 
 
 def main(argv=None):
@@ -316,7 +87,7 @@ def recalibrate(args):
         pipe.to("cpu").save_pretrained(output_dir, half_precision=half_precision)
         copy_image_record(folder, output_dir)
         forget_results(output_dir)
-        logger.info(describe(calibration))
+        logger.info(describe_promise(calibration))
 
 
 def check_enough(files, groups):
@@ -340,31 +111,6 @@ def replace_calibration(pipe, category, calibration):
     else:
         pipe.register_modules(calibration=calibration)
     pipe.register_to_config(timesteps=list(calibration.config.timesteps), alpha=None)
-
-
-def describe(calibration):
-    """One sentence on what the calibration promises."""
-    config = calibration.config
-    parts = calibration.num_ranked_groups
-    rates = f"false alarm rates from {1 / (parts + 1):.1%} up are"
-    if config.cross_fitted:
-        pictures = count_of(config.num_ranked, "good picture") + _of_parts(config.num_groups)
-        needed = (
-            f"{MIN_DISJOINT} or more pictures" if config.num_groups is None else f"{MIN_DISJOINT_PARTS} or more parts"
-        )
-        return f"calibrated on {pictures} by cross-fitting: {rates} estimates; {needed} would make them a guarantee."
-    pictures = f"{config.num_fitted} + {config.num_ranked} good pictures"
-    if config.num_groups is None:
-        return f"calibrated on {pictures}: {rates} guaranteed for new good parts."
-    fitted = config.num_fitted_groups or config.num_fitted
-    return (
-        f"calibrated on {pictures} of {fitted} + {parts} parts: {rates} guaranteed for new good parts, however many "
-        f"pictures each has; the rate follows from the {parts} parts, not from the pictures."
-    )
-
-
-def _of_parts(count):
-    return "" if count is None else f" of {count_of(count, 'part')}"
 
 
 if __name__ == "__main__":

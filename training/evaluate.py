@@ -35,16 +35,23 @@ from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from rendering.heat_map import saturation_of
 from rendering.sheet import picture_sheet
 from rendering.words import count_of, one_line
-from training.collectives import PATIENCE, gather_rows, is_main_process, on_main_process, own_share, start_processes
-from training.image_record import leave_out_trained_on
-from training.metrics import image_metrics, pixel_metrics
-from training.pictures.data import in_batches
-from training.pictures.folders import shown_path
-from training.pictures.labelled import check_labelled_images, find_labelled_images
-from training.pictures.reading import read_as_8_bits, read_image
-from training.process import describe_device, keep_large_buffers, show_messages, use_all_cores
-from training.publishing.example_sheet import example_sheet, save_sheet
-from training.publishing.measured_results import ALL, keep_results, sheet_path
+from training.data.good_images import in_batches
+from training.data.image_folders import shown_path
+from training.data.image_reading import read_as_8_bits, read_image
+from training.data.labelled_images import check_labelled_images, find_labelled_images
+from training.evaluation.example_sheet import example_sheet, save_sheet
+from training.evaluation.metrics import image_metrics, pixel_metrics
+from training.records.image_record import leave_out_trained_on
+from training.records.measured_results import ALL, keep_results, sheet_path
+from training.runtime.collectives import (
+    PATIENCE,
+    gather_rows,
+    is_main_process,
+    on_main_process,
+    own_share,
+    start_processes,
+)
+from training.runtime.process import describe_device, keep_large_buffers, show_messages, use_all_cores
 
 COMPUTED = {
     "scores": "anomaly_score",

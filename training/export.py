@@ -21,9 +21,9 @@ import torch
 
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from rendering.heat_map import saturation_of
-from training.checkpointing import prepare_output_dir
-from training.process import keep_large_buffers, use_all_cores
-from training.scoring_graph import ScoringGraph
+from training.inference.scoring_graph import ScoringGraph
+from training.runtime.output_folder import prepare_output_dir
+from training.runtime.process import keep_large_buffers, use_all_cores
 
 OPSET = 18
 """Of the ONNX file; onnxruntime has it since 1.14."""
@@ -59,7 +59,7 @@ def export(pipe, output_dir, formats=("onnx",), category=None, timesteps=None):
     """
     _check_packages(formats)
     timesteps = list(pipe.config.timesteps if timesteps is None else timesteps)
-    calibration = describe_calibration(pipe, timesteps, category)
+    calibration = exported_calibration(pipe, timesteps, category)
     folder = prepare_output_dir(output_dir)
     try:
         with tempfile.TemporaryDirectory(dir=folder, prefix=".exporting-") as partial:
@@ -82,7 +82,7 @@ def export(pipe, output_dir, formats=("onnx",), category=None, timesteps=None):
         raise ValueError(f"output_dir {output_dir} cannot be written: {error.strerror or error}.") from error
 
 
-def describe_calibration(pipe, timesteps=None, category=None):
+def exported_calibration(pipe, timesteps=None, category=None):
     """What calibration.json holds, `dict`: how maps and scores are read.
 
     `image_thresholds` and `pixel_thresholds` hold n values each, those of the rates 1 / (n + 1), 2 / (n + 1), … of n

@@ -22,10 +22,10 @@ from huggingface_hub.utils import validate_repo_id
 from pipelines.checkpoint_files import CARD, HALF_PRECISION_WEIGHTS, TRAINING_RECORD, WEIGHTS, is_half_precision
 from pipelines.hub_errors import hub_sentences
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
-from training.publishing.checkpoint_contents import is_ours, list_components, list_contents
-from training.publishing.model_card import build_model_card, has_edited_card, is_edited
-from training.publishing.space import list_space_files, push_space
-from training.training_record import publishable_record, read_record
+from training.hub.model_card import build_model_card, has_edited_card, is_edited
+from training.hub.space import list_space_files, push_space
+from training.records.checkpoint_contents import is_ours, list_components, list_contents
+from training.records.training_record import publishable_record, read_record
 
 COMMIT_MESSAGE = "Upload a checkpoint"
 LICENSE = "apache-2.0"

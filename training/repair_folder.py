@@ -20,11 +20,11 @@ from tqdm.auto import tqdm
 
 from pipelines.pipeline_gradient_denoise import GradientDenoisePipeline
 from rendering.repair_views import save_animation, side_by_side, strip
-from training.checkpointing import prepare_output_dir
-from training.inspecting.score_table import as_text_cell
-from training.pictures.folders import find_images, short_enough
-from training.pictures.reading import read_as_8_bits
-from training.process import keep_large_buffers, show_messages, use_all_cores
+from training.data.image_folders import find_images, short_enough
+from training.data.image_reading import read_as_8_bits
+from training.inference.score_table import as_text_cell
+from training.runtime.output_folder import prepare_output_dir
+from training.runtime.process import keep_large_buffers, show_messages, use_all_cores
 
 COLUMNS = ("file", "verdict", "anomaly_score", "repaired_score", "p_value", "steps", "changed_share", "error")
 

@@ -22,25 +22,24 @@ from tqdm.auto import tqdm
 
 from pipelines.checkpoint_loading import locate_checkpoint
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
-from training.checkpointing import check_output_dir
-from training.collectives import PATIENCE, is_main_process, on_main_process, start_processes
-from training.inspecting.parquet_files import import_parquet
-from training.inspecting.part_scoring import PartScorer
-from training.inspecting.picture_batches import PictureBatches, load_batches
-from training.inspecting.picture_shards import open_shards
-from training.inspecting.picture_sources import HubRows, list_folder
-from training.inspecting.score_parts import ScoreParts, describe_scores
-from training.inspecting.score_table import FORMATS, VERDICTS
-from training.inspecting.whole_files import whole_file
-from training.pictures.data_arguments import (
+from training.cli.data_arguments import (
     add_hub_options,
     add_hub_token,
     add_num_workers,
     check_hub_options,
     settle_num_workers,
 )
-from training.pictures.hub_dataset import import_datasets, keep_revision, open_rows, pin_revision
-from training.process import (
+from training.data.hub_dataset import import_datasets, keep_revision, open_rows, pin_revision
+from training.inference.image_batches import PictureBatches, load_batches
+from training.inference.image_shards import open_shards
+from training.inference.image_sources import HubRows, list_folder
+from training.inference.parquet_files import import_parquet
+from training.inference.score_table import FORMATS, VERDICTS
+from training.inference.scored_shards import ScoreParts, describe_scores
+from training.inference.shard_scoring import PartScorer
+from training.runtime.collectives import PATIENCE, is_main_process, on_main_process, start_processes
+from training.runtime.output_folder import check_output_dir
+from training.runtime.process import (
     TERMINATED,
     end_children_at_exit,
     keep_large_buffers,
@@ -48,6 +47,7 @@ from training.process import (
     show_messages,
     use_all_cores,
 )
+from training.runtime.whole_files import whole_file
 from training.verify import hash_files
 
 PART_SIZE = 256

@@ -24,23 +24,24 @@ from tqdm.auto import tqdm
 
 from pipelines.denoising_network import has_bfloat16
 from pipelines.image_preprocessing import normalize_contrast
-from training.arguments import parse_args
-from training.checkpointing import (
-    check_output_dir,
-    clear_leftovers,
-    find_checkpoint,
-    prepare_output_dir,
-    save_checkpoint,
-    step_of,
-)
-from training.collectives import PATIENCE, mean_over_processes, on_any_process
-from training.finished_pipeline import finish_pipeline
-from training.initial_weights import build_networks, load_initial
-from training.kept_features import feature_source
-from training.losses import DenoisingLoss
-from training.pictures.data import GoodImages
-from training.pictures.training_data import build_dataloader, find_training_data
-from training.process import (
+from training.cli.arguments import parse_args
+from training.data.good_images import GoodImages
+from training.data.run_record import check_same_settings, describe_run, read_run
+from training.data.training_data import build_dataloader, find_training_data
+from training.engine.checkpointing import clear_leftovers, find_checkpoint, save_run, step_of
+from training.engine.finished_pipeline import finish_pipeline
+from training.engine.initial_weights import build_networks, load_initial
+from training.engine.kept_features import feature_source
+from training.engine.losses import DenoisingLoss
+from training.engine.trackers import check_trackers, log_sheets, start_trackers
+from training.engine.training_state import check_state, load_state, load_statistics
+from training.engine.validation import Validation
+from training.publish import open_repository, push_finished
+from training.records.progress import LOSSES, SEPARATION, ProgressLog
+from training.records.training_record import settings_to_record
+from training.runtime.collectives import PATIENCE, mean_over_processes, on_any_process
+from training.runtime.output_folder import check_output_dir, prepare_output_dir
+from training.runtime.process import (
     TERMINATED,
     are_on_cpu,
     end_children_at_exit,
@@ -49,13 +50,6 @@ from training.process import (
     show_messages,
     use_all_cores,
 )
-from training.progress import LOSSES, SEPARATION, ProgressLog
-from training.publish import open_repository, push_finished
-from training.run_record import check_settings, describe_run, read_run
-from training.trackers import check_trackers, log_sheets, start_trackers
-from training.training_record import settings_to_record
-from training.training_state import check_state, load_state, load_statistics
-from training.validation import Validation
 
 OTHER_FAILURE = "Another process cannot read a picture."
 
@@ -91,7 +85,7 @@ def train(args):
     former, seconds_before = None, 0.0
     if checkpoint:
         former = read_run(checkpoint)
-        check_settings(checkpoint, former, args, _global_batch(args, accelerator))
+        check_same_settings(checkpoint, former, args, _global_batch(args, accelerator))
         seconds_before = former["seconds"]
     data = find_training_data(args, output_dir, checkpoint, former)
     splits = data.splits
@@ -180,7 +174,7 @@ def train(args):
 
     def save(step):
         run["seconds"] = round(seconds_before + time.perf_counter() - started, 1)
-        save_checkpoint(accelerator, output_dir, step, args.checkpoints_total_limit, run, start, *trained)
+        save_run(accelerator, output_dir, step, args.checkpoints_total_limit, run, start, *trained)
 
     with noted_termination() as asked_to_end:
         for step in range(start_step, args.max_train_steps):

@@ -16,7 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipelines.checkpoint_loading import locate_checkpoint
-from training.publishing.checkpoint_contents import list_loaded
+from training.records.checkpoint_contents import list_loaded
 
 
 def hash_files(folder):

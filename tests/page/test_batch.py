@@ -1,0 +1,295 @@
+"""Batches: what they score, keep and survive; drift; recalibration."""
+
+import csv
+import io
+import shutil
+import struct
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from gradio.utils import get_upload_folder
+from images import a_tile, shaded, zipped
+from paths import TILES
+from PIL import Image
+from sentences import refused
+
+from page.batch import Batch, _MemberNames
+from page.batch_html import HEADERS, NUMBER_COLUMN, drift_words, table_cells
+from page.model_shelf import ModelShelf
+from page.recalibrating import Recalibration
+from page.uploads import Folder
+from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
+from rendering.histogram import BINS, histogram_svg, score_bins
+from rendering.words import escaped
+from training.data.image_folders import find_images
+from training.data.image_reading import read_image
+from training.inference.drift import MIN_SCORES, drift_test
+from training.inference.score_table import COLUMNS, ScoreRow, as_text_cell
+
+PERCENT = 20
+
+
+@pytest.fixture(scope="module")
+def shelf(tiny_checkpoint):
+    return ModelShelf([tiny_checkpoint])
+
+
+@pytest.fixture(scope="module")
+def model(shelf):
+    return shelf.get("tiny")
+
+
+@pytest.fixture
+def upload(tmp_path):
+    """Put files where uploads lie; returns what Gradio sends for them."""
+    folder = Path(get_upload_folder()) / tmp_path.name
+    folder.mkdir(exist_ok=True)
+
+    def put(name, content):
+        content = content if isinstance(content, bytes) else Path(content).read_bytes()
+        (folder / name).write_bytes(content)
+        return {"path": str(folder / name), "orig_name": name}
+
+    yield put
+    shutil.rmtree(folder)
+
+
+def run(model, shelf, uploads):
+    batch = Batch(model, shelf.turns, Folder(uploads, 100, 32), PERCENT)
+    batch.wait()
+    return batch
+
+
+def read_table(batch):
+    with open(batch.table, newline="", encoding="utf-8-sig") as stream:
+        return {row["file"]: row for row in csv.DictReader(stream)}
+
+
+# The batch
+
+
+def test_batch_gives_the_pipelines_own_results_and_a_broken_file_is_a_row(model, shelf, upload):
+    files = find_images(TILES / "test")
+    uploads = [upload(path.name, path) for path in files] + [upload("broken.png", b"no picture")]
+    batch = run(model, shelf, uploads)
+    rows = read_table(batch)
+    assert list(rows) == [path.name for path in files] + ["broken.png"]
+    assert tuple(next(iter(rows.values()))) == COLUMNS
+    for path in files:
+        expected = model.scoring(read_image(path), false_alarm_rate=PERCENT / 100)
+        row = rows[path.name]
+        assert row["verdict"] == ("defect" if expected.is_anomalous[0] else "good")
+        assert float(row["anomaly_score"]) == pytest.approx(
+            expected.anomaly_score[0], abs=1.5e-4
+        )  # rounded to 4 digits
+        assert row["p_value"] == f"{expected.p_value[0]:.4f}"
+        assert int(row["defect_pixels"]) == expected.pred_mask[0].sum()
+    assert rows["broken.png"]["verdict"] == "unreadable"
+    assert rows["broken.png"]["error"] == "broken.png is not a picture in a known format."
+    with zipfile.ZipFile(batch.archive) as archive:
+        assert len(archive.namelist()) == 2 * len(files)
+        for path in files:
+            mask = np.asarray(Image.open(archive.open(f"masks/{path.name}.png"))) > 0
+            assert mask.sum() == int(rows[path.name]["defect_pixels"])
+            assert Image.open(archive.open(f"overlays/{path.name}.png")).size == Image.open(path).size
+
+
+def test_table_is_worst_first_and_knows_each_rows_picture(model, shelf, upload):
+    uploads = [upload("broken.png", b"no picture")]
+    uploads += [upload(path.name, path) for path in find_images(TILES / "test")]
+    cells = table_cells(run(model, shelf, uploads).rows)
+    names = [upload["orig_name"] for upload in uploads]
+    for row in cells:
+        assert row[HEADERS.index("file")].startswith(names[row[NUMBER_COLUMN] - 1])
+    verdicts = [row[HEADERS.index("verdict")] for row in cells]
+    assert verdicts == sorted(verdicts, key=["defect", "unreadable", "good"].index)
+    scores = [row[HEADERS.index("score")] for row in cells if row[HEADERS.index("verdict")] == "good"]
+    assert scores == sorted(scores, reverse=True)
+
+
+def test_zip_members_stay_inside_and_keep_their_names(model, shelf, upload):
+    names = ["sub/a.jpg", "../../outside.jpg", "/etc/a.jpg", "C:\\b.jpg", "=1+1.jpg", "sub/a.JPG"]
+    content = zipped([(name, a_tile()) for name in names] + [("notes.txt", "no picture")])
+    batch = run(model, shelf, [upload("parts.zip", content)])
+    assert [row.result.file for row in batch.rows] == names
+    assert all(row.result.verdict in ("good", "defect") for row in batch.rows)
+    assert "'=1+1.jpg" in read_table(batch)
+    with zipfile.ZipFile(batch.archive) as archive:
+        members = archive.namelist()
+    assert len({member.lower() for member in members}) == 2 * len(names)
+    for member in members:
+        assert not member.startswith("/")
+        assert not {"..", "C:"} & set(member.split("/"))
+    assert "overlays/outside.jpg.png" in members
+
+
+def test_member_names_are_given_once():
+    names = _MemberNames()
+    claimed = [names.claim(name) for name in ("a.png", "A.png", "../a.png", "..", ".")]
+    assert claimed == ["a.png", "A.png-2", "a.png-3", "picture", "picture-2"]
+
+
+def test_a_bomb_and_an_encrypted_member_are_rows_with_their_reason(model, shelf, upload):
+    bomb = zipped([("bomb.png", bytes(30 << 20)), ("good.jpg", a_tile())])
+    encrypted = bytearray(zipped([("secret.jpg", a_tile())]))
+    for signature, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        place = encrypted.index(signature) + offset
+        encrypted[place : place + 2] = struct.pack("<H", 1)
+    batch = run(model, shelf, [upload("bomb.zip", bomb), upload("secret.zip", bytes(encrypted))])
+    rows = {row.result.file: row.result for row in batch.rows}
+    assert rows["good.jpg"].verdict in ("good", "defect")
+    assert "unpacks to 30 MB" in rows["bomb.png"].error
+    assert "encrypted" in rows["secret.jpg"].error
+
+
+def test_stop_keeps_what_is_done(model, shelf, upload):
+    content = zipped([(f"{number}.jpg", a_tile()) for number in range(40)])
+    with shelf.turns.take():
+        batch = Batch(model, shelf.turns, Folder([upload("parts.zip", content)], 100, 32), PERCENT)
+        while len(shelf.turns._waiting) < 2:  # the first pictures are read and wait for their turn
+            time.sleep(0.01)
+        batch.stop()
+    batch.wait()
+    assert 1 <= len(batch.rows) < 40
+    assert list(read_table(batch)) == [row.result.file for row in batch.rows]
+    with zipfile.ZipFile(batch.archive) as archive:
+        assert len(archive.namelist()) == 2 * len(batch.rows)
+        assert archive.testzip() is None
+
+
+def test_batch_refuses_too_many_none_and_a_rate_out_of_range(model, shelf, upload):
+    tile = upload("a.jpg", a_tile())
+    with refused(ValueError, "more than 2 pictures"):
+        Folder([tile] * 3, 2, 32)
+    with refused(ValueError, "more than 2 pictures"):  # the fourth is not even looked at
+        Folder([*[tile] * 3, {"path": "/missing"}], 2, 32)
+    with refused(ValueError, "no pictures"):
+        Folder([], 2, 32)
+    for percent in (0, 101, "much", None, True):
+        with refused(ValueError, "false alarm rate"):
+            Batch(model, shelf.turns, Folder([tile], 2, 32), percent)
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+1", "-1.png", "@a", "\t=1"])
+def test_no_cell_is_a_formula(text):
+    assert as_text_cell(text) == "'" + escaped(text)
+    cells = ScoreRow(text, "unreadable", error=f"{text} is damaged.").cells()
+    assert cells["file"][0] == cells["error"][0] == "'"
+
+
+def test_plain_text_and_negative_scores_are_written_as_they_are():
+    cells = ScoreRow("a-1=2.png", "good", -0.25, 0.5, 3, 0.125).cells()
+    assert cells == dict(zip(COLUMNS, ["a-1=2.png", "good", "-0.2500", "0.5000", "3", "0.125000", ""], strict=True))
+
+
+# Drift
+
+
+def test_p_values_are_uniform_without_a_shift_though_defects_are_among_the_scores():
+    random = np.random.default_rng(0)
+    p_values = []
+    for _ in range(400):
+        ranked = random.normal(size=200)
+        threshold = np.sort(ranked)[-10]
+        scores = np.concatenate([random.normal(size=100), random.normal(8, 1, size=40)])
+        p_values.append(drift_test(scores, ranked, threshold))
+    for level in (0.05, 0.25, 0.5, 0.75):
+        assert np.mean(np.array(p_values) <= level) == pytest.approx(level, abs=0.06)
+
+
+def test_a_shift_has_a_small_p_value():
+    random = np.random.default_rng(1)
+    ranked = random.normal(size=200)
+    threshold = np.sort(ranked)[-4]
+    assert drift_test(random.normal(0.8, 1, size=80), ranked, threshold) < 1e-3
+    assert drift_test(random.normal(-0.8, 1, size=80), ranked, threshold) < 1e-3
+
+
+def test_too_few_accepted_scores_have_no_p_value():
+    ranked = np.linspace(-1, 1, 50)
+    few = np.concatenate([np.zeros(MIN_SCORES - 1), np.full(50, 9.0)])
+    assert drift_test(few, ranked, 1.0) is None
+    assert drift_test(np.append(few, 0.0), ranked, 1.0) is not None
+    assert drift_test([], ranked, 1.0) is None
+
+
+class _EndedBatch:
+    def __init__(self, scores, defects):
+        self.scores, self._defects = np.array(scores), defects
+
+    def count(self, verdict):
+        return {"defect": self._defects}[verdict]
+
+
+def test_drift_is_said_in_plain_words_with_its_p_value():
+    batch = _EndedBatch(np.zeros(30), 2)
+    assert "Warning" in drift_words(batch, 0.002)
+    assert "p-value 0.002" in drift_words(batch, 0.002)
+    assert "No sign" in drift_words(batch, 0.3)
+    assert "p-value 0.3" in drift_words(batch, 0.3)
+    assert "Too few" in drift_words(_EndedBatch(np.zeros(5), 0), None)
+    assert "Most pictures are rejected" in drift_words(_EndedBatch(np.zeros(30), 28), None)
+
+
+def test_histogram_counts_every_score_once_and_splits_at_the_threshold():
+    good, batch = np.linspace(-1, 1, 101), np.array([-3.0, 0.0, 0.9, 0.95, 500.0])
+    edges, expected, found = score_bins(good, batch, 0.9)
+    assert len(expected) == len(found) == BINS
+    assert expected.sum() == pytest.approx(1)
+    assert found.sum() == pytest.approx(1)
+    assert found[edges[:-1] >= 0.9 - 1e-9].sum() == pytest.approx(2 / 5)
+    assert found[-1] == pytest.approx(1 / 5)
+    assert "rejected above 0.90" in histogram_svg(good, batch, 0.9)
+
+
+# The remedy
+
+
+def test_recalibration_is_a_new_model_that_loads_again_and_leaves_the_old_one(shelf, model, upload, tmp_path):
+    files = find_images(TILES / "train")[:10]
+    darker = [upload(path.stem + ".png", shaded(path)) for path in files[:2]]
+    members = zipped([(f"sub/{path.stem}.png", shaded(path)) for path in files[2:]])
+    folder = Folder([*darker, upload("more.zip", members)], 100, 32)
+    before = model.scoring(read_image(files[0])).anomaly_score[0]
+    recalibration = Recalibration(model, shelf, folder, list(range(10)), tmp_path)
+    seen = list(recalibration.watch())
+    name = recalibration.result()
+    assert name == "tiny, recalibrated"
+    assert name in shelf.names
+    assert any(total and 0 < measured <= total for measured, total, _ in seen)
+    assert "10 good pictures" in recalibration.promise
+    assert model.scoring(read_image(files[0])).anomaly_score[0] == before
+    new = shelf.get(name)
+    assert new.scoring.calibration.config.num_ranked == 10
+    dark = Image.open(io.BytesIO(shaded(files[0])))
+    assert abs(new.scoring(dark).anomaly_score[0]) < abs(model.scoring(dark).anomaly_score[0])
+    loaded = AnomalyScoringPipeline.from_pretrained(tmp_path / "tiny-recalibrated")
+    np.testing.assert_array_equal(loaded(dark).anomaly_score, new.scoring(dark).anomaly_score)
+
+
+def test_stopped_recalibration_leaves_nothing_and_too_few_pictures_are_refused(shelf, model, upload, tmp_path):
+    folder = Folder([upload("parts.zip", zipped([(f"{n}.jpg", a_tile()) for n in range(8)]))], 100, 32)
+    names = shelf.names
+    with shelf.turns.take():
+        recalibration = Recalibration(model, shelf, folder, list(range(8)), tmp_path / "models")
+        recalibration.stop()
+    assert recalibration.result() is None
+    assert shelf.names == names
+    assert not (tmp_path / "models").exists()
+    with refused(ValueError, "7 readable pictures", "at least 8"):
+        Recalibration(model, shelf, folder, list(range(7)), tmp_path / "models")
+
+
+def test_recalibration_that_fails_at_its_end_leaves_no_folder(shelf, model, upload, tmp_path, monkeypatch):
+    def fail(*_):
+        raise ValueError("the disk is full.")
+
+    monkeypatch.setattr(shelf, "add", fail)
+    files = find_images(TILES / "train")[:8]
+    folder = Folder([upload(path.name, path) for path in files], 100, 32)
+    with refused(ValueError, "full"):
+        Recalibration(model, shelf, folder, list(range(8)), tmp_path / "models").result()
+    assert list((tmp_path / "models").iterdir()) == []

@@ -1,0 +1,134 @@
+"""The tabs Inspect and Repair as a user meets them: a real browser, real files in and out."""
+
+import json
+
+import numpy as np
+import pytest
+from paths import TILE
+from PIL import Image
+
+
+@pytest.fixture
+def scratched_file(scratched, tmp_path):
+    path = tmp_path / "scratched tile.png"
+    Image.fromarray(scratched).save(path)
+    return path
+
+
+def choose(page, path):
+    """Choose a file on the tab Inspect and wait for the verdict."""
+    page.locator("input[type=file]").first.set_input_files(str(path))
+    page.wait_for_selector("#verdict >> text=Score")
+
+
+@pytest.mark.parametrize("name", ["phone.HEIC", "scan.jp2", "frame.tga", "camera.tif"])
+def test_formats_that_a_browser_does_not_know_are_inspected_too(browser_page, scratched, tmp_path, name):
+    pillow_heif = pytest.importorskip("pillow_heif")
+    pillow_heif.register_heif_opener()
+    Image.fromarray(scratched).save(tmp_path / name, format="HEIF" if name.endswith("HEIC") else None)
+    choose(browser_page, tmp_path / name)
+    assert "Accepted" in (said := browser_page.locator("#verdict").inner_text()) or "Rejected" in said
+
+
+def set_percent(page, percent):
+    page.locator("#percent input[type=number]").fill(str(percent))
+    page.locator("#percent input[type=number]").press("Enter")
+
+
+def saved(page, link, folder):
+    """The file behind a download link."""
+    with page.expect_download() as download:
+        link.click()
+    target = folder / download.value.suggested_filename
+    download.value.save_as(target)
+    return target
+
+
+def test_slider_moves_verdict_and_files_hold_what_is_shown(browser_page, shelf, scratched, scratched_file, tmp_path):
+    choose(browser_page, scratched_file)
+    set_percent(browser_page, 20)
+    browser_page.wait_for_selector("#verdict >> text=about 20 are rejected")
+    assert "Rejected" in browser_page.locator("#verdict").inner_text()
+    output = shelf.get("tiny").scoring(scratched, false_alarm_rate=0.2)
+    assert f"{output.pred_mask[0].sum():,} pixels" in browser_page.locator("#verdict").inner_text()
+    browser_page.locator("#prepare").click()
+    links = browser_page.locator("#files a[download]")
+    links.first.wait_for()
+    files = {path.name: path for path in (saved(browser_page, link, tmp_path) for link in links.all())}
+    assert sorted(files) == [
+        f"scratched tile{ending}" for ending in ("-map-16bit.png", "-map.npy", "-mask.png", "-overlay.png", ".json")
+    ]
+    mask = np.asarray(Image.open(files["scratched tile-mask.png"]))
+    np.testing.assert_array_equal(mask > 0, output.pred_mask[0])
+    anomaly_map = np.load(files["scratched tile-map.npy"])
+    np.testing.assert_allclose(anomaly_map, output.anomaly_map[0], atol=1e-5)
+    numbers = json.loads(files["scratched tile.json"].read_text())
+    assert numbers["anomaly_score"] == pytest.approx(output.anomaly_score[0], abs=1e-5)
+    deep = np.asarray(Image.open(files["scratched tile-map-16bit.png"])).astype(float)
+    restored = deep / 65535 * numbers["map_16_bit_maximum"]
+    inside = (anomaly_map > 0) & (anomaly_map < numbers["map_16_bit_maximum"])
+    np.testing.assert_allclose(restored[inside], anomaly_map[inside], atol=1e-3)
+
+
+def test_good_part_is_accepted_and_nothing_is_offered_before_a_picture(browser_page):
+    assert browser_page.locator("#to-repair").is_disabled()
+    choose(browser_page, TILE)
+    assert "Accepted" in browser_page.locator("#verdict").inner_text()
+    assert browser_page.locator("#to-repair").is_enabled()
+
+
+def test_file_that_is_no_picture_gets_a_sentence_and_the_page_goes_on(browser_page, tmp_path):
+    (tmp_path / "notes.png").write_text("no picture")
+    browser_page.locator("input[type=file]").first.set_input_files(str(tmp_path / "notes.png"))
+    browser_page.wait_for_selector("text=notes.png is not a picture in a known format.")
+    browser_page.get_by_label("Remove Image").first.click()
+    choose(browser_page, TILE)
+
+
+def test_defect_is_repaired_and_the_mask_can_be_emptied(browser_page, scratched_file):
+    choose(browser_page, scratched_file)
+    set_percent(browser_page, 20)
+    browser_page.wait_for_selector("#verdict >> text=about 20 are rejected")
+    browser_page.locator("#to-repair").click()
+    browser_page.wait_for_selector("#repair-words >> text=The coloured area is what inspecting finds")
+    browser_page.locator("#repair:enabled").click()
+    browser_page.wait_for_selector("#repair-words >> text=were drawn anew")
+    browser_page.locator("#stop-repair:disabled").wait_for()
+    browser_page.locator("#mask").get_by_label("Clear canvas").click()
+    browser_page.locator("#repair:enabled").click()
+    browser_page.wait_for_selector("#repair-words >> text=Nothing is marked")
+
+
+def test_repair_stops_when_asked(browser_page, scratched_file):
+    choose(browser_page, scratched_file)
+    set_percent(browser_page, 20)
+    browser_page.wait_for_selector("#verdict >> text=about 20 are rejected")
+    browser_page.locator("#to-repair").click()
+    browser_page.locator("#repair:enabled").click()
+    browser_page.locator("#stop-repair:enabled").click()
+    browser_page.wait_for_selector("#repair-words >> text=Score")
+    browser_page.locator("#repair:enabled").wait_for()
+
+
+def test_page_fits_a_dark_phone_and_scrolls_to_the_verdict(browser_page, page_url, scratched_file):
+    browser_page.set_viewport_size({"width": 390, "height": 844})
+    browser_page.goto(f"{page_url}?__theme=dark")
+    choose(browser_page, scratched_file)
+    browser_page.wait_for_function("document.querySelector('#verdict').getBoundingClientRect().top < 400")
+    assert browser_page.evaluate("document.documentElement.scrollWidth") <= 390
+    background = browser_page.evaluate("getComputedStyle(document.querySelector('gradio-app')).backgroundColor")
+    assert max(int(level) for level in background.removeprefix("rgb(").rstrip(")").split(",")) < 60
+
+
+def test_page_is_used_by_keyboard(browser_page, scratched_file):
+    choose(browser_page, scratched_file)
+    slider = browser_page.locator("#percent input[type=range]")
+    before = slider.input_value()
+    slider.focus()
+    browser_page.keyboard.press("End")
+    browser_page.wait_for_selector("#verdict >> text=about 20 are rejected")
+    assert float(slider.input_value()) > float(before)
+    browser_page.get_by_role("tab", name="Inspect").focus()
+    browser_page.keyboard.press("Tab")
+    browser_page.keyboard.press("Enter")
+    browser_page.wait_for_selector("#mask")

@@ -1,0 +1,370 @@
+"""Training: real `accelerate launch` runs that finish, resume, refuse and learn."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from diffusers import UNet2DModel
+from launching import NETWORK, TINY, TWELVE_STEPS, launch, train
+from paths import TILES
+from pickle_bomb import write_bomb
+from PIL import Image
+from safetensors.torch import load_file, save
+from sentences import assert_sentence
+from sklearn.metrics import roc_auc_score
+
+from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
+from training.data.good_images import GoodImages
+from training.data.layouts import find_good_images
+from training.data.splits import hold_out
+from training.fitting.calibration_fit import fit_calibration
+from training.records.progress import read_progress, separation_curve
+from training.train import main
+
+TIMESTEPS = [5, 50, 100]
+
+
+def test_a_run_ends_as_a_complete_pipeline_that_loads_and_scores(finished):
+    pipe = AnomalyScoringPipeline.from_pretrained(finished)
+    assert pipe.resolution == 64
+    assert pipe.unet.config.out_channels == 2 * 48 + 192
+    assert not pipe.unet.training
+    tiles = [Image.open(path) for path in find_good_images(TILES)[:3]]
+    output = pipe(tiles)
+    assert [anomaly_map.shape for anomaly_map in output.anomaly_map] == [(tile.height, tile.width) for tile in tiles]
+    assert np.isfinite(output.anomaly_score).all()
+    names = {path.name for path in finished.iterdir()}
+    assert {"README.md", "model_index.json", "pipeline_anomaly_scoring.py", "unet", "calibration"} <= names
+    assert not [name for name in names if name.startswith(".")]
+
+
+def test_a_run_keeps_the_checkpoints_it_was_told_to_keep(finished):
+    assert sorted(path.name for path in finished.glob("checkpoint-*")) == ["checkpoint-10", "checkpoint-12"]
+
+
+def test_a_run_writes_no_pickle(finished):
+    suffixes = {path.suffix for path in finished.rglob("*") if path.is_file()}
+    assert suffixes == {".safetensors", ".json", ".jsonl", ".md", ".py", ".html"}
+
+
+def test_the_pipeline_holds_the_moving_average_of_the_weights_and_not_the_last_ones(finished):
+    checkpoint = finished / "checkpoint-12"
+    last = load_file(checkpoint / "model.safetensors")
+    average = load_file(checkpoint / "ema.safetensors")
+    average = [average[str(index)] for index in range(len(average))]
+    shipped = dict(AnomalyScoringPipeline.from_pretrained(finished).unet.named_parameters())
+    assert len(shipped) == len(average)
+    for (name, parameter), averaged in zip(shipped.items(), average, strict=True):
+        assert torch.equal(parameter, averaged.half().float()), name
+    assert any(not torch.equal(parameter, last[name].half().float()) for name, parameter in shipped.items())
+
+
+def test_held_out_pictures_calibrate_and_are_named_in_the_record(finished):
+    files = find_good_images(TILES)
+    held_out = hold_out(files, 0.25, 0)[1]
+    record = json.loads((finished / "training.json").read_text())
+    assert record["held_out"] == {TILES.name: [path.name for path in held_out]}
+    assert record["settings"]["max_train_steps"] == 12
+    pipe = AnomalyScoringPipeline.from_pretrained(finished)
+    assert pipe.calibration.config.num_ranked == len(held_out) == 6
+    expected = fit_calibration(pipe, held_out, TIMESTEPS)
+    torch.testing.assert_close(pipe.calibration.part_scores, expected.part_scores, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(pipe.calibration.kl_mean, expected.kl_mean, atol=1e-5, rtol=1e-3)
+
+
+def test_a_run_in_bfloat16_is_calibrated_in_float32(environment, tmp_path):
+    arguments = ["--train_data_dir", TILES, "--output_dir", tmp_path, *TINY, "--max_train_steps", "2"]
+    done = train(environment, *arguments, "--mixed_precision", "bf16")
+    assert done.returncode == 0, done.stderr
+    pipe = AnomalyScoringPipeline.from_pretrained(tmp_path, mixed_precision="no")
+    expected = fit_calibration(pipe, hold_out(find_good_images(TILES), 0.25, 0)[1], TIMESTEPS)
+    torch.testing.assert_close(pipe.calibration.kl_mean, expected.kl_mean, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(pipe.calibration.part_scores, expected.part_scores, atol=1e-4, rtol=1e-4)
+
+
+def test_contrast_and_feature_statistics_are_those_of_the_training_pictures(finished):
+    images = GoodImages(hold_out(find_good_images(TILES), 0.25, 0)[0], 64)
+    samples = torch.stack([images[index] for index in range(len(images))])
+    pipe = AnomalyScoringPipeline.from_pretrained(finished)
+    assert pipe.config.data_mean == pytest.approx(samples.mean().item(), abs=1e-5)
+    within_pictures = (samples - samples.mean(dim=(2, 3), keepdim=True)).square().mean().sqrt().item()
+    assert pipe.config.data_std == pytest.approx(within_pictures, rel=1e-3)
+    features = pipe.feature_extractor(samples)
+    # the backbone was rounded to what is stored after its statistics were measured
+    torch.testing.assert_close(features.mean(dim=(0, 2, 3)), torch.zeros(192), atol=0.1, rtol=0)
+    torch.testing.assert_close(features.std(dim=(0, 2, 3)), torch.ones(192), atol=0.1, rtol=0)
+
+
+# refusals
+
+
+def bad_input(name, tmp_path):
+    """Arguments of a run that cannot start, and words that its refusal has to hold."""
+    folder, output_dir = tmp_path / "pictures", tmp_path / "out"
+    folder.mkdir()
+    if name == "no folder":
+        folder.rmdir()
+    elif name == "text files":
+        for index in range(20):
+            (folder / f"{index}.txt").write_text("text")
+    elif name == "three pictures":
+        for path in find_good_images(TILES)[:3]:
+            shutil.copy(path, folder)
+    elif name != "empty folder":
+        folder = TILES
+    if name == "output below a file":
+        (tmp_path / "regular").write_text("file")
+        output_dir = tmp_path / "regular" / "out"
+    options, words = {
+        "three pictures": ([], [" 3 ", "8"]),
+        "output below a file": ([], [str(output_dir)]),
+        "alpha 2": (["--alpha", "2"], ["alpha", "2"]),
+        "timestep twice": (["--timesteps", "5", "5"], ["timesteps", "5"]),
+        "timestep 1000": (["--timesteps", "1000"], ["timesteps", "1000"]),
+        "eleven timesteps": (["--timesteps", *map(str, range(11))], ["timesteps", "11", "at most 10"]),
+        "no steps": (["--max_train_steps", "0"], ["max_train_steps", "0"]),
+        "odd resolution": (["--resolution", "100"], ["resolution", "100"]),
+        "unknown backbone": (["--feature_extractor", "efficientnet_lite99"], ["efficientnet_lite99"]),
+        "unknown checkpoint": (["--resume_from_checkpoint", "checkpoint-7"], ["checkpoint-7"]),
+    }.get(name, ([], [str(folder)]))
+    return [
+        "--train_data_dir",
+        str(folder),
+        "--output_dir",
+        str(output_dir),
+        *TINY,
+        "--max_train_steps",
+        "1",
+        *options,
+    ], words
+
+
+@pytest.mark.usefixtures("one_core")
+@pytest.mark.parametrize(
+    "name",
+    [
+        "no folder",
+        "empty folder",
+        "text files",
+        "three pictures",
+        "output below a file",
+        "alpha 2",
+        "timestep twice",
+        "timestep 1000",
+        "eleven timesteps",
+        "no steps",
+        "odd resolution",
+        "unknown backbone",
+        "unknown checkpoint",
+    ],
+)
+def test_a_run_that_cannot_start_ends_with_a_sentence_and_has_written_nothing(name, tmp_path, capsys):
+    arguments, words = bad_input(name, tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code not in (None, 0)
+    if isinstance(ended.value.code, str):  # Python prints it and exits with status 1
+        assert_sentence(ended.value.code, *words)
+    else:
+        *usage, message = capsys.readouterr().err.splitlines()
+        assert usage[0].startswith("usage:")
+        assert all(word in message for word in ("error:", *words))
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_checkpoint_beyond_the_steps_asked_for_is_refused(tmp_path):
+    (tmp_path / "out" / "checkpoint-7").mkdir(parents=True)
+    arguments = ["--train_data_dir", str(TILES), "--output_dir", str(tmp_path / "out"), *TINY, "--max_train_steps", "6"]
+    with pytest.raises(SystemExit) as ended:
+        main([*arguments, "--resume_from_checkpoint", "latest"])
+    assert_sentence(ended.value.code, "checkpoint-7", "6")
+    assert not (tmp_path / "out" / "model_index.json").exists()
+
+
+@pytest.mark.parametrize("option", [["--lr_scheduler", "nonsense"], ["--timesteps", "5", "5"]])
+def test_an_unknown_choice_is_refused_before_anything_is_read(option, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["--train_data_dir", str(tmp_path / "none"), "--output_dir", str(tmp_path / "out"), *option])
+    assert option[0] in capsys.readouterr().err
+
+
+def test_a_launched_run_that_cannot_start_prints_its_sentence_and_no_traceback(environment, tmp_path):
+    arguments, words = bad_input("three pictures", tmp_path)
+    done = launch(environment, *arguments, quiet=True)  # without --quiet accelerate adds a traceback of its own
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr
+    assert_sentence(next(line for line in done.stderr.splitlines() if line.startswith("error:")), *words)
+    assert not (tmp_path / "out").exists()
+
+
+def edited(checkpoint, name, change):
+    """Replace a file of a checkpoint of a training by what `change` makes of its path."""
+    content = change(checkpoint / name)
+    (checkpoint / name).write_bytes(content)
+
+
+def shorter(path):
+    content = load_file(path)
+    return save({name: tensor[:1] if tensor.ndim else tensor for name, tensor in content.items()})
+
+
+FOREIGN_STATES = {
+    "weights of another shape": ("model.safetensors", shorter, ["model.safetensors"]),
+    "an average of another shape": ("ema.safetensors", shorter, ["ema.safetensors"]),
+    "moments of another shape": ("optimizer.safetensors", shorter, ["optimizer.safetensors"]),
+    "no moments": ("optimizer.safetensors", lambda _: save({}), ["optimizer.safetensors", "lacks"]),
+    "a file cut short": ("model.safetensors", lambda path: path.read_bytes()[:500], ["damaged"]),
+    "counters of text": ("state.json", lambda _: b'{"ema_step": "x"}', ["ema_step"]),
+    "no counters": ("state.json", lambda _: b"[]", ["state.json"]),
+}
+
+
+@pytest.mark.usefixtures("one_core")
+@pytest.mark.parametrize("name", FOREIGN_STATES)
+def test_a_state_that_does_not_belong_to_the_run_is_refused_in_a_sentence(name, finished, tmp_path):
+    file, change, words = FOREIGN_STATES[name]
+    checkpoint = shutil.copytree(finished / "checkpoint-10", tmp_path / "checkpoint-10")
+    edited(checkpoint, file, change)
+    assert_refused(checkpoint, "checkpoint-10", *words)
+
+
+def assert_refused(checkpoint, *words):
+    arguments = ["--train_data_dir", str(TILES), "--output_dir", str(checkpoint.parent / "out"), *TWELVE_STEPS]
+    with pytest.raises(SystemExit) as ended:
+        main([*arguments, "--resume_from_checkpoint", str(checkpoint)])
+    assert_sentence(ended.value.code, "error: ", *words)
+
+
+@pytest.mark.usefixtures("one_core")
+@pytest.mark.parametrize("name", ["random_states_0.pkl", "custom_checkpoint_0.pkl", "optimizer.bin", "scheduler.bin"])
+def test_a_pickle_in_a_strangers_checkpoint_is_refused_by_name_and_leaves_no_mark(name, finished, tmp_path):
+    checkpoint = shutil.copytree(finished / "checkpoint-10", tmp_path / "checkpoint-10")
+    write_bomb(checkpoint / name, tmp_path / "marker")
+    assert_refused(checkpoint, name, "pickle")
+    (checkpoint / "model.safetensors").unlink()
+    assert_refused(checkpoint, name, "pickle")
+    assert not (tmp_path / "marker").exists()
+    assert not (tmp_path / "out").exists()
+
+
+# learning
+
+
+@pytest.fixture(scope="module")
+def trained_folder(environment, tmp_path_factory):
+    """The output folder of a small pipeline trained for seconds on 18 real tiles with ImageNet features."""
+    output_dir = tmp_path_factory.mktemp("trained") / "out"
+    settings = ["--block_out_channels", "32", "64", "--train_batch_size", "8", "--max_train_steps", "200"]
+    settings += ["--learning_rate", "2e-3", "--lr_warmup_steps", "10", "--validation_steps", "20", "--no-report"]
+    done = train(environment, "--train_data_dir", TILES, "--output_dir", output_dir, *NETWORK, *settings)
+    assert done.returncode == 0, done.stderr
+    return output_dir
+
+
+@pytest.fixture(scope="module")
+def trained(trained_folder):
+    """The pipeline of it."""
+    pipe = AnomalyScoringPipeline.from_pretrained(trained_folder)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="module")
+def held_out_files():
+    """The six good tiles that calibrated the run."""
+    return hold_out(find_good_images(TILES), 0.25, 0)[1]
+
+
+@pytest.fixture(scope="module")
+def untrained(trained, held_out_files):
+    """The same pipeline with a UNet that has learned nothing, calibrated on the same pictures."""
+    torch.manual_seed(0)
+    pipe = AnomalyScoringPipeline(
+        UNet2DModel.from_config(trained.unet.config).eval(),
+        trained.scheduler,
+        trained.feature_extractor,
+        data_mean=trained.config.data_mean,
+        data_std=trained.config.data_std,
+    )
+    pipe.register_modules(calibration=fit_calibration(pipe, held_out_files, TIMESTEPS))
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="module")
+def unseen_tiles(held_out_files):
+    """Nine good tiles that the network has not seen."""
+    return [Image.open(path).convert("L") for path in [*held_out_files, *sorted((TILES / "test" / "good").iterdir())]]
+
+
+def test_a_network_that_learns_finds_synthetic_defects_better(trained_folder):
+    assert not (trained_folder / "report.html").exists()
+    curve = separation_curve(read_progress(trained_folder))
+    assert curve["step"] == list(range(20, 201, 20))
+    assert curve["kl_pixel_auroc"][-1] > curve["kl_pixel_auroc"][0] + 0.05
+    assert curve["features_pixel_auroc"][-1] > curve["features_pixel_auroc"][0]
+
+
+def plant_blob(tile, rng, brightness):
+    """Darken an ellipse of a quarter of the tile's height and width; return the picture and the ellipse as a mask."""
+    pixels = np.asarray(tile, np.float32).copy()
+    height, width = pixels.shape
+    row, column = rng.uniform(0.25, 0.75, 2) * (height, width)
+    rows, columns = np.mgrid[:height, :width]
+    mask = ((rows - row) / (0.12 * height)) ** 2 + ((columns - column) / (0.12 * width)) ** 2 < 1
+    pixels[mask] *= brightness
+    return Image.fromarray(pixels.astype(np.uint8)), mask
+
+
+def auroc(pipe, clean, planted):
+    scores = np.concatenate([pipe(clean).anomaly_score, pipe(planted).anomaly_score])
+    return roc_auc_score([0] * len(clean) + [1] * len(planted), scores)
+
+
+@pytest.fixture(scope="module")
+def planted(unseen_tiles):
+    """Each unseen tile three times with a dark blob: pictures and masks."""
+    rng = np.random.default_rng(0)
+    pictures = [plant_blob(tile, rng, 0.6) for tile in unseen_tiles for _ in range(3)]
+    return [picture for picture, _ in pictures], [mask for _, mask in pictures]
+
+
+def test_training_lowers_the_errors_on_good_pictures_it_has_not_seen(trained, untrained, held_out_files):
+    images = GoodImages(held_out_files, 64)
+    samples = torch.stack([images[index] for index in range(len(images))])
+    noise = trained.calibration.noise_fields(TIMESTEPS)
+    kl, feature_error = (maps.mean(dim=(0, 2, 3)) for maps in trained.measure(samples, TIMESTEPS, noise, "no")[:2])
+    blank_kl, blank_error = (
+        maps.mean(dim=(0, 2, 3)) for maps in untrained.measure(samples, TIMESTEPS, noise, "no")[:2]
+    )
+    assert (feature_error < 0.75 * blank_error).all()
+    assert (feature_error < 0.85).all()  # 1 is what predicting the mean of every feature costs
+    assert (kl < 0.95 * blank_kl).all()
+
+
+def test_a_planted_defect_raises_the_score_above_that_of_clean_tiles(trained, unseen_tiles, planted):
+    pictures, _ = planted
+    assert auroc(trained, unseen_tiles, pictures) >= 0.9
+    clean, defective = trained(unseen_tiles).anomaly_score, trained(pictures).anomaly_score
+    assert np.mean(defective.reshape(-1, 3) > clean[:, None]) >= 0.9
+
+
+def test_the_map_is_higher_inside_a_planted_defect_than_outside(trained, planted):
+    pictures, masks = planted
+    maps = trained(pictures).anomaly_map
+    contrast = [
+        anomaly_map[mask].mean() - anomaly_map[~mask].mean() for anomaly_map, mask in zip(maps, masks, strict=True)
+    ]
+    assert np.mean(np.array(contrast) > 0) >= 0.9
+    assert np.median(contrast) > 2
+    peaks = [mask[np.unravel_index(m.argmax(), m.shape)] for m, mask in zip(maps, masks, strict=True)]
+    assert np.mean(peaks) >= 0.7
+
+
+def test_training_finds_faint_defects_that_the_backbone_alone_does_not(trained, untrained, unseen_tiles):
+    rng = np.random.default_rng(1)
+    faint = [plant_blob(tile, rng, 0.75)[0] for tile in unseen_tiles for _ in range(3)]
+    assert auroc(trained, unseen_tiles, faint) > auroc(untrained, unseen_tiles, faint) + 0.05

@@ -1,0 +1,268 @@
+"""Options of `training/train.py`: names as in diffusers' training examples, defaults from a preset."""
+
+import argparse
+import sys
+
+from diffusers.optimization import SchedulerType
+
+from pipelines.score_calibration import MAX_TIMESTEPS
+from training.cli.data_arguments import (
+    add_hub_options,
+    add_hub_token,
+    add_num_workers,
+    check_hub_options,
+    settle_num_workers,
+)
+from training.cli.settings_file import as_arguments, read_settings
+from training.data.groups import HELP as GROUPS_HELP
+from training.data.image_stream import SAMPLE_SIZE, SHUFFLE_BUFFER
+from training.data.layouts import ALL_GOOD_HELP
+
+PRESETS = {
+    "balanced": {
+        "resolution": 256,
+        "patch_size": 8,
+        "feature_grid": 32,
+        "block_out_channels": [128, 160, 192],
+        "prediction_type": "sample",
+        "snr_gamma": 20.0,
+        "layers_per_block": 1,
+        "feature_extractor": "tf_efficientnet_lite0",
+        "train_batch_size": 8,
+        "max_train_steps": 4000,
+        "learning_rate": 4e-4,
+        "normalize_contrast": True,
+        "low_noise_share": 0.5,
+        "validation_steps": 100,
+    },
+    "paper": {
+        "resolution": 256,
+        "patch_size": 1,
+        "feature_grid": 64,
+        "prediction_type": "epsilon",
+        "snr_gamma": None,
+        "block_out_channels": [128, 128, 256, 256, 512, 512],
+        "layers_per_block": 2,
+        "feature_extractor": "tf_efficientnet_b4",
+        "train_batch_size": 2,
+        "max_train_steps": 10000,
+        "learning_rate": 1e-4,
+        "normalize_contrast": False,
+        "low_noise_share": 0.0,
+        "validation_steps": 500,
+    },
+}
+PRESETS["fast"] = PRESETS["balanced"] | {"max_train_steps": PRESETS["balanced"]["max_train_steps"] // 4}
+PRESETS["fine"] = PRESETS["balanced"] | {"resolution": 512, "patch_size": 16}
+"""balanced: two CPU cores with bfloat16 in hardware train it in half an hour. fast: the same in a quarter of the steps.
+fine: pictures and the UNet's patches twice as large, so that features are finer and the UNet's work is the same. paper:
+the paper's network and settings, for a GPU."""
+
+DEFAULT_PRESET = "balanced"
+
+CALIBRATION_FRACTION = 0.25
+
+STREAMING = (
+    "read the data set while training instead of downloading it first, for sets larger than the disk. The "
+    f"first {SAMPLE_SIZE} pictures of a shuffled pass are kept: --calibration_fraction of these is held out, and "
+    "statistics and references are fitted to the others. Pictures are shuffled by runs of files and in a buffer "
+    f"of {SHUFFLE_BUFFER} rows, not over the whole set. A resumed run reads again what it had read, at most two "
+    "passes, and goes on with the same sequence, if the version of datasets is the same; of several processes the "
+    "first reads for all"
+)
+"""What `--streaming` does here."""
+
+
+def parse_args(argv=None):
+    """Parse the command line; what a preset or a file of settings fixes can be overridden one by one."""
+    parser = _build_parser()
+    argv = _with_settings_file(parser, sys.argv[1:] if argv is None else list(argv))
+    preset = parser.parse_known_args(argv)[0].preset
+    parser.set_defaults(**PRESETS[preset])
+    args = parser.parse_args(argv)
+    _check(parser, args)
+    settle_num_workers(args)
+    return args
+
+
+def _with_settings_file(parser, argv):
+    """The command line with the settings of `--config`, if it is given, before its own."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--config")
+    path = first.parse_known_args(argv)[0].config
+    if path is None:
+        return argv
+    try:
+        return [*as_arguments(read_settings(path), parser, path), *argv]
+    except ValueError as error:
+        parser.error(str(error))
+
+
+def _build_parser():
+    parser = argparse.ArgumentParser(
+        description="Train a diffusion model on pictures of good parts and calibrate it on held-out ones.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument(
+        "--config",
+        help="YAML or JSON file of settings, or the training.json of a checkpoint; options given beside it override it",
+    )
+    data = parser.add_argument_group("data")
+    data.add_argument(
+        "--train_data_dir",
+        nargs="+",
+        help="folder of good pictures, or a category of a data set in a layout that is understood, such as MVTec-AD's "
+        "(its train/good is used); several make one model for several categories, each named after its folder",
+    )
+    add_hub_options(data, STREAMING)
+    data.add_argument("--all_good", action="store_true", help=ALL_GOOD_HELP)
+    data.add_argument("--groups", help=GROUPS_HELP)
+    data.add_argument("--group_column", help="column of a data set of the Hub that says which part a picture shows")
+    data.add_argument("--output_dir", required=True, help="folder of the finished pipeline and of its checkpoints")
+    data.add_argument("--resolution", type=int, help="pictures are squashed to this square (see the preset)")
+    data.add_argument("--rotation_degrees", type=float, default=5.0, help="largest random rotation either way")
+    data.add_argument(
+        "--calibration_fraction",
+        type=float,
+        default=CALIBRATION_FRACTION,
+        help="share of the good pictures held out for calibration",
+    )
+    add_num_workers(data)
+
+    model = parser.add_argument_group("model (defaults from the preset)")
+    model.add_argument(
+        "--preset",
+        choices=sorted(PRESETS),
+        default=DEFAULT_PRESET,
+        help="balanced for a CPU; fast: the same in a quarter of the steps; fine: pictures twice as large, for small "
+        "defects; paper: the paper's network, for a GPU",
+    )
+    model.add_argument(
+        "--init_from",
+        help="finished checkpoint, a folder or a Hub id, to start from: to train it further, or on more categories, "
+        "where the folders of the old ones are named too; its feature extractor is kept",
+    )
+    model.add_argument("--patch_size", type=int, help="pixel-unshuffle factor of the UNet's input")
+    model.add_argument("--block_out_channels", type=int, nargs="+", help="UNet channels per level")
+    model.add_argument("--layers_per_block", type=int, help="residual blocks per UNet level")
+    model.add_argument("--feature_extractor", help="timm model, or a checkpoint's feature_extractor folder")
+    model.add_argument(
+        "--feature_strides",
+        type=int,
+        nargs="+",
+        default=[2, 4, 8, 16],
+        help="feature maps of a timm model that are used; a checkpoint's extractor keeps its own",
+    )
+    model.add_argument("--feature_grid", type=int, help="height and width of the features")
+    model.add_argument(
+        "--prediction_type", choices=["epsilon", "sample"], help="what the UNet predicts: the noise or x_0"
+    )
+    model.add_argument(
+        "--normalize_contrast",
+        action=argparse.BooleanOptionalAction,
+        help="bring the good pictures to standard deviation 0.5 before noise is added",
+    )
+
+    loss = parser.add_argument_group("loss")
+    loss.add_argument("--vlb_weight", type=float, default=0.001, help="weight of the variational bound")
+    loss.add_argument("--feature_weight", type=float, default=1.0, help="weight of the feature loss (Eq. 10)")
+    loss.add_argument("--snr_gamma", type=float, help="min-SNR weighting of the noise's error (see the preset)")
+    loss.add_argument("--low_noise_share", type=float, help="share of timesteps drawn below --low_noise_limit")
+    loss.add_argument("--low_noise_limit", type=int, default=200, help="see --low_noise_share")
+
+    optimisation = parser.add_argument_group("optimisation")
+    optimisation.add_argument("--train_batch_size", type=int, help="pictures per process and step")
+    optimisation.add_argument("--max_train_steps", type=int, help="optimizer steps")
+    optimisation.add_argument("--gradient_accumulation_steps", type=int, default=1, help="batches per optimizer step")
+    optimisation.add_argument("--learning_rate", type=float, help="peak learning rate")
+    schedules = [schedule.value for schedule in SchedulerType if schedule.value != "piecewise_constant"]
+    optimisation.add_argument("--lr_scheduler", default="cosine", choices=schedules, help="how the rate is annealed")
+    optimisation.add_argument("--lr_warmup_steps", type=int, default=100, help="steps of linear warm-up")
+    optimisation.add_argument("--adam_weight_decay", type=float, default=1e-2, help="AdamW's weight decay")
+    optimisation.add_argument("--max_grad_norm", type=float, default=1.0, help="gradient norm is clipped to this")
+    optimisation.add_argument("--ema_max_decay", type=float, default=0.9999, help="largest decay of the weights' EMA")
+    optimisation.add_argument(
+        "--gradient_checkpointing",
+        action="store_true",
+        help="compute the UNet's activations again for the backward pass instead of keeping them: slower, less memory",
+    )
+    optimisation.add_argument(
+        "--mixed_precision",
+        choices=["auto", "no", "fp16", "bf16"],
+        default="auto",
+        help="auto: bf16 where the hardware computes in it",
+    )
+    optimisation.add_argument("--seed", type=int, default=0, help="split, weights, noise and augmentation follow it")
+
+    scoring = parser.add_argument_group("scoring (stored in the checkpoint)")
+    scoring.add_argument("--timesteps", type=int, nargs="+", default=[5, 50, 100], help="T of Eq. 11")
+    scoring.add_argument(
+        "--alpha",
+        type=float,
+        help="weight of the pixel part in the map (Eq. 11); the default is chosen on planted defects",
+    )
+
+    running = parser.add_argument_group("running")
+    running.add_argument("--checkpointing_steps", type=int, default=500, help="steps between two checkpoints")
+    running.add_argument("--checkpoints_total_limit", type=int, default=2, help="checkpoints kept")
+    running.add_argument("--resume_from_checkpoint", help="a checkpoint folder, or latest")
+    running.add_argument(
+        "--validation_steps",
+        type=int,
+        help="steps between two validations, of which one follows the last step: how well the network tells planted "
+        "defects from good pictures, on held-out ones that fit the calibration; 0 for none. It changes nothing of what "
+        "is trained. The default is the preset's",
+    )
+    running.add_argument(
+        "--report_to",
+        nargs="+",
+        help="trackers of accelerate that get losses, validations and their sheets: tensorboard, wandb, trackio or "
+        "others that it knows, or all that are installed; none by default",
+    )
+    running.add_argument("--logging_dir", default="logs", help="folder below output_dir of trackers that write files")
+    running.add_argument(
+        "--report",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="write report.html into output_dir at the end: one page to look at, with pictures of parts; never "
+        "published",
+    )
+
+    hub = parser.add_argument_group("sharing")
+    hub.add_argument("--push_to_hub", action="store_true", help="push the finished checkpoint to the Hub")
+    hub.add_argument("--hub_model_id", help="where to, organisation/name; default the output folder's name")
+    hub.add_argument("--hub_private_repo", action="store_true", default=None, help="a new repository is private")
+    add_hub_token(hub)
+    return parser
+
+
+def _check(parser, args):
+    _check_data(parser, args)
+    for name in ("train_batch_size", "max_train_steps", "gradient_accumulation_steps", "checkpointing_steps"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name} is {getattr(args, name)}; it must be at least 1")
+    if args.validation_steps < 0:
+        parser.error(f"--validation_steps is {args.validation_steps}; it must be at least 0, which is for none")
+    if not 0 < args.calibration_fraction < 1:
+        parser.error(f"--calibration_fraction is {args.calibration_fraction}; it must lie between 0 and 1")
+    if args.snr_gamma is not None and not args.snr_gamma > 0:
+        parser.error(f"--snr_gamma is {args.snr_gamma}; it must be above 0")
+    if args.alpha is not None and not 0 <= args.alpha <= 1:
+        parser.error(f"--alpha is {args.alpha}; it must lie in [0, 1]")
+    if len(set(args.timesteps)) < len(args.timesteps) or any(not 0 <= t < 1000 for t in args.timesteps):
+        parser.error(f"--timesteps are {args.timesteps}; each must lie in 0 to 999 and be given once")
+    if len(args.timesteps) > MAX_TIMESTEPS:
+        parser.error(f"--timesteps are {len(args.timesteps)}; at most {MAX_TIMESTEPS} are accepted")
+    if not 0 <= args.rotation_degrees <= 45:
+        parser.error(f"--rotation_degrees is {args.rotation_degrees}; it must lie in 0 to 45")
+
+
+def _check_data(parser, args):
+    if (args.train_data_dir is None) == (args.dataset_name is None):
+        given = "both" if args.dataset_name else "neither"
+        parser.error(f"give either --train_data_dir or --dataset_name; {given} was given")
+    check_hub_options(parser, args, "train_data_dir")
+    if args.group_column is not None and (args.dataset_name is None or args.groups is not None):
+        parser.error("--group_column belongs to --dataset_name, and is given instead of --groups")
+    if args.all_good and args.train_data_dir is None:
+        parser.error("--all_good belongs to --train_data_dir")

@@ -1,0 +1,1 @@
+"""Training itself: losses, the state of a run, what it validates, how it ends."""

@@ -1,0 +1,1 @@
+"""How well a checkpoint does on labelled images: metrics, examples."""

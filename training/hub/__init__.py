@@ -1,0 +1,1 @@
+"""What is written for the Hub: the model card, a Space."""

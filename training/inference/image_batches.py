@@ -1,0 +1,121 @@
+"""Decoded pictures of a source in batches, for the processes of a `DataLoader`.
+
+The runs of a source are dealt out to the processes of a launch, and those of a process to its loader's workers. Each
+run is cut into parts, which are what is written at once (`score_parts.py`), and each part into batches; the pictures
+of a batch depend on the batch size alone, not on how many processes there are or where one was killed.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from pipelines.image_preprocessing import to_rgb
+from training.runtime.process import stand_back
+
+PREFETCHED = 2
+"""Batches that wait for each worker's process: pictures come at their own size."""
+
+
+@dataclass(frozen=True)
+class DecodedPicture:
+    """A picture of a source after it was read.
+
+    Args:
+        name, target (`str`): of its `SourcePicture`.
+        rgb (`np.ndarray`, *optional*): as `to_rgb` returns it; None if it cannot be read.
+        refusal (`str`): why.
+    """
+
+    name: str
+    target: str
+    rgb: np.ndarray | None
+    refusal: str = ""
+
+
+@dataclass(frozen=True)
+class PictureBatch:
+    """Pictures that are scored together.
+
+    Args:
+        run, part (`int`): where they are.
+        pictures (`list[DecodedPicture]`): in their order.
+        ends_part, ends_run (`bool`): whether they are the last ones there.
+        failure (`str`): why the source cannot be read on; the batch then is nothing else.
+    """
+
+    run: int
+    part: int
+    pictures: list
+    ends_part: bool = False
+    ends_run: bool = False
+    failure: str = ""
+
+
+class PictureBatches(IterableDataset):
+    """The batches of some runs, from where their finished parts end.
+
+    Args:
+        source: see `picture_sources.py`.
+        runs (`range`): the runs.
+        finished (`Callable[[int], tuple[int, bool]]`): number of a run's finished parts, and whether they are all.
+        part_size (`int`): pictures of a part, the last one of a run perhaps smaller.
+        batch_size (`int`): pictures of a batch, the last one of a part perhaps smaller.
+    """
+
+    def __init__(self, source, runs, finished, part_size, batch_size):
+        self.source, self.runs, self.finished = source, runs, finished
+        self.part_size, self.batch_size = part_size, batch_size
+
+    def __iter__(self):
+        worker = get_worker_info()
+        for run in self.runs if worker is None else self.runs[worker.id :: worker.num_workers]:
+            part, is_whole = self.finished(run)
+            if is_whole:
+                continue
+            try:
+                yield from self._batches(run, part)
+            except (ValueError, OSError) as error:  # a worker's exception would bring its traceback
+                yield PictureBatch(run, part, [], failure=str(error))
+                return
+
+    def _batches(self, run, part):
+        pictures = self.source.pictures(run, part * self.part_size)
+        picture, size, decoded = next(pictures, None), 0, []
+        while True:
+            if picture is not None:
+                decoded.append(_decode(picture))
+                size += 1
+                picture = next(pictures, None)  # the one before was read: a stream may be closed after its last
+            ends_run = picture is None
+            ends_part = ends_run or size == self.part_size
+            if ends_part or len(decoded) == self.batch_size:
+                yield PictureBatch(run, part, decoded, ends_part, ends_run)
+                decoded = []
+            if ends_run:
+                return
+            if ends_part:
+                part, size = part + 1, 0
+
+
+def load_batches(batches, num_workers):
+    """A `DataLoader` of `PictureBatches`, whose `num_workers` processes leave SIGTERM to this one and end with it."""
+    return DataLoader(
+        batches,
+        batch_size=None,
+        num_workers=num_workers,
+        prefetch_factor=PREFETCHED if num_workers else None,
+        collate_fn=_as_it_is,
+        worker_init_fn=stand_back,
+    )
+
+
+def _decode(picture):
+    try:
+        return DecodedPicture(picture.name, picture.target, to_rgb(picture.decode(), picture.name))
+    except ValueError as error:
+        return DecodedPicture(picture.name, picture.target, None, str(error))
+
+
+def _as_it_is(batch):
+    return batch

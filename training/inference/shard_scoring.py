@@ -1,0 +1,72 @@
+"""Score the batches of a process and write what belongs to each finished part: overlays, maps, and last its rows."""
+
+from collections import defaultdict
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from pipelines.anomaly_maps import resize_map
+from pipelines.image_preprocessing import as_uint8, misfit_of
+from rendering.heat_map import outline, overlay, saturation_of
+from training.inference.parquet_files import write_maps
+from training.inference.score_table import scored_row, unreadable_row
+from training.runtime.whole_files import whole_file
+
+OVERLAYS = "overlays"
+"""In the output folder."""
+
+
+class PartScorer:
+    """Scores batches; parts of several runs may be under way at once, each of them in its order.
+
+    Args:
+        pipe (`AnomalyScoringPipeline`): a calibrated pipeline.
+        parts (`ScoreParts`): where finished parts are kept.
+        alpha (`float`, *optional*), false_alarm_rate (`float`, *optional*): as the pipeline takes them.
+        overlays (`bool`): whether to draw heat maps over the pictures, below OUT/overlays.
+        maps (`bool`): whether to keep the anomaly maps, in OUT/maps.
+    """
+
+    def __init__(self, pipe, parts, alpha=None, false_alarm_rate=None, overlays=True, maps=False):
+        self.pipe, self.parts = pipe, parts
+        self.options = {"alpha": alpha, "false_alarm_rate": false_alarm_rate}
+        self.saturation = saturation_of(pipe) if overlays else None
+        self.keeps_maps = maps
+        self._rows, self._maps = defaultdict(list), defaultdict(list)
+
+    def score(self, batch):
+        """Score a `PictureBatch`; if it ends its part, the part is written."""
+        place = batch.run, batch.part
+        readable = [index for index, picture in enumerate(batch.pictures) if picture.rgb is not None]
+        rows = [unreadable_row(picture.name, picture.refusal) for picture in batch.pictures]
+        if readable:
+            output = self.pipe([batch.pictures[i].rgb for i in readable], batch_size=len(readable), **self.options)
+            for number, index in enumerate(readable):
+                picture, anomaly_map = batch.pictures[index], output.anomaly_map[number]
+                misfit = misfit_of(picture.rgb, self.pipe.config.white_level)
+                rows[index] = scored_row(picture.name, output, number, misfit)
+                if self.saturation is not None:
+                    self._draw(picture, anomaly_map, output.pred_mask[number])
+                if self.keeps_maps:
+                    square = resize_map(torch.from_numpy(anomaly_map), (self.pipe.resolution,) * 2)
+                    self._maps[place].append((picture.name, square.numpy()))
+        self._rows[place] += rows
+        if batch.ends_part:
+            self._write(place, batch.ends_run)
+
+    def _draw(self, picture, anomaly_map, mask):
+        shown = as_uint8(picture.rgb, self.pipe.config.white_level)
+        drawn = outline(overlay(shown, anomaly_map, self.saturation), mask)
+        path = Path(self.parts.output_dir, OVERLAYS, f"{picture.target}.png")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(path, self.parts.folder, durable=False) as stream:
+            Image.fromarray(drawn).save(stream, "PNG")
+
+    def _write(self, place, is_last):
+        maps = self._maps.pop(place, [])
+        if maps:
+            self.parts.maps.mkdir(exist_ok=True)
+            with whole_file(self.parts.maps / f"{self.parts.name(*place)}.parquet", self.parts.folder) as stream:
+                write_maps(*zip(*maps, strict=True), stream)
+        self.parts.write(*place, self._rows.pop(place), is_last)

@@ -1,1 +1,0 @@
-"""What `training/score_folder.py` is made of: where pictures come from, the parts they are scored in, the table."""

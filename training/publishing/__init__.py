@@ -1,1 +1,0 @@
-"""What `training/publish.py` sends: the model card, what was measured, what of a checkpoint goes along, a Space."""
