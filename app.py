@@ -1,4 +1,4 @@
-"""The page: inspect pictures of parts, repair them, work through batches, train on your own.
+"""The page: inspect images of parts, repair them, work through batches, train on your own.
 
     python app.py
 

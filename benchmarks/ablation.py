@@ -2,7 +2,7 @@
 
     python benchmarks/ablation.py CATEGORY [CATEGORY …]
 
-Each variant is measured on defects planted into held-out good pictures, by which it may be chosen, and on real ones,
+Each variant is measured on defects planted into held-out good images, by which it may be chosen, and on real ones,
 which only report how well that foresees them. Nothing is trained but a model that OUT/models does not hold yet.
 """
 
@@ -40,7 +40,7 @@ IMAGE_SCORES = {
 
 
 class Measured:
-    """A category's good, planted and real pictures, measured once for every noise draw."""
+    """A category's good, planted and real images, measured once for every noise draw."""
 
     def __init__(self, data):
         self.data, self.pipe = data, data.pipeline
@@ -55,7 +55,7 @@ class Measured:
 
     @torch.inference_mode()
     def _measure(self, batches, name):
-        """One `Measurement` of all pictures for each draw; the first is the checkpoint's own."""
+        """One `Measurement` of all images for each draw; the first is the checkpoint's own."""
         fields = [self.pipe.calibration.noise_fields(self.timesteps)]
         fields += [draw_noise_fields(1000 + d, self.timesteps, self.pipe.resolution) for d in range(1, NUM_DRAWS)]
         found = [[] for _ in fields]
@@ -65,7 +65,7 @@ class Measured:
         return [Measurement(*(torch.cat(maps) for maps in zip(*draw, strict=True))) for draw in found]
 
     def parts(self, draws, timesteps):
-        """Standardised parts of good, planted and real pictures, the first `draws` draws averaged."""
+        """Standardised parts of good, planted and real images, the first `draws` draws averaged."""
         chosen = [self.timesteps.index(timestep) for timestep in timesteps]
         calibration = ScoreCalibration.from_config(self.pipe.calibration.config, timesteps=timesteps)
         averaged = {}

@@ -1,4 +1,4 @@
-"""Our model and its rivals side by side: same backbone, resolution, pictures and metrics.
+"""Our model and its rivals side by side: same backbone, resolution, images and metrics.
 
     python benchmarks/accuracy.py CATEGORY [CATEGORY …] --seeds 0 1 2
 
@@ -86,13 +86,13 @@ def main(argv=None):
         "--resolution",
         type=int,
         choices=[RESOLUTION * factor for factor in (1, 2, 4)],
-        help=f"of everyone's pictures, {RESOLUTION} by default; maps are compared at that in any case",
+        help=f"of everyone's images, {RESOLUTION} by default; maps are compared at that in any case",
     )
     parser.add_argument(
         "--rivals_sigma",
         type=float,
         default=RIVALS_SIGMA,
-        help="smoothing of the maps of PaDiM, PatchCore and SPADE in pixels of their pictures",
+        help="smoothing of the maps of PaDiM, PatchCore and SPADE in pixels of their images",
     )
     parser.add_argument("--groups", help=GROUPS_HELP)
     parser.add_argument("--output_dir", default="outputs/accuracy", help="models, results, table and plot")
@@ -188,7 +188,7 @@ def _ours(data, alpha=None, image_parts=None):
 
 @torch.inference_mode()
 def _references(data):
-    """Scores and maps of Gaussians and memory alone, with weights chosen on defects planted into held-out pictures."""
+    """Scores and maps of Gaussians and memory alone, with weights chosen on defects planted into held-out images."""
     with tqdm(total=len(data.training_files), desc="feature statistics", leave=False) as progress:
         fit_feature_statistics(data.extractor, data.batches(data.training_files), progress)
     references = fit_feature_reference(data.extractor, data.images(data.training_files), data.seed)
@@ -227,9 +227,9 @@ def summarize(results):
             cells = {}
             for metric in METRICS:
                 values = np.array([run[metric] for run in runs])
-                pictures = np.mean([run["standard_error"][metric] ** 2 for run in runs])
+                images = np.mean([run["standard_error"][metric] ** 2 for run in runs])
                 seeds = values.var(ddof=1) / len(values) if len(values) > 1 else 0.0
-                cells[metric] = (float(values.mean()), float(np.sqrt(pictures + seeds)))
+                cells[metric] = (float(values.mean()), float(np.sqrt(images + seeds)))
             summary[category, method] = cells
     return summary
 

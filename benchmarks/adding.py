@@ -3,7 +3,7 @@
     python benchmarks/adding.py OLD NEW --steps 500
 
 Both are folders in MVTec-AD layout. A model is trained on OLD unless OUT/models has it, then further on both; the test
-pictures of OLD are measured with both models, those of NEW with the second.
+images of OLD are measured with both models, those of NEW with the second.
 """
 
 import argparse

@@ -13,7 +13,7 @@ from benchmarks.rivals import PADIM_REDUCED, PADIM_STRIDES, PATCHCORE_SHARE, PAT
 
 @torch.inference_mode()
 def anomalib_padim(extractor, training, test, generator):
-    """Scores, (pictures,), and maps, (pictures, height, width), of PaDiM with its random choice of 100 channels."""
+    """Scores, (images,), and maps, (images, height, width), of PaDiM with its random choice of 100 channels."""
     torch.manual_seed(generator.initial_seed())
     name = extractor.config.backbone_name
     model = PadimModel(backbone=name, layers=_layers(name, PADIM_STRIDES), pre_trained=False, n_features=PADIM_REDUCED)
@@ -28,7 +28,7 @@ def anomalib_padim(extractor, training, test, generator):
 
 @torch.inference_mode()
 def anomalib_patchcore(extractor, training, test, generator):
-    """Scores, (pictures,), and maps, (pictures, height, width), of PatchCore with a 1 % greedy coreset."""
+    """Scores, (images,), and maps, (images, height, width), of PatchCore with a 1 % greedy coreset."""
     torch.manual_seed(generator.initial_seed())
     name = extractor.config.backbone_name
     model = PatchcoreModel(layers=_layers(name, PATCHCORE_STRIDES), backbone=name, pre_trained=False)

@@ -1,4 +1,4 @@
-"""Standard errors of AUROC, AP and PRO by bootstrap over test pictures, from one histogram a picture."""
+"""Standard errors of AUROC, AP and PRO by bootstrap over test images, from one histogram an image."""
 
 import numpy as np
 from scipy.ndimage import label
@@ -11,7 +11,7 @@ NUM_RESAMPLES = 200
 
 
 def standard_errors(is_defective, scores, masks, maps, seed=0):
-    """Bootstrap standard errors, good and defective pictures resampled apart.
+    """Bootstrap standard errors, good and defective images resampled apart.
 
     Args:
         is_defective (`np.ndarray`): bool, (n,).
@@ -48,7 +48,7 @@ def pixel_metrics_of_histograms(good, defective, overlap, regions):
 
 
 def _histograms(masks, maps):
-    """Per picture and bin, highest values first: good pixels, defective ones, overlap; and regions per picture."""
+    """Per image and bin, highest values first: good pixels, defective ones, overlap; and regions per image."""
     sample = np.sort(np.concatenate([anomaly_map.ravel()[::37] for anomaly_map in maps]))
     upper = sample[-len(sample) // 50 :]  # the ends of the curves lie among the highest values
     edges = np.unique(

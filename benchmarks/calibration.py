@@ -1,18 +1,18 @@
-"""Does the calibration keep its promise? False alarm rates of good pictures, promised and measured.
+"""Does the calibration keep its promise? False alarm rates of good images, promised and measured.
 
     python benchmarks/calibration.py --model CKPT --data_dir CATEGORY
 
-CATEGORY is the folder in MVTec-AD layout that the model was trained on. Good pictures that it was not trained on are
+CATEGORY is the folder in MVTec-AD layout that the model was trained on. Good images that it was not trained on are
 measured once, in float32; then calibrations are fitted to many random splits of them, into disjoint parts and with the
-checkpoint's choice of parts, and give p-values to pictures that took no part. There are two pools of new pictures:
+checkpoint's choice of parts, and give p-values to images that took no part. There are two pools of new images:
 
-- `held out`: new pictures are a random part of the held-out ones. That makes them exchangeable with the ranked ones
+- `held out`: new images are a random part of the held-out ones. That makes them exchangeable with the ranked ones
   whatever they show, so this judges the method and its code, not the data.
-- `test/good`: held-out pictures calibrate, all of test/good is new. This judges whether the dataset's own two halves
+- `test/good`: held-out images calibrate, all of test/good is new. This judges whether the dataset's own two halves
   are exchangeable, as the promise presumes.
 
-Where parts were photographed several times, `--groups` says which pictures show the same one, as in training. The pools
-above then treat pictures as if each showed a part of its own, and a second table says what that does to new parts
+Where parts were photographed several times, `--groups` says which images show the same one, as in training. The pools
+above then treat images as if each showed a part of its own, and a second table says what that does to new parts
 (`parts.py`).
 """
 
@@ -52,20 +52,20 @@ RATES = (0.01, 0.02, 0.05, 0.1, 0.2)
 MIN_HELD_OUT = 20
 
 NEW_SHARE = 0.25
-"""Share of the held-out pictures that is new in a split; of the rest, `FITTED_SHARE` fits the normalisation."""
+"""Share of the held-out images that is new in a split; of the rest, `FITTED_SHARE` fits the normalisation."""
 
 NUM_SIMULATED = 2000
-"""Splits of exchangeable pictures that a Kolmogorov-Smirnov distance is compared with."""
+"""Splits of exchangeable images that a Kolmogorov-Smirnov distance is compared with."""
 
 logger = logging.getLogger(__name__)
 
 
 class SplitPValues(NamedTuple):
-    """P-values of new good pictures over splits, float64, (splits, pictures), and the last split's calibration.
+    """P-values of new good images over splits, float64, (splits, images), and the last split's calibration.
 
     `smoothed` ones are drawn uniformly from what ties and the finite number of ranks leave open, so that they are
-    exactly uniform on [0, 1] if new and ranked pictures are exchangeable. `redrawn` says whether each split has new
-    pictures of its own rather than the same ones.
+    exactly uniform on [0, 1] if new and ranked images are exchangeable. `redrawn` says whether each split has new
+    images of its own rather than the same ones.
     """
 
     p_values: torch.Tensor
@@ -108,10 +108,10 @@ def main(argv=None):
 
 
 def run(args):
-    """Measure the pictures as the command line says and split them.
+    """Measure the images as the command line says and split them.
 
     Returns:
-        `tuple[dict[str, SplitPValues], tuple | None]`: of the pools; and with `--groups` the numbers of pictures and
+        `tuple[dict[str, SplitPValues], tuple | None]`: of the pools; and with `--groups` the numbers of images and
         parts, and the rows of `parts.compare_splits`.
     """
     if args.splits < 1:
@@ -121,17 +121,17 @@ def run(args):
         pipe.to("cuda")
     pipe = pipe.for_category(args.category)
     if pipe.calibration is None:
-        raise ValueError(f"{args.model} has no calibration; run training/calibration.py on good pictures first.")
+        raise ValueError(f"{args.model} has no calibration; run training/calibration.py on good images first.")
     held_out, test_good = find_held_out(args.model, args.data_dir, args.category), []
     try:
         test_good = find_images(Path(args.data_dir, "test", "good"))
     except ValueError as error:
-        logger.warning("new pictures of test/good are left out: %s", error)
-    good = measure_pictures(pipe, held_out)
+        logger.warning("new images of test/good are left out: %s", error)
+    good = measure_images(pipe, held_out)
     over_splits = partial(split_p_values, pipe.calibration, good, splits=args.splits, seed=args.seed)
     pools = {"held out": over_splits()}
     if test_good:
-        pools["test/good"] = over_splits(new=measure_pictures(pipe, test_good))
+        pools["test/good"] = over_splits(new=measure_images(pipe, test_good))
     if args.groups is None:
         return pools, None
     images = sorted([*find_good_images(args.data_dir), *test_good])
@@ -142,7 +142,7 @@ def run(args):
 
 
 def find_held_out(model, data_dir, category=None):
-    """The pictures of `data_dir`/train/good that a checkpoint's training held out, `list[Path]`, by its record.
+    """The images of `data_dir`/train/good that a checkpoint's training held out, `list[Path]`, by its record.
 
     A published record names none; they are found by its seed and compared with its hash.
 
@@ -157,42 +157,42 @@ def find_held_out(model, data_dir, category=None):
         held_out = [image for image, digest in digests if digest in known.held_out]
         if len(held_out) < MIN_HELD_OUT:
             raise ValueError(
-                f"{model} held out {len(held_out)} of the pictures of {data_dir}; at least {MIN_HELD_OUT} are needed."
+                f"{model} held out {len(held_out)} of the images of {data_dir}; at least {MIN_HELD_OUT} are needed."
             )
         return held_out
     if not path.is_file():
-        raise ValueError(f"{model} has no {TRAINING_RECORD}, which names the pictures it was not trained on.")
+        raise ValueError(f"{model} has no {TRAINING_RECORD}, which names the images it was not trained on.")
     record = json.loads(path.read_text())
     held_out = record.get("held_out")
     if not isinstance(held_out, dict):
-        raise ValueError(f"{path} does not name held-out pictures by category; train the model with this version.")
+        raise ValueError(f"{path} does not name held-out images by category; train the model with this version.")
     category = next(iter(held_out)) if len(held_out) == 1 else category
     names = held_out.get(category, [])
     if isinstance(names, dict):
         names = _names_by_seed(path, record, data_dir, names)
     if len(names) < MIN_HELD_OUT:
-        raise ValueError(f"{path} names {len(names)} held-out pictures; at least {MIN_HELD_OUT} are needed.")
+        raise ValueError(f"{path} names {len(names)} held-out images; at least {MIN_HELD_OUT} are needed.")
     files = [file for file in find_images(folder) if file.name in set(names)]
     if len(files) != len(names):
-        raise ValueError(f"{path} names {len(names)} held-out pictures, but {folder} holds {len(files)} of that name.")
+        raise ValueError(f"{path} names {len(names)} held-out images, but {folder} holds {len(files)} of that name.")
     return files
 
 
 def _names_by_seed(path, record, data_dir, published):
-    """Names of the held-out pictures, found by the seed of a record that does not name them."""
+    """Names of the held-out images, found by the seed of a record that does not name them."""
     settings = record.get("settings") or {}
     fraction, seed = settings.get("calibration_fraction", 0.25), settings.get("seed", 0)
     names = [file.name for file in hold_out(find_good_images(data_dir), fraction, seed)[1]]
     if hash_names(names) != published.get("sha256"):
         raise ValueError(
-            f"{path} was published without names, and by its seed other pictures of {data_dir} would be held out; name "
-            "the pictures that it was trained on."
+            f"{path} was published without names, and by its seed other images of {data_dir} would be held out; name "
+            "the images that it was trained on."
         )
     return names
 
 
-def measure_pictures(pipe, files):
-    """`Measurement` of pictures on the CPU, at all timesteps and under the noise of the pipeline's calibration."""
+def measure_images(pipe, files):
+    """`Measurement` of images on the CPU, at all timesteps and under the noise of the pipeline's calibration."""
     timesteps = list(pipe.calibration.config.timesteps)
     noise, batches = pipe.calibration.noise_fields(timesteps), []
     with tqdm(total=len(files), desc="measuring", unit="image") as progress:
@@ -205,12 +205,12 @@ def measure_pictures(pipe, files):
 
 
 def split_p_values(calibration, good, new=None, splits=200, seed=0):
-    """`SplitPValues` of new good pictures under calibrations fitted to random splits of others.
+    """`SplitPValues` of new good images under calibrations fitted to random splits of others.
 
     Args:
         calibration (`ScoreCalibration`): gives timesteps and deciding parts; it is left as it is.
-        good (`Measurement`): of the pictures that are split.
-        new (`Measurement`, *optional*): of new pictures; without it, each split takes `NEW_SHARE` of `good` for them.
+        good (`Measurement`): of the images that are split.
+        new (`Measurement`, *optional*): of new images; without it, each split takes `NEW_SHARE` of `good` for them.
     """
     generator = torch.Generator().manual_seed(seed)
     count, timesteps = len(good.kl), list(calibration.config.timesteps)
@@ -243,8 +243,8 @@ def summarize(pool, seed=0):
     """What is reported of a pool.
 
     Returns:
-        `dict`: fitted, ranked, new (pictures in a split); uniformity (see there); rates, one dict for each promise: the
-        rate asked for, the promised (effective) one, the exact one of exchangeable pictures without ties, the measured
+        `dict`: fitted, ranked, new (images in a split); uniformity (see there); rates, one dict for each promise: the
+        rate asked for, the promised (effective) one, the exact one of exchangeable images without ties, the measured
         one (mean over splits), its interval (95 % for all rates together) and whether the promise is kept, that is,
         not below the interval.
     """
@@ -253,7 +253,7 @@ def summarize(pool, seed=0):
         promised = pool.calibration.effective_rate(asked)
         exact = math.floor(promised * (num_ranked + 1) + 1e-9) / (num_ranked + 1)
         measured = (pool.p_values <= promised + 1e-12).double().mean().item()
-        low, high = wilson_interval(measured, independent_pictures(pool), 0.05 / len(RATES))
+        low, high = wilson_interval(measured, independent_images(pool), 0.05 / len(RATES))
         row = {"asked": asked, "promised": promised, "exact": exact, "measured": measured}
         row |= {"interval": (low, high), "kept": low <= promised}
         rates.setdefault(promised, row)  # rates too small to be promised all become the smallest that can
@@ -261,14 +261,14 @@ def summarize(pool, seed=0):
     return {**sizes, "uniformity": uniformity(pool, seed), "rates": list(rates.values())}
 
 
-def independent_pictures(pool):
-    """So many independent pictures would leave a false alarm rate as uncertain as the mean over a pool's splits is.
+def independent_images(pool):
+    """So many independent images would leave a false alarm rate as uncertain as the mean over a pool's splits is.
 
-    In a split with n ranked and m new exchangeable pictures the threshold's true rate follows Beta(k, n + 1 - k), with
+    In a split with n ranked and m new exchangeable images the threshold's true rate follows Beta(k, n + 1 - k), with
     mean p = k / (n + 1) (Vovk, "Conditional validity of inductive conformal predictors"), so that the measured one has
-    variance p (1 - p) (1 / m + (1 - 1 / m) / (n + 2)): one split counts as 1 / (1 / m + …) independent pictures.
+    variance p (1 - p) (1 / m + (1 - 1 / m) / (n + 2)): one split counts as 1 / (1 / m + …) independent images.
 
-    Splits share pictures. Where new ones are redrawn, all this holds given the pictures already, and given them splits
+    Splits share images. Where new ones are redrawn, all this holds given the images already, and given them splits
     are independent: they add up. Where they are the same in each, all splits count as one, for the variance of a mean
     is at most that of one of its terms: the interval is rather too wide.
     """
@@ -278,7 +278,7 @@ def independent_pictures(pool):
 
 
 def wilson_interval(rate, count, error=0.05):
-    """Wilson's interval, (low, high), of a share measured on `count` independent pictures; 95 % by default."""
+    """Wilson's interval, (low, high), of a share measured on `count` independent images; 95 % by default."""
     spread = float(norm.isf(error / 2)) ** 2 / count
     centre, margin = rate + spread / 2, math.sqrt(spread * rate * (1 - rate) + spread**2 / 4)
     return (centre - margin) / (1 + spread), (centre + margin) / (1 + spread)
@@ -288,11 +288,11 @@ def uniformity(pool, seed=0):
     """Kolmogorov-Smirnov test of the smoothed p-values, split by split.
 
     Those of a split share its ranks, so their distance from the uniform distribution is not compared with the test's
-    own table, which is for independent values, but with simulated splits of as many exchangeable pictures.
+    own table, which is for independent values, but with simulated splits of as many exchangeable images.
 
     Returns:
         `dict`: the test's p-value in the first_split; over all splits, their median and the share_below 0.05. Splits
-        share pictures: the share is 0.05 on average if new pictures are redrawn; if not, splits tend to agree.
+        share images: the share is 0.05 on average if new images are redrawn; if not, splits tend to agree.
     """
     (_, num_new), num_ranked = pool.smoothed.shape, pool.calibration.config.num_ranked
     generator = torch.Generator().manual_seed(seed)
@@ -318,7 +318,7 @@ def distance_from_uniform(values):
 def format_table(results):
     """Markdown: one row for each pool and promise, then a sentence on the uniformity of each pool's p-values."""
     lines = [
-        "| new pictures | asked | promised | exact | measured | 95 % interval of all | promise |",
+        "| new images | asked | promised | exact | measured | 95 % interval of all | promise |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     sentences = [""]
@@ -329,9 +329,9 @@ def format_table(results):
             lines.append(f"| {name} | {numbers} | {interval} | {'kept' if row['kept'] else 'broken'} |")
         test = pool["uniformity"]
         sentences.append(
-            f"- {name}: {pool['fitted']} pictures fitted, {pool['ranked']} ranked, {pool['new']} new in a split. "
+            f"- {name}: {pool['fitted']} images fitted, {pool['ranked']} ranked, {pool['new']} new in a split. "
             f"Kolmogorov-Smirnov p-value {test['first_split']:.2f} in the first split; over all splits, which share "
-            f"pictures, median {test['median']:.2f}, below 0.05 in {test['share_below']:.1%}."
+            f"images, median {test['median']:.2f}, below 0.05 in {test['share_below']:.1%}."
         )
     return "\n".join([*lines, *sentences, ""])
 
@@ -346,7 +346,7 @@ def plot(pools, results, path):
         rates.errorbar(promised, measured, yerr=errors, fmt="o", markersize=4, capsize=2, label=name)
         distribution.ecdf(pool.smoothed.flatten().numpy(), label=name)
     rates.set(xlabel="promised false alarm rate", ylabel="measured, with 95 % intervals")
-    distribution.set(xlabel="smoothed p-value of new good pictures, all splits", ylabel="share at most as high")
+    distribution.set(xlabel="smoothed p-value of new good images, all splits", ylabel="share at most as high")
     for panel, end, name in ((rates, max(RATES), "promise"), (distribution, 1, "uniform")):
         panel.plot([0, end], [0, end], color="grey", linewidth=1, label=name)
         panel.grid(alpha=0.3)

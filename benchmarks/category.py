@@ -26,7 +26,7 @@ from training.fitting.calibration_fit import NUM_PLANTED
 from training.networks.pretrained_extractor import load_pretrained_extractor
 
 RESOLUTION = 256
-"""What pictures are squashed to by default; maps and masks are compared at this size whatever that of the pictures."""
+"""What images are squashed to by default; maps and masks are compared at this size whatever that of the images."""
 
 FEATURE_GRID = 64
 
@@ -45,8 +45,8 @@ class Category:
         backbone (`str`): timm name of the feature extractor.
         output_dir (`Path`): models are looked for, and kept, in its folder models.
         max_train_steps (`int`, *optional*): of our models.
-        resolution (`int`, *optional*): what pictures are squashed to, for everyone; a multiple of `RESOLUTION`.
-        groups (`str`, *optional*): `--groups` of training; by default nearly identical pictures are kept together.
+        resolution (`int`, *optional*): what images are squashed to, for everyone; a multiple of `RESOLUTION`.
+        groups (`str`, *optional*): `--groups` of training; by default nearly identical images are kept together.
     """
 
     def __init__(self, folder, seed, backbone, output_dir, max_train_steps=None, resolution=None, groups=None):
@@ -80,12 +80,12 @@ class Category:
 
     @property
     def test(self):
-        """Samples of every test picture, eight at a time."""
+        """Samples of every test image, eight at a time."""
         return self.batches([item.path for item in self.labelled])
 
     @cached_property
     def planted(self):
-        """Held-out good pictures with planted defects: list of (samples, masks), eight at a time."""
+        """Held-out good images with planted defects: list of (samples, masks), eight at a time."""
         images = PlantedDefects(self.images(self.held_out), NUM_PLANTED, self.seed)
         return list(DataLoader(images, batch_size=8))
 
@@ -96,7 +96,7 @@ class Category:
 
     @cached_property
     def parts(self):
-        """Standardised parts of every test picture by our model, (pictures, parts, grid, grid)."""
+        """Standardised parts of every test image by our model, (images, parts, grid, grid)."""
         return standardized_parts(self.pipeline, self.test)
 
     def trained(self, variant="", options=()):
@@ -170,7 +170,7 @@ def without_references(calibration, image_parts=(True, True)):
 
 
 def blended_maps(pipe, calibration, parts, alpha, reduction=1, sigma=None):
-    """Anomaly maps of standardised parts, (pictures, size, size), size being the model's divided by `reduction`.
+    """Anomaly maps of standardised parts, (images, size, size), size being the model's divided by `reduction`.
 
     Weights are those of `calibration`; `sigma` (pixels of the model's square) defaults to the pipeline's smoothing.
     """
@@ -181,7 +181,7 @@ def blended_maps(pipe, calibration, parts, alpha, reduction=1, sigma=None):
 
 @torch.inference_mode()
 def standardized_parts(pipe, batches):
-    """What the calibration makes of batches of samples: (pictures, parts, grid, grid), on the CPU, as the pipeline is.
+    """What the calibration makes of batches of samples: (images, parts, grid, grid), on the CPU, as the pipeline is.
 
     Where there is a GPU, it measures.
     """

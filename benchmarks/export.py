@@ -2,9 +2,9 @@
 
     python benchmarks/export.py --model CKPT --data_dir CATEGORY
 
-Agreement is over the test pictures of a category in MVTec-AD layout. Times are medians over repeated batches of
-pictures that are as large as the model's square, everything in float32 and on the same number of CPU threads. A whole
-call takes pictures and gives maps at their own size; the other rows take what is squashed already.
+Agreement is over the test images of a category in MVTec-AD layout. Times are medians over repeated batches of
+images that are as large as the model's square, everything in float32 and on the same number of CPU threads. A whole
+call takes images and gives maps at their own size; the other rows take what is squashed already.
 """
 
 import argparse
@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.speed import median_seconds, random_pictures
+from benchmarks.speed import median_seconds, random_images
 from examples.score_onnx import to_size, to_square
 from pipelines.image_preprocessing import WHITE_LEVELS
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
@@ -57,10 +57,10 @@ RUNTIMES = {"onnx": ("onnxruntime", onnxruntime_model), "openvino": ("openvino",
 """Of each format: the package that runs it, measured where it is installed, and how."""
 
 
-def score_pictures(model, pictures, resolution, white_level=WHITE_LEVELS[-1]):
-    """Scores and p-values, (n,), and maps at each picture's own size, of PIL images; `white_level` is of 16 bits."""
-    scores, p_values, maps = model(np.stack([to_square(picture, resolution, white_level) for picture in pictures]))
-    return scores, p_values, [to_size(m, picture.size) for m, picture in zip(maps, pictures, strict=True)]
+def score_images(model, images, resolution, white_level=WHITE_LEVELS[-1]):
+    """Scores and p-values, (n,), and maps at each image's own size, of PIL images; `white_level` is of 16 bits."""
+    scores, p_values, maps = model(np.stack([to_square(image, resolution, white_level) for image in images]))
+    return scores, p_values, [to_size(m, image.size) for m, image in zip(maps, images, strict=True)]
 
 
 def compare(pipe, models, files, batch_size=8):
@@ -69,20 +69,20 @@ def compare(pipe, models, files, batch_size=8):
     Args:
         pipe (`AnomalyScoringPipeline`): a calibrated pipeline.
         models (`dict[str, callable]`): as `onnxruntime_model` returns them.
-        files (`list[Path]`): pictures.
-        batch_size (`int`): pictures per call.
+        files (`list[Path]`): images.
+        batch_size (`int`): images per call.
 
     Returns:
         `dict[str, dict]`: for each model the largest differences of `score`, `p_value` and `map`, and how many
-        `verdicts` differ at the default false alarm rate of how many `pictures`.
+        `verdicts` differ at the default false alarm rate of how many `images`.
     """
-    found = {name: {"score": 0.0, "p_value": 0.0, "map": 0.0, "verdicts": 0, "pictures": len(files)} for name in models}
+    found = {name: {"score": 0.0, "p_value": 0.0, "map": 0.0, "verdicts": 0, "images": len(files)} for name in models}
     threshold = pipe.calibration.image_threshold(None, pipe.config.timesteps)
     for batch in in_batches(files, batch_size):
-        pictures = [read_image(path) for path in batch]
-        expected = pipe(pictures, batch_size=batch_size)
+        images = [read_image(path) for path in batch]
+        expected = pipe(images, batch_size=batch_size)
         for name, model in models.items():
-            scores, p_values, maps = score_pictures(model, pictures, pipe.resolution, pipe.config.white_level)
+            scores, p_values, maps = score_images(model, images, pipe.resolution, pipe.config.white_level)
             differences = {
                 "score": np.abs(scores - expected.anomaly_score).max(),
                 "p_value": np.abs(p_values - expected.p_value).max(),
@@ -95,15 +95,15 @@ def compare(pipe, models, files, batch_size=8):
 
 
 def measure(pipe, models, repeats):
-    """Median seconds a picture: (what, by whom) to a list, one for each of `BATCH_SIZES`."""
+    """Median seconds an image: (what, by whom) to a list, one for each of `BATCH_SIZES`."""
     graph = ScoringGraph(pipe).eval()
     torch_model = torch.inference_mode()(lambda squares: graph(torch.from_numpy(squares)))
     rows = {}
     for batch_size in BATCH_SIZES:
-        pictures = [Image.fromarray(picture) for picture in random_pictures(pipe, batch_size)]
-        squares = np.stack([to_square(picture, pipe.resolution) for picture in pictures])
-        calls = {("whole call", "PyTorch"): partial(pipe, pictures, batch_size=batch_size)}
-        calls |= {("whole call", n): partial(score_pictures, m, pictures, pipe.resolution) for n, m in models.items()}
+        images = [Image.fromarray(image) for image in random_images(pipe, batch_size)]
+        squares = np.stack([to_square(image, pipe.resolution) for image in images])
+        calls = {("whole call", "PyTorch"): partial(pipe, images, batch_size=batch_size)}
+        calls |= {("whole call", n): partial(score_images, m, images, pipe.resolution) for n, m in models.items()}
         calls |= {("graph alone", n): partial(m, squares) for n, m in {"PyTorch": torch_model, **models}.items()}
         for row, call in calls.items():
             rows.setdefault(row, []).append(median_seconds(call, repeats) / batch_size)
@@ -117,9 +117,9 @@ def print_tables(differences, rows):
     for name, found in differences.items():
         print(
             f"{name:24}{found['score']:10.1e}{found['p_value']:10.1e}{found['map']:10.1e}"
-            f"{found['verdicts']:10d} of {found['pictures']}"
+            f"{found['verdicts']:10d} of {found['images']}"
         )
-    print(f"{'ms a picture':24}" + "".join(f"{f'batch {size}':>12}{'faster':>8}" for size in BATCH_SIZES))
+    print(f"{'ms an image':24}" + "".join(f"{f'batch {size}':>12}{'faster':>8}" for size in BATCH_SIZES))
     for (what, name), seconds in rows.items():
         ratios = [own / other for own, other in zip(rows[what, "PyTorch"], seconds, strict=True)]
         cells = (f"{1000 * own:12.1f}{f'{r:.2f}×':>8}" for own, r in zip(seconds, ratios, strict=True))
@@ -132,7 +132,7 @@ def main(argv=None):
     parser.add_argument("--model", default="checkpoints/magnetic-tile", help="checkpoint folder")
     parser.add_argument("--data_dir", help="category in MVTec-AD layout; without it only times are measured")
     parser.add_argument("--category", help="for a checkpoint of several categories")
-    parser.add_argument("--num_pictures", type=int, help="so many, evenly spread over the test pictures; default all")
+    parser.add_argument("--num_images", type=int, help="so many, evenly spread over the test images; default all")
     parser.add_argument("--threads", type=int, help="CPU threads of every runtime; default all cores")
     parser.add_argument("--repeats", type=int, default=5, help="timed batches")
     args = parser.parse_args(argv)
@@ -143,8 +143,8 @@ def main(argv=None):
     try:
         pipe = AnomalyScoringPipeline.from_pretrained(args.model, mixed_precision="no").for_category(args.category)
         files = [] if args.data_dir is None else [each.path for each in find_labelled_images(args.data_dir)]
-        if args.num_pictures:
-            files = files[:: max(1, len(files) // args.num_pictures)][: args.num_pictures]
+        if args.num_images:
+            files = files[:: max(1, len(files) // args.num_images)][: args.num_images]
         pipe.set_progress_bar_config(disable=True)
         formats = [name for name, (package, _) in RUNTIMES.items() if importlib.util.find_spec(package)]
         with tempfile.TemporaryDirectory() as folder:

@@ -1,8 +1,8 @@
 """Speed of scoring a folder on one and two processes, and whether runs that are killed end as undisturbed ones.
 
-    python benchmarks/inspecting.py --model CKPT --input_dir FOLDER --pictures 512 --kills 20
+    python benchmarks/inspecting.py --model CKPT --input_dir FOLDER --images 512 --kills 20
 
-The folder's pictures, repeated, are scored by `training/score_folder.py` itself: by one process with one thread, by one
+The folder's images, repeated, are scored by `training/score_folder.py` itself: by one process with one thread, by one
 with two, by two with one each. What it prints of its speed is the table. Each kill then comes at a random moment within
 0.9 of the time of a run in two processes, every second time once a file is being written from then on; it takes all
 processes, or one of the two. The run is resumed, in turn by two processes and by one with as many threads; every file
@@ -39,8 +39,8 @@ MOMENTS = 0.9
 LOOK_EVERY = 0.001
 
 
-def repeat_pictures(input_dir, folder, count):
-    """Fill a new folder with links to the pictures of another, so many that there are `count`."""
+def repeat_images(input_dir, folder, count):
+    """Fill a new folder with links to the images of another, so many that there are `count`."""
     folder.mkdir()
     for number, path in enumerate(islice(cycle(find_images(input_dir)), count)):
         (folder / f"{number:07}{path.suffix}").symlink_to(path.resolve())
@@ -61,15 +61,15 @@ def start(processes, threads, *arguments):
 
 
 def measure(options, folder):
-    """Print a row for each of `SETUPS` that has its cores: pictures a second, and against the first."""
-    print("| processes | threads | pictures/s | a core | × the first |\n| --- | --- | --- | --- | --- |")
+    """Print a row for each of `SETUPS` that has its cores: images a second, and against the first."""
+    print("| processes | threads | images/s | a core | × the first |\n| --- | --- | --- | --- | --- |")
     first = None
     for processes, threads in SETUPS:
         if threads > len(os.sched_getaffinity(0)):
             print(f"| {processes} | {threads} | there are fewer cores | | |")
             continue
         printed = finish(start(processes, threads, *options, "--output_dir", folder / f"{processes}-{threads}"))
-        speed = float(re.search(r"(\S+) pictures a second", printed).group(1))
+        speed = float(re.search(r"(\S+) images a second", printed).group(1))
         first = first or speed
         print(f"| {processes} | {threads} | {speed:.2f} | {speed / threads:.2f} | {speed / first:.2f} |", flush=True)
 
@@ -123,16 +123,16 @@ def main():
     """Measure, kill, and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--model", default="checkpoints/magnetic-tile", help="checkpoint folder")
-    parser.add_argument("--input_dir", default="tests/fixtures/magnetic_tile", help="folder tree of pictures")
-    parser.add_argument("--pictures", type=int, default=512, help="how many are scored")
-    parser.add_argument("--part_size", type=int, default=32, help="pictures that are written at once")
+    parser.add_argument("--input_dir", default="tests/fixtures/magnetic_tile", help="folder tree of images")
+    parser.add_argument("--images", type=int, default=512, help="how many are scored")
+    parser.add_argument("--part_size", type=int, default=32, help="images that are written at once")
     parser.add_argument("--no_speed", action="store_true", help="only kill")
     parser.add_argument("--kills", type=int, default=0, help="how many")
     parser.add_argument("--seed", type=int, default=0, help="draws the moments")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
-        repeat_pictures(args.input_dir, folder / "pictures", args.pictures)
+        repeat_images(args.input_dir, folder / "pictures", args.images)
         options = ["--model", args.model, "--input_dir", folder / "pictures", "--part_size", args.part_size]
         if not args.no_speed:
             measure(options, folder)

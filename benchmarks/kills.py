@@ -34,7 +34,7 @@ SETTINGS = ["--resolution", "64", "--patch_size", "4", "--feature_grid", "16", "
 SETTINGS += ["--train_batch_size", "4", "--max_train_steps", "12", "--checkpointing_steps", "2"]
 SETTINGS += ["--lr_warmup_steps", "2", "--dataloader_num_workers", "1", "--mixed_precision", "no"]
 UNCOMPARED = (TRAINING_RECORD, PROGRESS, REPORT)
-"""Seconds and memory differ from run to run; settings and held-out pictures of the record are compared."""
+"""Seconds and memory differ from run to run; settings and held-out images of the record are compared."""
 
 MOMENTS = ("a checkpoint is written", "references", "calibration", "the final save")
 LOOK_EVERY = 0.001
@@ -120,7 +120,7 @@ def kill_and_resume(data_dir, output_dir, moment, random_state, seconds, expecte
 def main():
     """Run, kill, resume, compare, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("data_dir", help="folder of good pictures, or a category in MVTec-AD layout")
+    parser.add_argument("data_dir", help="folder of good images, or a category in MVTec-AD layout")
     parser.add_argument("--kills", type=int, default=20, help="how many")
     parser.add_argument("--seed", type=int, default=0, help="draws the moments")
     args = parser.parse_args()

@@ -2,7 +2,7 @@
 
     python benchmarks/load.py --requests 1000 --clients 8
 
-Inspections of example tiles in all eight orientations (more pictures than the page remembers) at several rates,
+Inspections of example tiles in all eight orientations (more images than the page remembers) at several rates,
 batches, repairs, lists of models, and requests that must be refused. Half of the clients are gradio_clients, which
 upload files; the others speak plain HTTP and send data: URIs. Prints times, first of a user who is alone, errors,
 wrong answers and the server's memory; ends with exit status 1 if there is an error or a wrong answer.
@@ -34,7 +34,7 @@ PERCENTS = (1, 2, 5, 20)
 SHARES = {"inspect": 70, "inspect_batch": 8, "repair": 2, "models": 8, "refused": 12}
 """Of the requests, in per cent."""
 ALONE = 10
-"""Pictures that a single user asks about before the load."""
+"""Images that a single user asks about before the load."""
 
 BATCH = 4
 WARM_UP = 0.2
@@ -45,19 +45,19 @@ TOLERANCE = 1e-3
 
 @dataclass(frozen=True)
 class Question:
-    """One request: its kind, the pictures' numbers, the rate in per cent."""
+    """One request: its kind, the images' numbers, the rate in per cent."""
 
     kind: str
-    pictures: tuple
+    images: tuple
     percent: int
 
 
 class Truth:
-    """What the pipeline itself says of every picture, asked once.
+    """What the pipeline itself says of every image, asked once.
 
     Args:
         model (`str`): checkpoint folder.
-        folder (`Path`): where the pictures are written as PNGs.
+        folder (`Path`): where the images are written as PNGs.
     """
 
     def __init__(self, model, folder):
@@ -68,19 +68,19 @@ class Truth:
         self.files = []
         for path in sorted((ROOT / "examples").glob("*.jpg")):
             for turn in [None, *Image.Transpose]:
-                picture = Image.open(path).convert("RGB")
+                image = Image.open(path).convert("RGB")
                 self.files.append(folder / f"{path.stem}-{0 if turn is None else turn + 1}.png")
-                (picture if turn is None else picture.transpose(turn)).save(self.files[-1])
+                (image if turn is None else image.transpose(turn)).save(self.files[-1])
         self._verdicts, self._repairs = {}, {}
 
     def prepare(self, questions):
         """Ask the pipeline everything that the questions will be about."""
         for question in questions:
             if question.kind in ("inspect", "inspect_batch"):
-                for picture in question.pictures:
-                    self._verdict(picture, question.percent)
+                for image in question.images:
+                    self._verdict(image, question.percent)
             elif question.kind == "repair":
-                self._repair(*question.pictures, question.percent)
+                self._repair(*question.images, question.percent)
 
     def is_right(self, question, answer):
         """Whether an answer, as `ask` of a client gives it, is the pipeline's own."""
@@ -91,7 +91,7 @@ class Truth:
         if question.kind == "models":
             return len(answer) > 0
         if question.kind == "repair":
-            expected = self._repair(*question.pictures, question.percent)
+            expected = self._repair(*question.images, question.percent)
             numbers, repaired, mask = answer
             return (
                 numbers["is_accepted"] == expected.is_accepted[0]
@@ -100,13 +100,13 @@ class Truth:
             )
         if question.kind == "inspect":
             numbers, overlay, mask = answer
-            expected = self._verdict(*question.pictures, question.percent)
+            expected = self._verdict(*question.images, question.percent)
             return (
                 self._is_verdict(numbers, expected)
                 and overlay.shape[:2] == expected.pred_mask[0].shape
                 and ((mask > 0) != expected.pred_mask[0]).mean() < TOLERANCE
             )
-        expected = [self._verdict(picture, question.percent) for picture in question.pictures]
+        expected = [self._verdict(image, question.percent) for image in question.images]
         return len(answer) == len(expected) and all(
             entry["verdict"] is not None and self._is_verdict(entry["verdict"], output)
             for entry, output in zip(answer, expected, strict=True)
@@ -121,27 +121,27 @@ class Truth:
             and numbers["image_threshold"] == output.image_threshold
         )
 
-    def _verdict(self, picture, percent):
-        key = (picture, percent)
+    def _verdict(self, image, percent):
+        key = (image, percent)
         if key not in self._verdicts:
-            self._verdicts[key] = self.pipe(Image.open(self.files[picture]), false_alarm_rate=percent / 100)
+            self._verdicts[key] = self.pipe(Image.open(self.files[image]), false_alarm_rate=percent / 100)
         return self._verdicts[key]
 
-    def _repair(self, picture, percent):
-        key = (picture, percent)
+    def _repair(self, image, percent):
+        key = (image, percent)
         if key not in self._repairs:
-            self._repairs[key] = self.repairing(Image.open(self.files[picture]), false_alarm_rate=percent / 100)
+            self._repairs[key] = self.repairing(Image.open(self.files[image]), false_alarm_rate=percent / 100)
         return self._repairs[key]
 
 
-def make_questions(count, num_pictures, rng):
+def make_questions(count, num_images, rng):
     """`count` questions, mixed by `SHARES`, each kind at least once."""
     kinds = list(SHARES) + rng.choices(list(SHARES), list(SHARES.values()), k=max(0, count - len(SHARES)))
     rng.shuffle(kinds)
     return [
         Question(
             kind,
-            tuple(rng.randrange(num_pictures) for _ in range(BATCH if kind == "inspect_batch" else 1)),
+            tuple(rng.randrange(num_images) for _ in range(BATCH if kind == "inspect_batch" else 1)),
             rng.choice(PERCENTS),
         )
         for kind in kinds[:count]
@@ -150,21 +150,21 @@ def make_questions(count, num_pictures, rng):
 
 def put(client, question, files, number):
     """Send a question through a client. Returns its answer."""
-    pictures = [client.picture(files[picture]) for picture in question.pictures]
+    images = [client.image(files[image]) for image in question.images]
     if question.kind == "models":
         return client.ask("models")
     if question.kind == "inspect_batch":
-        return client.ask("inspect_batch", pictures, "", question.percent)
+        return client.ask("inspect_batch", images, "", question.percent)
     if question.kind == "refused":
         bad = [
             ("http://127.0.0.1:9/picture.png", "", 1),
             ("data:image/png;base64,AAAA", "", 1),
-            (pictures[0], "../../etc", 1),
-            (pictures[0], "", 0),
+            (images[0], "../../etc", 1),
+            (images[0], "", 0),
             ({"path": "/etc/passwd"}, "", 1),
         ]
         return client.ask("inspect", *bad[number % len(bad)])
-    return client.ask(question.kind, *pictures, "", question.percent, *[None] * (question.kind == "repair"))
+    return client.ask(question.kind, *images, "", question.percent, *[None] * (question.kind == "repair"))
 
 
 def resident_mb(process):
@@ -242,7 +242,7 @@ def report_alone(url, files):
     client, seconds = PlainClient(url, None), []
     for path in files[:ALONE]:
         began = time.perf_counter()
-        client.ask("inspect", client.picture(path), "", None)
+        client.ask("inspect", client.image(path), "", None)
         seconds.append(time.perf_counter() - began)
     rest = seconds[1:] or seconds
     print(f"Alone: first answer after {seconds[0]:.2f} s, then {min(rest):.2f} to {max(rest):.2f} s.\n")

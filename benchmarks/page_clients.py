@@ -18,8 +18,8 @@ class GradioClient:
     def __init__(self, url, folder):
         self._client = Client(url, verbose=False, download_files=folder)
 
-    def picture(self, path):
-        """How a picture is named in a request."""
+    def image(self, path):
+        """How an image is named in a request."""
         return handle_file(str(path))
 
     def ask(self, endpoint, *data):
@@ -37,13 +37,13 @@ class GradioClient:
 
 
 class PlainClient:
-    """Asks over plain HTTP: pictures are sent as data: URIs."""
+    """Asks over plain HTTP: images are sent as data: URIs."""
 
     def __init__(self, url, folder):
         self._url, self._http = url, httpx.Client(timeout=600)
 
-    def picture(self, path):
-        """How a picture is named in a request."""
+    def image(self, path):
+        """How an image is named in a request."""
         return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
 
     def ask(self, endpoint, *data):

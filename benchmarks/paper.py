@@ -6,7 +6,7 @@
     python benchmarks/paper.py figure5 CATEGORY [CATEGORY …]    alpha from 0 to 1, on real and on planted defects
     python benchmarks/paper.py figure6 CATEGORY [CATEGORY …]    KL against the squared RGB difference
 
-Models are kept in OUT/models and trained when they are not there. Nothing is chosen on a test picture.
+Models are kept in OUT/models and trained when they are not there. Nothing is chosen on a test image.
 """
 
 import argparse
@@ -144,7 +144,7 @@ def table3(args):
 
 
 def figure5(args):
-    """PRO and pixel AUROC for alpha from 0 to 1, on real defects and on those planted into held-out good pictures."""
+    """PRO and pixel AUROC for alpha from 0 to 1, on real defects and on those planted into held-out good images."""
     rows = []
     for data in _categories(args):
         pipe = data.pipeline
@@ -184,7 +184,7 @@ def figure6(args):
 
 
 def standardized_rgb(pipe, good, new):
-    """RGB differences of new pictures in standard deviations of good ones at each timestep and place, as KL is."""
+    """RGB differences of new images in standard deviations of good ones at each timestep and place, as KL is."""
     timesteps, grid = list(pipe.config.timesteps), pipe.config.score_grid
     calibration = ScoreCalibration(timesteps, pipe.resolution, grid)
     good, new = (Measurement(maps, maps, maps.new_zeros(len(maps), 0, grid, grid)) for maps in (good, new))
@@ -194,7 +194,7 @@ def standardized_rgb(pipe, good, new):
 
 @torch.inference_mode()
 def rgb_difference(pipe, batches):
-    """Squared difference of x_0 and its prediction from x_t, (pictures, timesteps, grid, grid)."""
+    """Squared difference of x_0 and its prediction from x_t, (images, timesteps, grid, grid)."""
     timesteps, found = list(pipe.config.timesteps), []
     noise, grid = pipe.calibration.noise_fields(timesteps), pipe.config.score_grid
     for batch in batches:
@@ -234,7 +234,7 @@ def format_rows(rows):
 
 
 def _categories(args, share=1.0):
-    """The categories named on the command line, one at a time: each holds all its test pictures' parts."""
+    """The categories named on the command line, one at a time: each holds all its test images' parts."""
     steps = args.max_train_steps
     if steps is None and share < 1:
         steps = round(share * steps_of())

@@ -1,9 +1,9 @@
-"""False alarm rates on new parts, of data that shows each part several times: split by parts, and split by pictures.
+"""False alarm rates on new parts, of data that shows each part several times: split by parts, and split by images.
 
 `benchmarks/calibration.py --groups RULE` prints it. In every split a fifth of all parts is new. Of the others a quarter
 is held out and ranked, and the coarse Gaussian of good features, the part of the score that decides on textures, is
 fitted to the rest: once with whole parts held out and each ranked part weighing one, as the product does; once as if
-nobody knew of parts, with pictures held out and each of them weighing one.
+nobody knew of parts, with images held out and each of them weighing one.
 """
 
 import math
@@ -21,7 +21,7 @@ from training.fitting.feature_references import GRID_SIZE, NUM_COARSE_STRIDES, M
 
 RATES = (0.05, 0.1, 0.2)
 NEW_SHARE, HELD_OUT_SHARE = 0.2, 0.25
-WAYS = ("by part", "by picture")
+WAYS = ("by part", "by image")
 NORMAL_QUANTILE = 1.96
 
 
@@ -59,7 +59,7 @@ def compare_splits(features, parts, splits=40, seed=0):
 
     Args:
         features (`torch.Tensor`): as `coarse_features` returns them.
-        parts (`torch.Tensor`): number of each picture's part from 0, (pictures,).
+        parts (`torch.Tensor`): number of each image's part from 0, (images,).
         splits (`int`): random splits.
         seed (`int`): draws them.
     """
@@ -67,7 +67,7 @@ def compare_splits(features, parts, splits=40, seed=0):
     count = int(parts.max()) + 1
     rejected = {(way, rate): torch.zeros(count, dtype=torch.float64) for way in WAYS for rate in RATES}
     times, promised = torch.zeros(count, dtype=torch.float64), {}
-    for _ in tqdm(range(splits), desc="splitting by part and by picture", unit="split"):
+    for _ in tqdm(range(splits), desc="splitting by part and by image", unit="split"):
         order = torch.randperm(count, generator=generator)
         num_new = round(NEW_SHARE * count)
         new, known = order[:num_new], order[num_new:]
@@ -77,7 +77,7 @@ def compare_splits(features, parts, splits=40, seed=0):
         shuffled = old[torch.randperm(len(old), generator=generator)]
         held_out = {
             "by part": torch.isin(parts, held_out_parts).nonzero()[:, 0],
-            "by picture": shuffled[: round(HELD_OUT_SHARE * len(old))],
+            "by image": shuffled[: round(HELD_OUT_SHARE * len(old))],
         }
         for way, ranked in held_out.items():
             trained = old[~torch.isin(old, ranked)]
@@ -98,10 +98,10 @@ def compare_splits(features, parts, splits=40, seed=0):
     ]
 
 
-def format_part_table(rows, num_pictures, num_parts, splits):
+def format_part_table(rows, num_images, num_parts, splits):
     """Markdown: a row for each way to split and each rate."""
     lines = [
-        f"False alarms on new parts: {num_pictures} good pictures of {num_parts} parts, {splits} splits, by the coarse "
+        f"False alarms on new parts: {num_images} good images of {num_parts} parts, {splits} splits, by the coarse "
         "Gaussian alone; each part counts once",
         "",
         "| held out | asked | promised | measured on new parts | 95 % interval | promise |",
@@ -116,7 +116,7 @@ def format_part_table(rows, num_pictures, num_parts, splits):
 
 @torch.inference_mode()
 def _scores(features, trained):
-    """The worst places' distance of every picture from a Gaussian fitted to some of them, (pictures,)."""
+    """The worst places' distance of every image from a Gaussian fitted to some of them, (images,)."""
     moments = Moments(features.shape[1], features.shape[-1], features.shape[-1])
     for batch in trained.split(64):
         moments.add(features[batch].float())
@@ -125,7 +125,7 @@ def _scores(features, trained):
 
 
 def _calibration_of(scores, groups):
-    """A `ScoreCalibration` that ranks these scores, each picture's part being its number in `groups`, if given."""
+    """A `ScoreCalibration` that ranks these scores, each image's part being its number in `groups`, if given."""
     count = len(scores)
     num_groups = None if groups is None or int(groups.max()) + 1 == count else int(groups.max()) + 1
     calibration = ScoreCalibration([5], 8, 2, num_ranked=count, num_groups=num_groups)

@@ -1,4 +1,4 @@
-"""Clear defects planted into good pictures at their own size, and what a repair leaves of them: the truth is known."""
+"""Clear defects planted into good images at their own size, and what a repair leaves of them: the truth is known."""
 
 from dataclasses import dataclass
 
@@ -12,23 +12,23 @@ from training.data.synthetic_defects import plant
 KINDS = ("stain", "scratch", "patch", "missing")
 
 MAX_SIDE = 512
-"""Larger pictures are scaled down to this many pixels before a defect is planted, for the sake of time."""
+"""Larger images are scaled down to this many pixels before a defect is planted, for the sake of time."""
 
 STRENGTH = 2.0
 """A planted defect changes its pixels by at least this many standard deviations of the texture (root mean square)."""
 
 ALWAYS_CLEAR = 0.25
-"""A change of this much, of a range of 2, is clear on any picture: one in black and white is all texture."""
+"""A change of this much, of a range of 2, is clear on any image: one in black and white is all texture."""
 
 TEXTURE_SIGMA = 1 / 32
-"""Texture is what a Gaussian filter takes away whose deviation is this share of the picture's shorter side."""
+"""Texture is what a Gaussian filter takes away whose deviation is this share of the image's shorter side."""
 
 MAX_ATTEMPTS = 50
 
 
 @dataclass
 class Planted:
-    """A good picture, the same with a defect, (3, height, width) in [-1, 1], and the defect's pixels, bool."""
+    """A good image, the same with a defect, (3, height, width) in [-1, 1], and the defect's pixels, bool."""
 
     kind: str
     good: np.ndarray
@@ -37,15 +37,15 @@ class Planted:
 
 
 def plant_defects(samples, count, seed=0):
-    """Plant `count` clear defects into good pictures, every kind equally often.
+    """Plant `count` clear defects into good images, every kind equally often.
 
     Args:
-        samples (`list[np.ndarray]`): good pictures, (3, height, width) in [-1, 1], of any sizes.
+        samples (`list[np.ndarray]`): good images, (3, height, width) in [-1, 1], of any sizes.
         count (`int`): how many.
         seed (`int`): draws everything.
 
     Raises:
-        ValueError: if no clear defect can be planted into some picture.
+        ValueError: if no clear defect can be planted into some image.
     """
     found = []
     for index in range(count):
@@ -63,13 +63,13 @@ def plant_defects(samples, count, seed=0):
             if mask.any() and np.sqrt(((defective - good)[:, mask] ** 2).mean()) > clear:
                 break
         else:
-            raise ValueError(f"no clear {kind} could be planted into good picture {index % len(samples)}.")
+            raise ValueError(f"no clear {kind} could be planted into good image {index % len(samples)}.")
         found.append(Planted(kind, good, defective, mask))
     return found
 
 
 def read_good(path, white_level):
-    """A good picture as `plant_defects` takes it; `white_level` is white in one of 16 bits."""
+    """A good image as `plant_defects` takes it; `white_level` is white in one of 16 bits."""
     image = read_as_8_bits(path, white_level)
     image.thumbnail((MAX_SIDE, MAX_SIDE))
     return as_sample(np.asarray(image))
@@ -80,14 +80,14 @@ def _resized(sample, size):
 
 
 def _without(good, mask):
-    """A piece is missing: an even dark or light grey of the picture is seen there, the one that differs more."""
+    """A piece is missing: an even dark or light grey of the image is seen there, the one that differs more."""
     greys = np.quantile(good.mean(axis=0), [0.02, 0.98])
     grey = greys[np.abs(greys - good[:, mask].mean()).argmax()] if mask.any() else greys[0]
     return np.where(mask, grey, good).astype(np.float32)
 
 
 def structural_similarity(first, second):
-    """SSIM of each pixel (Wang et al. 2004, Gaussian window of 1.5 pixels) of two grey pictures in [-1, 1]."""
+    """SSIM of each pixel (Wang et al. 2004, Gaussian window of 1.5 pixels) of two grey images in [-1, 1]."""
 
     def mean(values):
         return gaussian_filter(values, 1.5, truncate=3.5)
@@ -104,7 +104,7 @@ def structural_similarity(first, second):
 def compare(planted, repaired):
     """Share of the defect's squared error that is left inside of its mask, and PSNR and SSIM outside of it."""
     inside, outside = planted.mask, ~planted.mask
-    before, after = ((picture - planted.good) ** 2 for picture in (planted.defective, repaired))
+    before, after = ((image - planted.good) ** 2 for image in (planted.defective, repaired))
     mean_square = max(after[:, outside].mean(), 1e-10)
     similarity = structural_similarity(planted.good.mean(axis=0), repaired.mean(axis=0))
     return (
@@ -114,11 +114,11 @@ def compare(planted, repaired):
     )
 
 
-def as_picture(sample):
-    """A sample, (3, height, width) in [-1, 1], as an 8-bit picture."""
+def as_image(sample):
+    """A sample, (3, height, width) in [-1, 1], as an 8-bit image."""
     return Image.fromarray(np.rint((sample.transpose(1, 2, 0) + 1) * 127.5).clip(0, 255).astype(np.uint8))
 
 
 def as_sample(image):
-    """An 8-bit picture, (height, width, 3), as a sample."""
+    """An 8-bit image, (height, width, 3), as a sample."""
     return image.transpose(2, 0, 1).astype(np.float32) / 127.5 - 1

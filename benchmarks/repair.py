@@ -2,9 +2,9 @@
 
     python benchmarks/repair.py --model CKPT --data_dir CATEGORY [--output_dir OUT]
 
-Planted defects change good test pictures, at their own size and by clearly more than their texture varies. Beside our
+Planted defects change good test images, at their own size and by clearly more than their texture varies. Beside our
 repair stand the paper's Algorithm 1, Eq. 13 without a diffusion model and a plain round trip through one (AnoDDPM).
-Acceptance is scoring's verdict on the pictures that come back; as repairs look at that score, it proves less than the
+Acceptance is scoring's verdict on the images that come back; as repairs look at that score, it proves less than the
 error that is left. OUT gets a table, JSON, contact sheets and the curve of Eq. 12.
 """
 
@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
-from benchmarks.planted_truth import as_picture, as_sample, compare, plant_defects, read_good
+from benchmarks.planted_truth import as_image, as_sample, compare, plant_defects, read_good
 from benchmarks.plotting import pyplot, require_matplotlib
 from pipelines.pipeline_gradient_denoise import GradientDenoisePipeline
 from rendering.repair_views import side_by_side, strip
@@ -49,14 +49,14 @@ EVERYWHERE = ("Algorithm 1", "Eq. 13 alone", "DDPM round trip")
 
 @dataclass
 class Row:
-    """One method on one set of pictures, NaN where there is no truth or nothing to count.
+    """One method on one set of images, NaN where there is no truth or nothing to count.
 
-    A picture that scoring does not reject is left alone, and all of its error with it: `error_left_if_rejected` leaves
+    An image that scoring does not reject is left alone, and all of its error with it: `error_left_if_rejected` leaves
     those out; `error_left_pooled` is all error left over all error planted; `accepted` is the share of those rejected
     before that are accepted after.
     """
 
-    pictures: str
+    images: str
     method: str
     count: int
     rejected_before: float
@@ -71,13 +71,13 @@ class Row:
     seconds: float
 
 
-def repair(pipe, pictures, masks, options, progress):
-    """Repair 8-bit pictures one by one; returns the outputs and the seconds of each."""
+def repair(pipe, images, masks, options, progress):
+    """Repair 8-bit images one by one; returns the outputs and the seconds of each."""
     outputs, seconds = [], []
-    for picture, mask in zip(pictures, masks, strict=True):
+    for image, mask in zip(images, masks, strict=True):
         start = time.perf_counter()
         settings = {"output_type": "np", "false_alarm_rate": RATE, "return_steps": True} | options
-        outputs.append(pipe(picture, mask=mask, **settings))
+        outputs.append(pipe(image, mask=mask, **settings))
         seconds.append(time.perf_counter() - start)
         progress.update()
     return outputs, np.array(seconds)
@@ -85,7 +85,7 @@ def repair(pipe, pictures, masks, options, progress):
 
 def measure_planted(pipe, planted, method, progress):
     """A `Row`, and the outputs, of one method on planted defects."""
-    pictures = [as_picture(each.defective) for each in planted]
+    images = [as_image(each.defective) for each in planted]
     masks = [None] * len(planted)
     if method in WITH_TRUE_MASK:
         masks = [each.mask for each in planted]
@@ -93,7 +93,7 @@ def measure_planted(pipe, planted, method, progress):
         masks = [np.ones_like(each.mask) for each in planted]
     # Those that are not told where the defect is do not know when to stop either: at a rate of 1 nothing is accepted.
     options = METHODS[method] | ({"false_alarm_rate": 1.0} if method in EVERYWHERE else {})
-    outputs, seconds = repair(pipe, pictures, masks, options, progress)
+    outputs, seconds = repair(pipe, images, masks, options, progress)
     row = _row(pipe, "planted", method, outputs, seconds)
     left, psnr, ssim = np.transpose(
         [compare(each, as_sample(output.images[0])) for each, output in zip(planted, outputs, strict=True)]
@@ -108,14 +108,14 @@ def measure_planted(pipe, planted, method, progress):
 
 
 def measure_real(pipe, paths, name, progress):
-    """A `Row`, and the outputs, of our repair on pictures without a known truth."""
-    pictures = [read_as_8_bits(path, pipe.config.white_level) for path in paths]
-    outputs, seconds = repair(pipe, pictures, [None] * len(paths), {}, progress)
+    """A `Row`, and the outputs, of our repair on images without a known truth."""
+    images = [read_as_8_bits(path, pipe.config.white_level) for path in paths]
+    outputs, seconds = repair(pipe, images, [None] * len(paths), {}, progress)
     return _row(pipe, name, "ours", outputs, seconds), outputs
 
 
 def rejected_before(pipe, outputs):
-    """Whether scoring rejects each given picture, bool, (n,)."""
+    """Whether scoring rejects each given image, bool, (n,)."""
     return _rejects(pipe, [output.anomaly_score[0] for output in outputs])
 
 
@@ -125,12 +125,12 @@ def _rejects(pipe, scores):
     return p_values <= calibration.effective_rate(RATE) + 1e-12
 
 
-def _row(pipe, pictures, method, outputs, seconds):
+def _row(pipe, images, method, outputs, seconds):
     rejected = rejected_before(pipe, outputs)
     accepted = ~_rejects(pipe, [output.repaired_score[0] for output in outputs])
     changed = np.array([output.masks[0].any() for output in outputs])
     return Row(
-        pictures=pictures,
+        images=images,
         method=method,
         count=len(outputs),
         rejected_before=float(rejected.mean()),
@@ -147,32 +147,32 @@ def _row(pipe, pictures, method, outputs, seconds):
 
 
 def contact_sheet(columns, size=160):
-    """Columns of pictures, each from top to bottom, as one."""
+    """Columns of images, each from top to bottom, as one."""
     stacked = []
-    for pictures in columns:
-        column = Image.new("RGB", (size, size * len(pictures)))
-        for row, picture in enumerate(pictures):
-            column.paste(picture.convert("RGB").resize((size, size)), (0, row * size))
+    for images in columns:
+        column = Image.new("RGB", (size, size * len(images)))
+        for row, image in enumerate(images):
+            column.paste(image.convert("RGB").resize((size, size)), (0, row * size))
         stacked.append(column)
     return side_by_side(stacked)
 
 
-def _columns(pictures, outputs):
-    """Given picture, mask, repaired picture of each."""
+def _columns(images, outputs):
+    """Given image, mask, repaired image of each."""
     return [
-        [picture, Image.fromarray((255 * output.masks[0]).astype(np.uint8)), Image.fromarray(output.images[0])]
-        for picture, output in zip(pictures, outputs, strict=True)
+        [image, Image.fromarray((255 * output.masks[0]).astype(np.uint8)), Image.fromarray(output.images[0])]
+        for image, output in zip(images, outputs, strict=True)
     ]
 
 
 def plot_distance(curves, path):
-    """Eq. 12 against steps, one curve for each repaired picture of each method, as a PNG."""
+    """Eq. 12 against steps, one curve for each repaired image of each method, as a PNG."""
     figure, panel = pyplot().subplots(figsize=(6, 4))
     for color, (method, distances) in enumerate(curves.items()):
         for number, distance in enumerate(distances):
             panel.plot(distance, color=f"C{color}", alpha=0.5, label=None if number else method)
     panel.set_xlabel("step")
-    panel.set_ylabel("Eq. 12 per channel and place (good pictures: about 1)")
+    panel.set_ylabel("Eq. 12 per channel and place (good images: about 1)")
     panel.set_yscale("log")
     panel.grid(alpha=0.3)
     panel.legend()
@@ -183,7 +183,7 @@ def plot_distance(curves, path):
 def format_rows(rows):
     """A Markdown table."""
     lines = [
-        "| pictures | method | n | rejected before | of these accepted | error left, mean (median) | if rejected | "
+        "| images | method | n | rejected before | of these accepted | error left, mean (median) | if rejected | "
         "pooled | PSNR outside, dB | SSIM outside | untouched | s a repair |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
@@ -191,7 +191,7 @@ def format_rows(rows):
         error = _shown(row.error_left, ".1%")
         if error != "–":
             error += f" ({row.median_error_left:.1%})"
-        cells = [row.pictures, row.method, row.count, f"{row.rejected_before:.0%}", _shown(row.accepted, ".0%"), error]
+        cells = [row.images, row.method, row.count, f"{row.rejected_before:.0%}", _shown(row.accepted, ".0%"), error]
         cells += [_shown(row.error_left_if_rejected, ".1%"), _shown(row.error_left_pooled, ".1%")]
         cells += [
             _shown(row.psnr_outside, ".1f"),
@@ -201,7 +201,7 @@ def format_rows(rows):
         ]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     lines.append("")
-    lines.append("PSNR, SSIM and seconds are medians; seconds are those of pictures that were changed.")
+    lines.append("PSNR, SSIM and seconds are medians; seconds are those of images that were changed.")
     return "\n".join(lines)
 
 
@@ -218,8 +218,8 @@ def main(argv=None):
     parser.add_argument("--data_dir", required=True, help="category in MVTec-AD layout")
     parser.add_argument("--category", help="for a checkpoint of several categories")
     parser.add_argument("--num_planted", type=int, default=24, help="planted defects")
-    parser.add_argument("--num_real", type=int, default=12, help="pictures with real defects, evenly taken")
-    parser.add_argument("--num_good", type=int, default=40, help="good test pictures that should come back untouched")
+    parser.add_argument("--num_real", type=int, default=12, help="images with real defects, evenly taken")
+    parser.add_argument("--num_good", type=int, default=40, help="good test images that should come back untouched")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS), help="to compare")
     parser.add_argument("--seed", type=int, default=0, help="of planted defects")
     parser.add_argument("--output_dir", default="outputs/repair", help="table, JSON, sheets and curve")
@@ -236,7 +236,7 @@ def main(argv=None):
         good = [item.path for item in labelled if item.defect == "good"]
         defective = [item.path for item in labelled if item.defect != "good"]
         if not good:
-            raise ValueError(f"{args.data_dir} has no good test pictures to plant defects into.")
+            raise ValueError(f"{args.data_dir} has no good test images to plant defects into.")
         if args.num_planted < 1:
             raise ValueError(f"--num_planted is {args.num_planted}; it must be at least 1.")
         samples = [read_good(path, pipe.config.white_level) for path in _evenly(good, args.num_planted)]
@@ -250,7 +250,7 @@ def main(argv=None):
     rows, curves = [], {}
     total = len(args.methods) * len(planted) + len(real) + len(untouched)
     with tqdm(total=total, desc="repairing", unit="image") as progress:
-        columns = [[as_picture(each.good), as_picture(each.defective)] for each in planted]
+        columns = [[as_image(each.good), as_image(each.defective)] for each in planted]
         for method in args.methods:
             row, outputs = measure_planted(pipe, planted, method, progress)
             rows.append(row)
@@ -267,8 +267,8 @@ def main(argv=None):
             row, outputs = measure_real(pipe, paths, name, progress)
             rows.append(row)
             if name == "real defects":
-                pictures = [read_as_8_bits(path, pipe.config.white_level) for path in paths]
-                contact_sheet(_columns(pictures, outputs)).save(output_dir / "real.png")
+                images = [read_as_8_bits(path, pipe.config.white_level) for path in paths]
+                contact_sheet(_columns(images, outputs)).save(output_dir / "real.png")
                 curves[name] = [output.distance[0] for output in outputs[:4]]
             _save(rows, output_dir)
     plot_distance(curves, output_dir / "distance.png")

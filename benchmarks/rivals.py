@@ -1,7 +1,7 @@
-"""Rivals on the same backbone and pictures: PaDiM, PatchCore and SPADE's nearest neighbours, by hand.
+"""Rivals on the same backbone and images: PaDiM, PatchCore and SPADE's nearest neighbours, by hand.
 
-Each takes an extractor, good training pictures and test pictures, both as iterables of batches in [-1, 1], (batch, 3,
-height, width), and returns one map a test picture on its grid. The training pictures are all the good ones: a rival
+Each takes an extractor, good training images and test images, both as iterables of batches in [-1, 1], (batch, 3,
+height, width), and returns one map a test image on its grid. The training images are all the good ones: a rival
 holds none back for calibration.
 """
 
@@ -20,13 +20,13 @@ PADIM_STRIDES, PATCHCORE_STRIDES = (4, 8, 16), (8, 16)
 
 PATCHCORE_GRID = 32
 PATCHCORE_SHARE = 0.01
-SPADE_PICTURES = 50
+SPADE_IMAGES = 50
 SPADE_NEIGHBOURS = 5
 
 
 @torch.inference_mode()
 def padim(extractor, training, test, generator, strides=(2, 4, 8, 16), num_channels=None):
-    """Mahalanobis distance, (pictures, grid, grid), from a Gaussian with full covariance at each place.
+    """Mahalanobis distance, (images, grid, grid), from a Gaussian with full covariance at each place.
 
     Args:
         strides (`tuple[int]`): of the features that are kept.
@@ -38,7 +38,7 @@ def padim(extractor, training, test, generator, strides=(2, 4, 8, 16), num_chann
     good = torch.cat([extractor.raw_features(batch)[:, channels].half() for batch in training])
     new = torch.cat([extractor.raw_features(batch)[:, channels].half() for batch in test])
     grid = good.shape[-1]
-    good, new = (features.flatten(2).permute(2, 0, 1) for features in (good, new))  # (places, pictures, channels)
+    good, new = (features.flatten(2).permute(2, 0, 1) for features in (good, new))  # (places, images, channels)
     distances = torch.empty(grid * grid, new.shape[1])
     for start in range(0, grid * grid, 64):
         place = slice(start, start + 64)
@@ -60,7 +60,7 @@ def _channels_of(extractor, strides):
 
 @torch.inference_mode()
 def patchcore(extractor, training, test, generator, strides=(2, 4, 8, 16)):
-    """Distance, (pictures, 32, 32), to the nearest of a greedy coreset of 1 % of all good patch features.
+    """Distance, (images, 32, 32), to the nearest of a greedy coreset of 1 % of all good patch features.
 
     Features are averaged over 3×3 neighbours at their own stride first, as PatchCore does.
     """
@@ -90,10 +90,10 @@ def _patches(extractor, batch, strides):
 
 @torch.inference_mode()
 def spade(extractor, training, test, generator):
-    """Distance, (pictures, 32, 32), to features of the most similar good pictures (SPADE, Cohen and Hoshen 2020).
+    """Distance, (images, 32, 32), to features of the most similar good images (SPADE, Cohen and Hoshen 2020).
 
-    The nearest good pictures are found by pooled features, then each place by its nearest features in those. The
-    picture's own distance, SPADE's image score, is not used: maps are judged like everyone else's.
+    The nearest good images are found by pooled features, then each place by its nearest features in those. The
+    image's own distance, SPADE's image score, is not used: maps are judged like everyone else's.
     """
     del generator  # nothing is drawn
     good = torch.cat([_gallery(extractor, batch) for batch in training])
@@ -102,7 +102,7 @@ def spade(extractor, training, test, generator):
     for batch in test:
         for features in _gallery(extractor, batch):
             nearest = torch.cdist(features.mean(dim=1)[None], pooled)[0].topk(
-                min(SPADE_PICTURES, len(good)), largest=False
+                min(SPADE_IMAGES, len(good)), largest=False
             )
             gallery = good[nearest.indices].permute(0, 2, 1).reshape(-1, features.shape[0])
             distances = torch.cdist(features.T, gallery).topk(SPADE_NEIGHBOURS, largest=False).values.mean(dim=1)

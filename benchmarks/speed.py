@@ -2,7 +2,7 @@
 
     python benchmarks/speed.py --model CKPT
 
-Times are medians over repeated batches of pictures that are as large as the model's square. Peak memory is that of a
+Times are medians over repeated batches of images that are as large as the model's square. Peak memory is that of a
 process of its own that loads the checkpoint and scores, for each precision. Precisions that the hardware lacks are
 left out.
 """
@@ -39,8 +39,8 @@ def median_seconds(call, repeats):
     return statistics.median(times)
 
 
-def random_pictures(pipe, batch_size):
-    """A batch of pictures of the model's size, uint8 RGB."""
+def random_images(pipe, batch_size):
+    """A batch of images of the model's size, uint8 RGB."""
     shape = (batch_size, pipe.resolution, pipe.resolution, 3)
     return list(np.random.default_rng(0).integers(0, 256, shape, "uint8"))
 
@@ -54,8 +54,8 @@ def peak_memory_of(model, category, precision, batch_size):
 
 @torch.inference_mode()
 def measure(pipe, batch_size, repeats):
-    """Rows of (what, precision, seconds per picture)."""
-    pictures = random_pictures(pipe, batch_size)
+    """Rows of (what, precision, seconds per image)."""
+    images = random_images(pipe, batch_size)
     timesteps = pipe.config.timesteps
     device, grid = pipe.unet.device, pipe.unet.config.sample_size
     model_input = torch.randn(batch_size * len(timesteps), pipe.unet.config.in_channels, grid, grid, device=device)
@@ -72,7 +72,7 @@ def measure(pipe, batch_size, repeats):
         calls = {
             "UNet forward": unet_forward,
             "backbone forward": lambda: pipe.feature_extractor(samples),
-            "pipeline, whole call": lambda: pipe(pictures, batch_size=batch_size),
+            "pipeline, whole call": lambda: pipe(images, batch_size=batch_size),
         }
         name = PRECISIONS[precision]
         rows += [(what, name, median_seconds(call, repeats) / batch_size) for what, call in calls.items()]
@@ -84,7 +84,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--model", default="checkpoints/magnetic-tile", help="checkpoint folder")
     parser.add_argument("--category", help="for a checkpoint of several categories")
-    parser.add_argument("--batch_size", type=int, default=8, help="pictures per batch")
+    parser.add_argument("--batch_size", type=int, default=8, help="images per batch")
     parser.add_argument("--repeats", type=int, default=5, help="timed batches")
     parser.add_argument("--memory_of", choices=PRECISIONS, help="print only the peak memory in GB of this precision")
     args = parser.parse_args()
@@ -95,7 +95,7 @@ def main():
     if args.memory_of:
         pipe.register_to_config(mixed_precision=args.memory_of)
         for _ in range(3):
-            pipe(random_pictures(pipe, args.batch_size), batch_size=args.batch_size)
+            pipe(random_images(pipe, args.batch_size), batch_size=args.batch_size)
         print(f"{peak_memory_gb():.2f}")
         return
     if torch.cuda.is_available():
@@ -107,7 +107,7 @@ def main():
         f"{list(pipe.config.timesteps)}, {torch.get_num_threads()} threads, {pipe.unet.device}; "
         f"this checkpoint runs in {automatic} by itself here"
     )
-    print(f"{'':22}{'precision':>10}{'ms a picture':>14}{'× UNet':>9}{'× backbone':>12}")
+    print(f"{'':22}{'precision':>10}{'ms an image':>14}{'× UNet':>9}{'× backbone':>12}")
     for what, precision, seconds in rows:
         same = {w: s for w, p, s in rows if p == precision}
         print(

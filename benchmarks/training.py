@@ -163,8 +163,8 @@ def alternatives(unet_call, repeats):
     return found | {"channels last": floor(((unet, sample, *rest), *others), repeats)}
 
 
-def link_pictures(data_dir, folder, count):
-    """Fill a folder with `count` names for the good pictures of another."""
+def link_images(data_dir, folder, count):
+    """Fill a folder with `count` names for the good images of another."""
     files = find_good_images(data_dir)
     for number in range(count):
         file = files[number % len(files)]
@@ -174,7 +174,7 @@ def link_pictures(data_dir, folder, count):
 def main():
     """Measure and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("data_dir", help="folder of good pictures, or a category in MVTec-AD layout")
+    parser.add_argument("data_dir", help="folder of good images, or a category in MVTec-AD layout")
     parser.add_argument("--steps", type=int, default=40, help="steps that are counted")
     parser.add_argument("--files", type=int, help="instead: seconds to the first step on so many files (hard links)")
     parser.add_argument(
@@ -186,7 +186,7 @@ def main():
     keep_large_buffers()
     if args.files:
         with tempfile.TemporaryDirectory(dir=Path(args.data_dir).parent) as folder:
-            link_pictures(args.data_dir, Path(folder), args.files)
+            link_images(args.data_dir, Path(folder), args.files)
             timer = run(["--train_data_dir", folder, "--max_train_steps", "1", *others], times_parts=False)
         print(f"{args.files} files: the first step is done after {timer.first_step:.1f} s")
         return
@@ -205,9 +205,7 @@ def main():
     print(f"{'all but the UNet':26}{1000 * (whole - unet):10.1f}{1 - unet / whole:8.1%}")
     untimed = run(arguments, times_parts=False).median_step()
     alone = floor(timer.unet_call, args.steps // 2)
-    print(
-        f"pictures a second: {batch / untimed:.2f} untimed, {batch / alone:.2f} the UNet's forward and backward alone"
-    )
+    print(f"images a second: {batch / untimed:.2f} untimed, {batch / alone:.2f} the UNet's forward and backward alone")
     print(f"peak memory: {peak_memory_gb():.2f} GB")
     if torch.cuda.is_available():
         print(f"peak memory of tensors on the GPU: {torch.cuda.max_memory_allocated() / 2**30:.2f} GB")

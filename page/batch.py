@@ -1,4 +1,4 @@
-"""Many pictures, inspected beside the page: rows as they are done, files of results, one broken picture is one row."""
+"""Many images, inspected beside the page: rows as they are done, files of results, one broken image is one row."""
 
 import base64
 import io
@@ -20,7 +20,7 @@ from training.inference.drift import drift_test
 from training.inference.score_table import ScoreRow, scored_row, table_writer, unreadable_row
 
 from .inspection import check_percent
-from .settings import PICTURES_AT_ONCE, PIXELS_AT_ONCE
+from .settings import IMAGES_AT_ONCE, PIXELS_AT_ONCE
 from .uploads import as_png
 
 THUMBNAIL_SIDE = 64
@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class BatchRow:
-    """One picture of a batch: its place in the upload from 0, its result, and a small JPEG with the heat map, or ""."""
+    """One image of a batch: its place in the upload from 0, its result, and a small JPEG with the heat map, or ""."""
 
     index: int
     result: ScoreRow
@@ -47,8 +47,8 @@ class Batch:
 
     Args:
         model (`Model`): what inspects.
-        turns (`Turns`): held while a few pictures are scored, so that other users go first in between.
-        folder (`Folder`): the pictures.
+        turns (`Turns`): held while a few images are scored, so that other users go first in between.
+        folder (`Folder`): the images.
         percent (`float`): the accepted false alarm rate, in per cent.
 
     Raises:
@@ -75,17 +75,17 @@ class Batch:
 
     @property
     def is_running(self):
-        """Whether pictures are still being inspected."""
+        """Whether images are still being inspected."""
         return self._thread.is_alive()
 
     @property
     def was_stopped(self):
-        """Whether it ended, or will end, before the last picture."""
+        """Whether it ended, or will end, before the last image."""
         return self._stopped.is_set()
 
     @property
     def scores(self):
-        """Anomaly scores of the pictures that could be read, (n,)."""
+        """Anomaly scores of the images that could be read, (n,)."""
         return np.array([row.result.anomaly_score for row in self.rows if row.result.verdict != "unreadable"])
 
     def count(self, verdict):
@@ -93,7 +93,7 @@ class Batch:
         return sum(row.result.verdict == verdict for row in self.rows)
 
     def stop(self):
-        """Ask it to end after the pictures that are being scored; what is done is kept."""
+        """Ask it to end after the images that are being scored; what is done is kept."""
         self._stopped.set()
 
     def watch(self):
@@ -123,8 +123,8 @@ class Batch:
                 open(self.table, "w", newline="", encoding="utf-8-sig") as stream,
             ):
                 writer, names = table_writer(stream), _MemberNames()
-                for pictures in self._read():
-                    for row in self._inspect(pictures, archive, names):
+                for images in self._read():
+                    for row in self._inspect(images, archive, names):
                         writer.writerow(row.result.cells())
                         self.rows.append(row)
                     self.seconds = time.monotonic() - self._began
@@ -132,48 +132,48 @@ class Batch:
             self._error = error
 
     def _read(self):
-        """Yield a few pictures at a time, `dict` of index to picture, or to the error of one that cannot be read."""
-        pictures, pixels = {}, 0
+        """Yield a few images at a time, `dict` of index to image, or to the error of one that cannot be read."""
+        images, pixels = {}, 0
         for index, name in enumerate(self.folder.names):
             if self._stopped.is_set():
                 return
             try:
-                pictures[index] = self.folder.read(index)
-                pixels += pictures[index].shape[0] * pictures[index].shape[1]
+                images[index] = self.folder.read(index)
+                pixels += images[index].shape[0] * images[index].shape[1]
             except ValueError as error:
-                pictures[index] = error
-            except Exception as error:  # decoders of damaged files raise anything; the other pictures are to be seen
-                logger.warning("a picture of a batch could not be read", exc_info=error)
-                pictures[index] = ValueError(f"{Path(name).name} is damaged and cannot be read.")
-            if len(pictures) == PICTURES_AT_ONCE or pixels >= PIXELS_AT_ONCE:
-                yield pictures
-                pictures, pixels = {}, 0
-        if pictures:
-            yield pictures
+                images[index] = error
+            except Exception as error:  # decoders of damaged files raise anything; the other images are to be seen
+                logger.warning("an image of a batch could not be read", exc_info=error)
+                images[index] = ValueError(f"{Path(name).name} is damaged and cannot be read.")
+            if len(images) == IMAGES_AT_ONCE or pixels >= PIXELS_AT_ONCE:
+                yield images
+                images, pixels = {}, 0
+        if images:
+            yield images
 
-    def _inspect(self, pictures, archive, names):
-        """Yield the rows of a few pictures; their overlays and masks go into the archive."""
-        readable = {index: picture for index, picture in pictures.items() if not isinstance(picture, ValueError)}
+    def _inspect(self, images, archive, names):
+        """Yield the rows of a few images; their overlays and masks go into the archive."""
+        readable = {index: image for index, image in images.items() if not isinstance(image, ValueError)}
         output = None
         if readable:
-            settings = {"false_alarm_rate": self.false_alarm_rate, "batch_size": PICTURES_AT_ONCE}
+            settings = {"false_alarm_rate": self.false_alarm_rate, "batch_size": IMAGES_AT_ONCE}
             with self._turns.take():
                 output = self.model.score(list(readable.values()), **settings)
         places = {index: place for place, index in enumerate(readable)}
-        for index, picture in pictures.items():
+        for index, image in images.items():
             name = self.folder.names[index]
             if index not in places:
-                yield BatchRow(index, unreadable_row(name, picture), "")
+                yield BatchRow(index, unreadable_row(name, image), "")
                 continue
             mask = output.pred_mask[places[index]]
             scoring = self.model.scoring
-            shown = as_uint8(picture, scoring.config.white_level)
+            shown = as_uint8(image, scoring.config.white_level)
             heat = overlay(shown, output.anomaly_map[places[index]], saturation_of(scoring))
             drawn = outline(heat, mask)
             member = names.claim(name)
             archive.writestr(f"overlays/{member}.png", as_png(drawn))
             archive.writestr(f"masks/{member}.png", as_png(mask.astype(np.uint8) * 255))
-            misfit = misfit_of(picture, scoring.config.white_level)
+            misfit = misfit_of(image, scoring.config.white_level)
             yield BatchRow(index, scored_row(name, output, places[index], misfit), _thumbnail(drawn))
 
 
@@ -185,7 +185,7 @@ class _MemberNames:
 
     def claim(self, name):
         parts = PurePosixPath(name.replace("\\", "/").replace(":", "_")).parts
-        inside = "/".join(part for part in parts if part.strip("./ ")) or "picture"
+        inside = "/".join(part for part in parts if part.strip("./ ")) or "image"
         unique, number = inside, 1
         while unique.lower() in self._taken:
             number += 1
@@ -194,8 +194,8 @@ class _MemberNames:
         return unique
 
 
-def _thumbnail(picture):
-    image = Image.fromarray(picture)
+def _thumbnail(pixels):
+    image = Image.fromarray(pixels)
     image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
     stream = io.BytesIO()
     image.save(stream, format="JPEG", quality=80)

@@ -6,15 +6,15 @@ from rendering.histogram import ACCEPTED_COLOR, REJECTED_COLOR, histogram_svg
 from rendering.words import count_of, duration
 from training.inference.drift import MIN_SCORES
 
-HEADERS = ["picture", "verdict", "score", "file", "p-value", "area (pixels)", "area (%)", "no."]
+HEADERS = ["image", "verdict", "score", "file", "p-value", "area (pixels)", "area (%)", "no."]
 DATATYPES = ["html", "str", "number", "str", "number", "number", "number", "number"]
 NUMBER_COLUMN = HEADERS.index("no.")
-"""Tells which picture a row shows, however the user has sorted the table."""
+"""Tells which image a row shows, however the user has sorted the table."""
 
 SIGNIFICANT = 0.01
 """A smaller p-value of the drift test is a warning."""
 
-HINT = "<p>Choose pictures, or a ZIP of pictures, then inspect them all.</p>"
+HINT = "<p>Choose images, or a ZIP of images, then inspect them all.</p>"
 
 
 def table_cells(rows):
@@ -41,12 +41,12 @@ def _cells(row):
 def progress_words(done, total, seconds):
     """How far the work is, with a bar and, once that can be told, the time that is left."""
     left = f", about {duration(seconds / done * (total - done))} left" if done else ""
-    return f"<p>{done} of {total} pictures{left}.</p>{bar(done, total)}"
+    return f"<p>{done} of {total} images{left}.</p>{bar(done, total)}"
 
 
 def bar(done, total):
     """A progress bar, as HTML."""
-    return f'<progress aria-label="pictures done" value="{done}" max="{total}"></progress>'
+    return f'<progress aria-label="images done" value="{done}" max="{total}"></progress>'
 
 
 def batch_verdict(batch):
@@ -57,12 +57,12 @@ def batch_verdict(batch):
     doubtful = sum(row.result.error != "" for row in batch.rows) - unreadable
     notes = ""
     if doubtful:
-        notes += f" Of {count_of(doubtful, 'picture')} the depth does not fit the model; see the table's column error."
+        notes += f" Of {count_of(doubtful, 'image')} the depth does not fit the model; see the table's column error."
     if batch.folder.num_masks:
         notes += f" Left out: {count_of(batch.folder.num_masks, 'mask')} in folders of ground truth."
     css = "rejected" if defects or unreadable else "accepted"
     done, total = len(batch.rows), len(batch.folder)
-    ended = f"{done} of {total} pictures" if done < total else count_of(total, "picture")
+    ended = f"{done} of {total} images" if done < total else count_of(total, "image")
     rate = f"{100 * batch.false_alarm_rate:.2f}".rstrip("0").rstrip(".")
     return (
         f'<div class="verdict {css}"><h2>{counts}</h2><p>{ended} inspected in {duration(batch.seconds)} with '
@@ -76,8 +76,8 @@ def histogram_words(batch):
     if not len(batch.scores):
         return ""
     return (
-        '<div class="histogram"><p>Share of pictures by score: '
-        f'<i style="background: currentColor; opacity: .3"></i>{len(batch.ranked_scores)} good pictures of the '
+        '<div class="histogram"><p>Share of images by score: '
+        f'<i style="background: currentColor; opacity: .3"></i>{len(batch.ranked_scores)} good images of the '
         f'calibration; this batch, <i style="background: {ACCEPTED_COLOR}"></i>accepted and '
         f'<i style="background: {REJECTED_COLOR}"></i>rejected</p>'
         f"{histogram_svg(batch.ranked_scores, batch.scores, batch.image_threshold)}</div>"
@@ -85,7 +85,7 @@ def histogram_words(batch):
 
 
 def drift_words(batch, p_value):
-    """Whether the good-looking pictures of a batch look as they did when the model was calibrated.
+    """Whether the good-looking images of a batch look as they did when the model was calibrated.
 
     Args:
         batch (`Batch`): ended.
@@ -93,27 +93,27 @@ def drift_words(batch, p_value):
     """
     defects, scored = batch.count("defect"), len(batch.scores)
     if p_value is not None and p_value < SIGNIFICANT:
-        css, title = "rejected", "Warning: this batch does not look like the calibration's pictures"
+        css, title = "rejected", "Warning: this batch does not look like the calibration's images"
         text = (
-            f"<b>p-value {p_value:.2g}.</b> The pictures that are accepted score unlike the good pictures that the "
+            f"<b>p-value {p_value:.2g}.</b> The images that are accepted score unlike the good images that the "
             "model was calibrated on (two-sample Kolmogorov-Smirnov test). Either defects are among them that "
             "were not found, or camera, light or part have changed: then the promise on false alarms no longer holds, "
-            "and recalibrating on pictures of good parts restores it."
+            "and recalibrating on images of good parts restores it."
         )
     elif scored >= MIN_SCORES and defects > scored / 2:
-        css, title = "rejected", "Most pictures are rejected"
+        css, title = "rejected", "Most images are rejected"
         text = (
             "If most of these parts are good, camera, light or the part have changed since the model was calibrated: "
-            "recalibrate on pictures of good parts."
+            "recalibrate on images of good parts."
         )
         text += f" <b>p-value {p_value:.2g}</b> for those that are accepted." if p_value is not None else ""
     elif p_value is None:
-        css, title = "unknown", "Too few pictures to tell whether camera or light have changed"
+        css, title = "unknown", "Too few images to tell whether camera or light have changed"
         text = f"{scored - defects} are accepted; at least {MIN_SCORES} are needed for a comparison."
     else:
         css, title = "accepted", "No sign that camera or light have changed"
         text = (
-            f"<b>p-value {p_value:.2g}.</b> The pictures that are accepted score as the good pictures do that the "
+            f"<b>p-value {p_value:.2g}.</b> The images that are accepted score as the good images do that the "
             "model was calibrated on (two-sample Kolmogorov-Smirnov test)."
         )
     return f'<div class="verdict {css}"><h3>{title}</h3><p>{text}</p></div>'

@@ -1,4 +1,4 @@
-"""The tab Batch: many pictures or a ZIP in; a table, a histogram with a test for drift, files and the remedy out."""
+"""The tab Batch: many images or a ZIP in; a table, a histogram with a test for drift, files and the remedy out."""
 
 import functools
 import html
@@ -30,7 +30,7 @@ from .user_errors import answer_in_one_sentence
 
 ELSEWHERE = (
     "Models are not recalibrated on this server. On your own computer, `python training/calibration.py --model … "
-    "--data_dir FOLDER_OF_GOOD_PICTURES --output_dir …` does it."
+    "--data_dir FOLDER_OF_GOOD_IMAGES --output_dir …` does it."
 )
 
 
@@ -41,7 +41,7 @@ def build_batch_tab(page):
     with gr.Row():
         with gr.Column(scale=2, min_width=280):
             files = gr.Files(
-                label=f"Pictures, or a ZIP of them: at most {page.settings.max_batch}, each file up to "
+                label=f"Images, or a ZIP of them: at most {page.settings.max_batch}, each file up to "
                 f"{page.settings.max_upload_mb} MB",
                 file_types=[*IMAGE_SUFFIXES, ".zip"],
                 height=180,
@@ -61,7 +61,7 @@ def build_batch_tab(page):
         with gr.Column(scale=3, min_width=320):
             words = gr.HTML(HINT, elem_id="batch-words")
             drift = gr.HTML("", elem_id="drift")
-            remedy = gr.Accordion("Recalibrate on these pictures", open=False, visible=False)
+            remedy = gr.Accordion("Recalibrate on these images", open=False, visible=False)
             with remedy:
                 recalibration = _build_remedy(page)
     table = gr.Dataframe(
@@ -100,7 +100,7 @@ def build_batch_tab(page):
     def show_row(batch, model, event: gr.SelectData):
         return _show_row(batch, model, event.row_value)
 
-    table.select(show_row, [batch, page.model], [page.picture, page.percent, page.model, page.tabs], **quiet)
+    table.select(show_row, [batch, page.model], [page.image, page.percent, page.model, page.tabs], **quiet)
     if recalibration:
         _wire_remedy(page, batch, remedy, *recalibration)
 
@@ -111,12 +111,12 @@ def _build_remedy(page):
         gr.Markdown(ELSEWHERE)
         return None
     gr.Markdown(
-        "The model learns anew which scores good parts have, from the pictures above; it becomes a model of its own, "
-        f"and the old one stays. Upload {MIN_IMAGES} or more pictures of good parts, better 40, and leave out defects: "
+        "The model learns anew which scores good parts have, from the images above; it becomes a model of its own, "
+        f"and the old one stays. Upload {MIN_IMAGES} or more images of good parts, better 40, and leave out defects: "
         "a defective part that is labelled good makes the model less sensitive."
     )
     declared = gr.Checkbox(
-        False, label="All pictures of this batch show good parts, also those that were rejected", elem_id="all-good"
+        False, label="All images of this batch show good parts, also those that were rejected", elem_id="all-good"
     )
     with gr.Row():
         start = gr.Button("Recalibrate", variant="primary", interactive=False, elem_id="recalibrate")
@@ -186,11 +186,11 @@ def _watch(batch):
 
 @answer_in_one_sentence
 def _show_row(batch, model, cells):
-    """The picture of a row, the rate and the model that its verdict belongs to, and the tab that shows it."""
+    """The image of a row, the rate and the model that its verdict belongs to, and the tab that shows it."""
     index = int(cells[NUMBER_COLUMN]) - 1
     row = next((row for row in batch.rows if row.index == index), None) if batch is not None else None
     if row is None:
-        raise ValueError("these results are gone; inspect the pictures again.")
+        raise ValueError("these results are gone; inspect the images again.")
     if row.result.verdict == "unreadable":
         raise ValueError(row.result.error)
     path = batch.folder.file(index, tempfile.mkdtemp(dir=gr.utils.get_upload_folder()))
@@ -202,9 +202,9 @@ def _show_row(batch, model, cells):
 @answer_in_one_sentence
 def _begin_recalibration(page, batch, declared):
     if batch is None or batch.is_running:
-        raise ValueError("inspect a batch of good pictures to its end first.")
+        raise ValueError("inspect a batch of good images to its end first.")
     if not declared:
-        raise ValueError("say first that all pictures of this batch show good parts.")
+        raise ValueError("say first that all images of this batch show good parts.")
     readable = sorted(row.index for row in batch.rows if row.result.verdict != "unreadable")
     recalibration = Recalibration(batch.model, page.shelf, batch.folder, readable, page.settings.trained_models)
     return recalibration, gr.update(interactive=False), gr.update(interactive=True)

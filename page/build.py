@@ -24,7 +24,7 @@ from .trainings import Trainings
 from .user_errors import answer_in_one_sentence, refuse_urls
 
 TITLE = """# Is this part good?
-The picture is compared with what good parts look like; what does not fit is marked."""
+The image is compared with what good parts look like; what does not fit is marked."""
 
 CLEANED_EVERY = 600
 """Seconds between two looks for files that are too old: so much longer than promised they may be kept."""

@@ -1,4 +1,4 @@
-"""A model card as the page may show it: a stranger's words, but no markup, no pictures from elsewhere, no diagrams."""
+"""A model card as the page may show it: a stranger's words, but no markup, no images from elsewhere, no diagrams."""
 
 import re
 
@@ -14,7 +14,7 @@ def harmless_card(card):
     """Markdown of a card in which nothing is HTML, nothing is fetched to be shown, and every letter can be seen.
 
     The page takes scripts out of Markdown by itself. What it leaves could still cover the page (styles), ask for a
-    password (forms), tell somebody that the card was looked at (pictures), or turn the text around.
+    password (forms), tell somebody that the card was looked at (images), or turn the text around.
     """
     card = re.sub(r"<!--.*?-->", "", card[:MAX_SHOWN], flags=re.DOTALL)
     card = "".join(letter if letter.isprintable() or letter in "\n\t" else " " for letter in card)

@@ -21,7 +21,7 @@ class Page:
         trainings (`Trainings`): what is trained on this server.
         model (`gr.Dropdown`): the chosen model's name.
         tabs (`gr.Tabs`): their ids are inspect, repair, batch, train, models.
-        picture (`gr.Image`): the picture to inspect; setting it inspects it.
+        image (`gr.Image`): the image to inspect; setting it inspects it.
         inspection (`gr.State`): the session's last `Inspection`, or None.
         percent (`gr.Slider`): the accepted false alarm rate, in per cent.
     """
@@ -32,6 +32,6 @@ class Page:
     trainings: Trainings
     model: gr.Dropdown = field(default=None)
     tabs: gr.Tabs = field(default=None)
-    picture: gr.Image = field(default=None)
+    image: gr.Image = field(default=None)
     inspection: gr.State = field(default=None)
     percent: gr.Slider = field(default=None)

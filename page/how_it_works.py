@@ -5,10 +5,10 @@ import gradio as gr
 WORDS = """
 ### In everyday words
 
-The model has seen pictures of good parts only, never a defect. It compares your picture with what it knows of good
+The model has seen images of good parts only, never a defect. It compares your image with what it knows of good
 parts, place by place:
 
-1. **Where does it differ?** The colours show how unusual each place is. They mean the same in every picture of a
+1. **Where does it differ?** The colours show how unusual each place is. They mean the same in every image of a
    model: yellow is far more unusual than almost anything in good parts.
 2. **Is that too much?** Before you came, the model was shown good parts that it had not learned from. A part is
    rejected if it is more unusual than nearly all of those. You say how many good parts may be rejected by mistake:
@@ -18,18 +18,18 @@ parts, place by place:
 
 The **p-value** says how many good parts look as unusual as yours: 0.01 is one in a hundred.
 
-**Pictures:** one part, taken like those that the model has learned from, any size and format. Nothing you upload
+**Images:** one part, taken like those that the model has learned from, any size and format. Nothing you upload
 leaves this server; files are deleted after an hour.
 
 ### For who knows diffusion models
 
-A denoising network with learned variance is trained on good parts alone. For a new picture, noise of several scales is
-added to x₀ (one fixed noise field for each timestep, so that the same picture always gets the same score); the KL
+A denoising network with learned variance is trained on good parts alone. For a new image, noise of several scales is
+added to x₀ (one fixed noise field for each timestep, so that the same image always gets the same score); the KL
 divergence between the true posterior and the network's one-step prediction is the *pixel part* of the map, the
-error of the network's prediction of pretrained features the *feature part*, together with the picture's distance
-from two Gaussians and a memory of good features. Each is standardised with held-out good pictures. The map blends
-them; a picture's score is the largest, or the mean, of what some of them find. Which, and with what weights, is chosen
-on synthetic defects. Verdicts are conformal: the p-value is the rank among held-out good pictures.
+error of the network's prediction of pretrained features the *feature part*, together with the image's distance
+from two Gaussians and a memory of good features. Each is standardised with held-out good images. The map blends
+them; an image's score is the largest, or the mean, of what some of them find. Which, and with what weights, is chosen
+on synthetic defects. Verdicts are conformal: the p-value is the rank among held-out good images.
 
 Repairs draw the marked region anew by masked resampling of the reverse process, then follow the gradient of the
 features' distance if the result is not accepted yet.

@@ -9,7 +9,7 @@ SLICE = 0.1
 """Seconds that long work computes before it lets others go first: they wait little, and it comes to its end."""
 
 MAX_LONG_WORK = 16
-"""Batches, repairs and recalibrations that run or wait at once: each holds pictures in memory."""
+"""Batches, repairs and recalibrations that run or wait at once: each holds images in memory."""
 
 
 class Turns:

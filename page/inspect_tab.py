@@ -1,4 +1,4 @@
-"""The tab Inspect: a picture in; verdict, heat map, outlines, numbers and files out."""
+"""The tab Inspect: an image in; verdict, heat map, outlines, numbers and files out."""
 
 import functools
 import json
@@ -13,7 +13,7 @@ from rendering.heat_map import outline, overlay, saturation_of
 from training.data.image_reading import read_image
 
 from .settings import EMBEDDED_MODELS, KEPT_SECONDS, ROOT
-from .uploads import file_stem, save_png, shown_name, uploaded_picture
+from .uploads import file_stem, save_png, shown_name, uploaded_image
 from .user_errors import answer_in_one_sentence
 from .verdict import HINT, colour_scale, list_regions, verdict
 
@@ -23,17 +23,17 @@ EXAMPLES_OF = EMBEDDED_MODELS / "magnetic-tile"
 SCROLL_ON_PHONES = """() => {
   if (window.innerWidth < 768) document.querySelector("#verdict").scrollIntoView({ behavior: "smooth" })
 }"""
-"""There the verdict lies below picture and examples."""
+"""There the verdict lies below image and examples."""
 
 
 def build_inspect_tab(page):
-    """Lay out the tab and wire it; sets `page.picture`, `page.inspection` and `page.percent`."""
+    """Lay out the tab and wire it; sets `page.image`, `page.inspection` and `page.percent`."""
     first = page.shelf.get(page.shelf.names[0])
     page.inspection = gr.State(time_to_live=KEPT_SECONDS)
     with gr.Row():
         with gr.Column(scale=2, min_width=280):
-            page.picture = gr.Image(
-                label="Picture of a part",
+            page.image = gr.Image(
+                label="Image of a part",
                 type="filepath",
                 image_mode=None,
                 format="png",
@@ -63,7 +63,7 @@ def build_inspect_tab(page):
             files = gr.Files(label="Overlay, mask, map (16-bit PNG and NPY), numbers", visible=False, elem_id="files")
             with gr.Accordion("Advanced: noise scales, the two parts of the map", open=False):
                 gr.Markdown(
-                    "Noise of each scale is added to the picture, and the network says what a good part would look "
+                    "Noise of each scale is added to the image, and the network says what a good part would look "
                     "like. It can be wrong about pixels (KL divergence) and about features; α weighs both in the map."
                 )
                 scales = _timestep_choices(first)
@@ -79,20 +79,20 @@ def build_inspect_tab(page):
 
     shown = [words, comparison, colours, numbers, to_repair, prepare, files]
     outputs = [page.inspection, *shown, kl, features]
-    inputs = [page.model, page.picture, page.percent, timesteps, alpha]
+    inputs = [page.model, page.image, page.percent, timesteps, alpha]
     look = {
         "fn": functools.partial(_inspect, page),
         "inputs": inputs,
         "outputs": outputs,
         "api_visibility": "private",
-        "preprocess": False,  # Gradio would open and re-encode the picture
+        "preprocess": False,  # Gradio would open and re-encode the image
         "trigger_mode": "always_last",
         "concurrency_limit": 8,
         "concurrency_id": "inspect",
         "show_progress_on": [words, comparison],
     }
     nothing = {"fn": lambda: (None, *_blank(), None, None), "outputs": outputs, "api_visibility": "private"}
-    looked = page.picture.change(**look)
+    looked = page.image.change(**look)
     looked.failure(**nothing)
     looked.success(fn=None, js=SCROLL_ON_PHONES, api_visibility="private")
     gr.on([timesteps.input, alpha.release], **look).failure(**nothing)
@@ -114,7 +114,7 @@ def build_inspect_tab(page):
     )
     prepare.click(
         functools.partial(_write_files, page),
-        [page.inspection, page.percent, page.picture],
+        [page.inspection, page.percent, page.image],
         files,
         api_visibility="private",
         concurrency_limit=2,
@@ -126,8 +126,8 @@ def build_inspect_tab(page):
 def _inspect(page, model, upload, percent, timesteps, alpha):
     if upload is None:
         return None, *_blank(), None, None
-    picture, name = uploaded_picture(upload, page.settings.max_upload_mb)
-    inspection = page.inspector.inspect(model, picture, shown_name(upload, name), timesteps, alpha)
+    image, name = uploaded_image(upload, page.settings.max_upload_mb)
+    inspection = page.inspector.inspect(model, image, shown_name(upload, name), timesteps, alpha)
     parts = [page.inspector.part(inspection, part) for part in ("kl_map", "feature_map")]
     return inspection, *_judged(page, inspection, percent), *parts
 
@@ -138,17 +138,17 @@ def _judge_again(page, inspection, percent):
 
 
 def _judged(page, inspection, percent):
-    """Verdict, pair of pictures, scale, numbers, both buttons, no files yet."""
+    """Verdict, pair of images, scale, numbers, both buttons, no files yet."""
     numbers, mask = page.inspector.judge(inspection, percent)
     scoring = page.shelf.get(inspection.model).scoring
-    pictures = (inspection.picture, page.inspector.outlined(inspection, mask))
+    images = (inspection.image, page.inspector.outlined(inspection, mask))
     colours = colour_scale(saturation_of(scoring), numbers["pixel_threshold"]) + list_regions(numbers)
     words = verdict(numbers, scoring.calibration.config)
-    return words, pictures, colours, numbers, *(gr.update(interactive=True),) * 2, gr.update(value=None, visible=False)
+    return words, images, colours, numbers, *(gr.update(interactive=True),) * 2, gr.update(value=None, visible=False)
 
 
 def _blank():
-    """The outputs of `_judged` before a picture was inspected."""
+    """The outputs of `_judged` before an image was inspected."""
     return HINT, None, "", None, *(gr.update(interactive=False),) * 2, gr.update(value=None, visible=False)
 
 
@@ -166,19 +166,19 @@ def _settings_of(page, name):
 
 @answer_in_one_sentence
 def _write_files(page, inspection, percent, path):
-    """Overlay, mask and maps at the picture's own size, and the numbers."""
+    """Overlay, mask and maps at the image's own size, and the numbers."""
     if inspection is None or path is None:
-        raise ValueError("inspect a picture first.")
-    picture, _ = uploaded_picture({"path": path}, page.settings.max_upload_mb)
+        raise ValueError("inspect an image first.")
+    image, _ = uploaded_image({"path": path}, page.settings.max_upload_mb)
     model = page.shelf.get(inspection.model)
     settings = {"timesteps": list(inspection.timesteps), "alpha": inspection.alpha}
     with page.shelf.turns.take():
-        output = model.score(picture, false_alarm_rate=percent / 100, **settings)
+        output = model.score(image, false_alarm_rate=percent / 100, **settings)
     anomaly_map, mask = output.anomaly_map[0], output.pred_mask[0]
     saturation = saturation_of(model.scoring)
     folder = Path(tempfile.mkdtemp(dir=gr.utils.get_upload_folder()))
     stem = file_stem(inspection.file)
-    shown = as_uint8(picture, model.scoring.config.white_level)
+    shown = as_uint8(image, model.scoring.config.white_level)
     drawn = outline(overlay(shown, anomaly_map, saturation), mask)
     map_16_bit = np.rint(np.clip(anomaly_map / saturation, 0, 1) * 65535).astype(np.uint16)
     np.save(folder / f"{stem}-map.npy", anomaly_map.astype(np.float32))
@@ -205,12 +205,12 @@ def _timestep_choices(model):
 def inspect_examples(page):
     """Inspect every example that is offered, so that the answer is there when it is chosen."""
     for path in _examples(page):
-        picture = to_rgb(read_image(path), path.name)
-        page.inspector.inspect(page.shelf.names[0], picture, path.name)
+        image = to_rgb(read_image(path), path.name)
+        page.inspector.inspect(page.shelf.names[0], image, path.name)
 
 
 def _examples(page):
-    """Example pictures, if the first model is the one that they belong to."""
+    """Example images, if the first model is the one that they belong to."""
     belongs = page.shelf.get(page.shelf.names[0]).folder == EXAMPLES_OF
     return sorted(EXAMPLES.glob("*.jpg")) if belongs else []
 
@@ -234,4 +234,4 @@ def _offer_examples(page):
     def choose(event: gr.SelectData):
         return files[event.index]
 
-    gallery.select(choose, None, page.picture, api_visibility="private", show_progress="hidden")
+    gallery.select(choose, None, page.image, api_visibility="private", show_progress="hidden")

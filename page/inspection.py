@@ -1,4 +1,4 @@
-"""What the page knows of one inspected picture, and the verdict on it at any false alarm rate. No widgets."""
+"""What the page knows of one inspected image, and the verdict on it at any false alarm rate. No widgets."""
 
 import hashlib
 import math
@@ -35,7 +35,7 @@ class Region(TypedDict):
 
 
 class Verdict(TypedDict):
-    """The answer of an inspection in numbers; thresholds and scores are in standard deviations of good pictures.
+    """The answer of an inspection in numbers; thresholds and scores are in standard deviations of good images.
 
     `warning` says what makes the answer doubtful, such as a depth that the model does not know; "" if nothing does. At
     most `MAX_REGIONS` regions are listed, the largest. Where every part is rejected, at 100 %, thresholds are None.
@@ -63,9 +63,9 @@ class Inspection:
 
     Args:
         model, file (`str`): names.
-        size (`tuple[int, int]`): height and width of the picture itself.
+        size (`tuple[int, int]`): height and width of the image itself.
         alpha (`float`), timesteps (`tuple[int]`): what it was scored with.
-        picture, heat (`np.ndarray`): the upright picture without and with its heat map, uint8 RGB.
+        image, heat (`np.ndarray`): the upright image without and with its heat map, uint8 RGB.
         anomaly_map, kl_map, feature_map (`np.ndarray`): float32, (height, width).
         score (`float`): the anomaly score.
         warning (`str`): what makes it doubtful; "" if nothing does.
@@ -76,7 +76,7 @@ class Inspection:
     size: tuple
     alpha: float
     timesteps: tuple
-    picture: np.ndarray
+    image: np.ndarray
     heat: np.ndarray
     anomaly_map: np.ndarray
     kl_map: np.ndarray
@@ -86,24 +86,24 @@ class Inspection:
 
     @property
     def scale(self):
-        """Pixels of the picture for one that is drawn, along an edge."""
+        """Pixels of the image for one that is drawn, along an edge."""
         return max(self.size) / max(self.anomaly_map.shape)
 
 
 class Inspector:
-    """Inspects pictures with any model of the shelf, and remembers the latest: a second look costs nothing."""
+    """Inspects images with any model of the shelf, and remembers the latest: a second look costs nothing."""
 
     def __init__(self, shelf):
         self.shelf = shelf
         self._kept = OrderedDict()
         self._lock = threading.Lock()
 
-    def inspect(self, model_name, picture, file, timesteps=None, alpha=None):
+    def inspect(self, model_name, image, file, timesteps=None, alpha=None):
         """An `Inspection`.
 
         Args:
             model_name (`str`): of the shelf.
-            picture (`np.ndarray`): as `to_rgb` makes it.
+            image (`np.ndarray`): as `to_rgb` makes it.
             file (`str`): its name.
             timesteps (`list[int]`, *optional*), alpha (`float`, *optional*): as for the pipeline.
 
@@ -115,15 +115,15 @@ class Inspector:
             raise ValueError("no noise scale is chosen; choose at least one.")
         timesteps = tuple(sorted(_whole(t) for t in (timesteps or model.scoring.config.timesteps)))
         alpha = model.scoring.alpha if alpha is None else _number(alpha, "alpha")
-        content = hashlib.blake2b(np.ascontiguousarray(picture).data).digest()
-        key = (model, content, picture.shape, file, timesteps, alpha)
+        content = hashlib.blake2b(np.ascontiguousarray(image).data).digest()
+        key = (model, content, image.shape, file, timesteps, alpha)
         with self._lock:
             if key in self._kept:
                 self._kept.move_to_end(key)
                 return self._kept[key]
         with self.shelf.turns.take():
-            output = model.score(picture, timesteps=list(timesteps), alpha=alpha)
-        inspection = _drawn(model, picture, file, output, timesteps, alpha)
+            output = model.score(image, timesteps=list(timesteps), alpha=alpha)
+        inspection = _drawn(model, image, file, output, timesteps, alpha)
         with self._lock:
             self._kept[key] = inspection
             while len(self._kept) > KEPT_INSPECTIONS or self._kept_pixels() > KEPT_PIXELS:
@@ -133,12 +133,12 @@ class Inspector:
     def _kept_pixels(self):
         return sum(inspection.anomaly_map.size for inspection in self._kept.values())
 
-    def inspect_together(self, model_name, pictures, files):
-        """An `Inspection` of each of several pictures, scored in one batch and not remembered.
+    def inspect_together(self, model_name, images, files):
+        """An `Inspection` of each of several images, scored in one batch and not remembered.
 
         Args:
             model_name (`str`): of the shelf.
-            pictures (`list[np.ndarray]`): as `to_rgb` makes them.
+            images (`list[np.ndarray]`): as `to_rgb` makes them.
             files (`list[str]`): their names.
 
         Raises:
@@ -146,11 +146,11 @@ class Inspector:
         """
         model = self.shelf.get(model_name)
         with self.shelf.turns.take():
-            output = model.score(list(pictures), batch_size=len(pictures))
+            output = model.score(list(images), batch_size=len(images))
         settings = (tuple(sorted(model.scoring.config.timesteps)), model.scoring.alpha)
         return [
-            _drawn(model, picture, file, output, *settings, index)
-            for index, (picture, file) in enumerate(zip(pictures, files, strict=True))
+            _drawn(model, image, file, output, *settings, index)
+            for index, (image, file) in enumerate(zip(images, files, strict=True))
         ]
 
     def judge(self, inspection, percent):
@@ -196,9 +196,9 @@ class Inspector:
         return outline(inspection.heat, mask)
 
     def part(self, inspection, name):
-        """The picture under one part of the map alone, "kl_map" or "feature_map", in the same colours, uint8 RGB."""
+        """The image under one part of the map alone, "kl_map" or "feature_map", in the same colours, uint8 RGB."""
         saturation = saturation_of(self.shelf.get(inspection.model).scoring)
-        return overlay(inspection.picture, getattr(inspection, name), saturation)
+        return overlay(inspection.image, getattr(inspection, name), saturation)
 
 
 def check_percent(percent):
@@ -213,14 +213,14 @@ def check_percent(percent):
     return percent
 
 
-def _drawn(model, picture, file, output, timesteps, alpha, index=0):
+def _drawn(model, image, file, output, timesteps, alpha, index=0):
     maps = [output.anomaly_map[index], output.kl_map[index], output.feature_map[index]]
     size = maps[0].shape
-    shown = [shrink(as_uint8(picture, model.scoring.config.white_level), part, MAX_SIDE) for part in maps]
+    shown = [shrink(as_uint8(image, model.scoring.config.white_level), part, MAX_SIDE) for part in maps]
     drawn = np.ascontiguousarray(shown[0][0])
     anomaly_map, kl_map, feature_map = (np.array(part) for _, part in shown)
     heat = overlay(drawn, anomaly_map, saturation_of(model.scoring))
-    misfit = misfit_of(picture, model.scoring.config.white_level)
+    misfit = misfit_of(image, model.scoring.config.white_level)
     maps = (anomaly_map, kl_map, feature_map)
     score, warning = float(output.anomaly_score[index]), f"{file} {misfit}" if misfit else ""
     return Inspection(model.name, file, size, alpha, timesteps, drawn, heat, *maps, score, warning)

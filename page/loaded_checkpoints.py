@@ -82,7 +82,7 @@ class LoadedCheckpoints:
         self._make_room_for(folder)
         pipe = AnomalyScoringPipeline.from_pretrained(folder)
         if any(pipe.for_category(category).calibration is None for category in _categories(pipe)):
-            raise ValueError(f"{name} is not calibrated; run training/calibration.py on good pictures first.")
+            raise ValueError(f"{name} is not calibrated; run training/calibration.py on good images first.")
         if torch.cuda.is_available():
             pipe.to("cuda")
         read = {category: _pipelines(pipe.for_category(category)) for category in _categories(pipe)}

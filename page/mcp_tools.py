@@ -23,7 +23,7 @@ def mcp_is_possible():
 
 @contextlib.asynccontextmanager
 async def answer_mcp_in_json(app):
-    """While the page runs: MCP clients get numbers as JSON, where Gradio writes them as Python does, and pictures."""
+    """While the page runs: MCP clients get numbers as JSON, where Gradio writes them as Python does, and images."""
     server = app.get_blocks().mcp_server_obj
     if server is not None:
         as_content = server.postprocess_output_data

@@ -14,9 +14,7 @@ COLUMNS = {
     "detection_rate": "defective parts rejected",
 }
 SHARES = ("detection_rate",)
-NOT_MEASURED = (
-    "<p><b>Not measured.</b> Nobody has left results of test pictures with known defects with this model.</p>"
-)
+NOT_MEASURED = "<p><b>Not measured.</b> Nobody has left results of test images with known defects with this model.</p>"
 
 
 def calibration_html(model):
@@ -26,18 +24,18 @@ def calibration_html(model):
     doubt = " With so few it is an estimate, not a promise." if config.cross_fitted else ""
     return (
         f'<div class="verdict accepted"><h2>{_text(model.name)}</h2><p>Its scores were compared with those of '
-        f"<b>{count_of(config.num_ranked, 'good picture')}</b>{_of_parts(config)} that it was not trained on. The "
+        f"<b>{count_of(config.num_ranked, 'good image')}</b>{_of_parts(config)} that it was not trained on. The "
         f"smallest false alarm rate that can be {kind} is <b>{model.smallest_percent:g} %</b>.{doubt}</p>"
-        f"<p>It looks at pictures at {model.scoring.resolution} × {model.scoring.resolution} pixels, whatever their "
+        f"<p>It looks at images at {model.scoring.resolution} × {model.scoring.resolution} pixels, whatever their "
         "own size.</p></div>"
     )
 
 
 def _of_parts(config):
-    """What follows from several pictures of a part, as HTML; "" where each shows a part of its own."""
+    """What follows from several images of a part, as HTML; "" where each shows a part of its own."""
     if config.num_groups is None:
         return ""
-    return f" of <b>{count_of(config.num_groups, 'part')}</b>, each of which counts once however many pictures it has,"
+    return f" of <b>{count_of(config.num_groups, 'part')}</b>, each of which counts once however many images it has,"
 
 
 def results_html(results):
@@ -52,7 +50,7 @@ def results_html(results):
     good = counts.pop("good", 0)
     measured = results["groups"][ALL]["false_alarm_rate"]
     least, kind = ("about", "estimated") if results.get("is_estimate") else ("at most", "promised")
-    head = "".join(f"<th>{title}</th>" for title in ("", "pictures", *COLUMNS.values()))
+    head = "".join(f"<th>{title}</th>" for title in ("", "images", *COLUMNS.values()))
     rows = ""
     for name, metrics in results["groups"].items():
         count = sum(counts.values()) if name == ALL else counts.get(name, 0)
@@ -61,7 +59,7 @@ def results_html(results):
         )
         rows += f"<tr><td>{_text('all defects' if name == ALL else name)}</td><td>{count}</td>{cells}</tr>"
     return (
-        f"<p><b>Measured</b> on {_text(results['data'])}: {count_of(good, 'good picture')} and "
+        f"<p><b>Measured</b> on {_text(results['data'])}: {count_of(good, 'good image')} and "
         f"{sum(counts.values())} with defects. False alarms: {least} "
         f"<b>{results['promised_false_alarm_rate']:.1%}</b> {kind}, <b>{_figure(measured, '.1%')}</b> measured.</p>"
         f'<div class="wide"><table class="regions results"><tr>{head}</tr>{rows}</table></div>'

@@ -76,7 +76,7 @@ class Model:
     def card(self):
         """The checkpoint's model card as Markdown; "" if it has none.
 
-        It lacks the front matter, and paragraphs that begin with a picture beside it: only the card itself is at hand.
+        It lacks the front matter, and paragraphs that begin with an image beside it: only the card itself is at hand.
         It is as its author wrote it; `card_words.harmless_card` makes what may be shown of it.
         """
         path = self.folder / CARD
@@ -161,7 +161,7 @@ class ModelShelf:
                 promise = without_noise(pipelines.scoring.calibration)
                 models[shown] = Model(shown, folder, category, promise, self._loaded)
                 if not lends_gpu():
-                    with self.turns.take():  # the first picture takes longest: let it be none of a user's
+                    with self.turns.take():  # the first image takes longest: let it be none of a user's
                         pipelines.score(np.zeros((8, 8, 3), np.uint8))
             self._models |= models  # all or none
             return list(models)

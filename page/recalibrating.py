@@ -1,4 +1,4 @@
-"""A model that is calibrated anew on a user's good pictures: the remedy when camera, light or part have changed."""
+"""A model that is calibrated anew on a user's good images: the remedy when camera, light or part have changed."""
 
 import re
 import shutil
@@ -25,18 +25,18 @@ class Recalibration:
 
     Args:
         model (`Model`): the one to start from.
-        shelf (`ModelShelf`): what it is added to; its turns are passed on after every few pictures.
-        folder (`Folder`): where the pictures are.
+        shelf (`ModelShelf`): what it is added to; its turns are passed on after every few images.
+        folder (`Folder`): where the images are.
         indices (`list[int]`): which of them show good parts and can be read.
         trained_models (`str`): folder that the new checkpoint is saved in.
 
     Raises:
-        ValueError: if there are fewer than `MIN_IMAGES` pictures, or if the server is busy.
+        ValueError: if there are fewer than `MIN_IMAGES` images, or if the server is busy.
     """
 
     def __init__(self, model, shelf, folder, indices, trained_models):
         if len(indices) < MIN_IMAGES:
-            raise ValueError(f"there are {len(indices)} readable pictures; at least {MIN_IMAGES} are needed.")
+            raise ValueError(f"there are {len(indices)} readable images; at least {MIN_IMAGES} are needed.")
         self.name = None
         self.promise = ""
         self._model, self._shelf, self._trained_models = model, shelf, Path(trained_models)
@@ -45,11 +45,11 @@ class Recalibration:
         self._thread = shelf.turns.start(self._run, folder, indices)
 
     def stop(self):
-        """Ask it to end after the pictures that are being measured; no model comes of it."""
+        """Ask it to end after the images that are being measured; no model comes of it."""
         self._stopped.set()
 
     def watch(self):
-        """Yield (pictures measured, their total or None, seconds) now and then until it has ended."""
+        """Yield (images measured, their total or None, seconds) now and then until it has ended."""
         while self._thread.is_alive():
             yield *self._progress, time.monotonic() - self._began
             self._thread.join(SHOWN_EVERY)
@@ -66,7 +66,7 @@ class Recalibration:
             with tempfile.TemporaryDirectory() as directory:
                 files = [folder.file(index, directory) for index in indices]
                 timesteps = list(self._model.scoring.config.timesteps)
-                groups = find_groups(files, shows_progress=False, remedy="; give pictures of more parts")
+                groups = find_groups(files, shows_progress=False, remedy="; give images of more parts")
                 files = leave_out_trained_on(self._model.folder, files, groups)
                 check_enough(files, groups)
                 with self._shelf.turns.take():

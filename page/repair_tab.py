@@ -14,17 +14,17 @@ from rendering.repair_views import save_animation, strip
 
 from .repairing import Repair, find_mask
 from .settings import KEPT_SECONDS
-from .uploads import file_stem, save_png, uploaded_picture
+from .uploads import file_stem, save_png, uploaded_image
 from .user_errors import answer_in_one_sentence
 from .verdict import repair_verdict
 
 MASK_COLOR = (213, 94, 0, 150)
-"""Vermilion that the picture shows through: seen by the colour-blind too."""
+"""Vermilion that the image shows through: seen by the colour-blind too."""
 
 CANVAS = 768
-"""Edge of the square that masks are painted on, in pixels. Only a picture of that very size has its layer over it."""
+"""Edge of the square that masks are painted on, in pixels. Only an image of that very size has its layer over it."""
 
-HINT = "<p>Inspect a picture first, then come here: what is outlined can be taken away.</p>"
+HINT = "<p>Inspect an image first, then come here: what is outlined can be taken away.</p>"
 
 
 def build_repair_tab(page, tab):
@@ -58,19 +58,19 @@ def build_repair_tab(page, tab):
             )
             with gr.Accordion("How it got there", open=False):
                 animation = gr.Image(label="Step by step", format="webp", interactive=False, type="filepath")
-                steps = gr.Image(label="From the picture to the repair", interactive=False, type="filepath")
+                steps = gr.Image(label="From the image to the repair", interactive=False, type="filepath")
                 curve = gr.LinePlot(
                     x="step",
                     y="distance",
                     title="Distance of the features from those of good parts (about 1 for a good part)",
                     height=220,
                 )
-            files = gr.Files(label="Repaired picture, mask, animation", visible=False)
+            files = gr.Files(label="Repaired image, mask, animation", visible=False)
 
     result = [words, comparison, animation, steps, curve, files]
     prepared = {
         "fn": functools.partial(_prepare, page),
-        "inputs": [page.inspection, page.percent, page.picture, marked],
+        "inputs": [page.inspection, page.percent, page.image, marked],
         "outputs": [editor, marked, words, start],
         "api_visibility": "private",
         "concurrency_limit": 4,
@@ -85,7 +85,7 @@ def build_repair_tab(page, tab):
     )
     began = start.click(
         functools.partial(_begin, page),
-        [page.inspection, page.percent, page.picture, editor, marked],
+        [page.inspection, page.percent, page.image, editor, marked],
         [running, start, stop],
         api_visibility="private",
         concurrency_limit=4,
@@ -93,7 +93,7 @@ def build_repair_tab(page, tab):
     )
     began.success(
         functools.partial(_watch, page),
-        [page.inspection, page.picture, running],
+        [page.inspection, page.image, running],
         result,
         api_visibility="private",
         concurrency_limit=4,
@@ -110,18 +110,18 @@ def build_repair_tab(page, tab):
 
 @answer_in_one_sentence
 def _prepare(page, inspection, percent, path, marked):
-    """The picture with what would be changed by itself, once for each picture and rate."""
+    """The image with what would be changed by itself, once for each image and rate."""
     if inspection is None or path is None:
         return None, None, HINT, gr.update(interactive=False)
     key = (inspection.model, inspection.file, inspection.score, percent)
     if marked is not None and marked["key"] == key:
         return gr.skip(), gr.skip(), gr.skip(), gr.update(interactive=True)
-    picture, _ = uploaded_picture({"path": path}, page.settings.max_upload_mb)
+    image, _ = uploaded_image({"path": path}, page.settings.max_upload_mb)
     model = page.shelf.get(inspection.model)
-    soft_mask = find_mask(model, page.shelf.turns, picture, percent / 100)
-    on_canvas = _fit(inspection.picture.shape[:2])
+    soft_mask = find_mask(model, page.shelf.turns, image, percent / 100)
+    on_canvas = _fit(inspection.image.shape[:2])
     background = np.full((CANVAS, CANVAS, 3), 255, np.uint8)
-    background[on_canvas] = _resized(inspection.picture, on_canvas)
+    background[on_canvas] = _resized(inspection.image, on_canvas)
     drawn_mask = np.zeros((CANVAS, CANVAS), bool)
     drawn_mask[on_canvas] = _resized(soft_mask, on_canvas, Image.Resampling.NEAREST) > 0
     layer = np.zeros((CANVAS, CANVAS, 4), np.uint8)
@@ -139,10 +139,10 @@ def _prepare(page, inspection, percent, path, marked):
 @answer_in_one_sentence
 def _begin(page, inspection, percent, path, editing, marked):
     if inspection is None or path is None or marked is None:
-        raise ValueError("inspect a picture first.")
-    picture, _ = uploaded_picture({"path": path}, page.settings.max_upload_mb)
-    mask = _painted(editing, marked["mask"], picture.shape[:2])
-    repair = Repair(page.shelf.get(inspection.model), page.shelf.turns, picture, mask, percent / 100)
+        raise ValueError("inspect an image first.")
+    image, _ = uploaded_image({"path": path}, page.settings.max_upload_mb)
+    mask = _painted(editing, marked["mask"], image.shape[:2])
+    repair = Repair(page.shelf.get(inspection.model), page.shelf.turns, image, mask, percent / 100)
     return repair, gr.update(interactive=False), gr.update(interactive=True)
 
 
@@ -154,13 +154,13 @@ def _watch(page, inspection, path, repair):
         for progress in repair.watch():
             doing = f"drawing anew, noise {progress.timestep}" if progress.timestep else "last touches"
             words = f"<p>Step {progress.step}: {doing} … {progress.seconds:.0f} s</p>"
-            yield words, (inspection.picture, _at_size(progress.square, inspection.picture)), *unchanged
+            yield words, (inspection.image, _at_size(progress.square, inspection.image)), *unchanged
     except GeneratorExit:  # the user has left
         repair.stop()
         raise
     output = repair.result()
     repaired = output.images[0]
-    drawn = np.asarray(repaired.resize(inspection.picture.shape[1::-1], Image.Resampling.BOX))
+    drawn = np.asarray(repaired.resize(inspection.image.shape[1::-1], Image.Resampling.BOX))
     folder = Path(tempfile.mkdtemp(dir=gr.utils.get_upload_folder()))
     stem = file_stem(inspection.file)
     changed = np.asarray(output.masks[0]) > 0
@@ -173,7 +173,7 @@ def _watch(page, inspection, path, repair):
         names += [save_png(np.asarray(output.masks[0]), folder / f"{stem}-mask.png"), animation]
     distance = pd.DataFrame({"step": range(len(output.distance[0])), "distance": output.distance[0]})
     words = repair_verdict(output, changed)
-    yield words, (inspection.picture, drawn), animation, film, distance, gr.update(value=names, visible=True)
+    yield words, (inspection.image, drawn), animation, film, distance, gr.update(value=names, visible=True)
 
 
 def _stop(repair):
@@ -182,7 +182,7 @@ def _stop(repair):
 
 
 def _painted(editing, found, size):
-    """The mask at the picture's own size; None if it is still the one that was found."""
+    """The mask at the image's own size; None if it is still the one that was found."""
     painted = np.zeros(found.shape, bool)
     for layer in (editing or {}).get("layers") or []:
         painted |= np.asarray(Image.fromarray(layer).getchannel("A").resize(found.shape[::-1])) > 0
@@ -193,7 +193,7 @@ def _painted(editing, found, size):
 
 
 def _fit(size):
-    """Where a picture of a height and width lies on the canvas, as rows and columns."""
+    """Where an image of a height and width lies on the canvas, as rows and columns."""
     factor = CANVAS / max(size)
     height, width = (max(1, round(length * factor)) for length in size)
     top, left = (CANVAS - height) // 2, (CANVAS - width) // 2
@@ -206,5 +206,5 @@ def _resized(array, on_canvas, resampling=Image.Resampling.BICUBIC):
     return np.asarray(Image.fromarray(array).resize(size, resampling))
 
 
-def _at_size(square, picture):
-    return np.asarray(Image.fromarray(as_uint8(square)).resize(picture.shape[1::-1], Image.Resampling.BILINEAR))
+def _at_size(square, image):
+    return np.asarray(Image.fromarray(as_uint8(square)).resize(image.shape[1::-1], Image.Resampling.BILINEAR))

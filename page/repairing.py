@@ -1,4 +1,4 @@
-"""A repair that runs beside the page: it can be watched, stopped, and lets other users' pictures go first."""
+"""A repair that runs beside the page: it can be watched, stopped, and lets other users' images go first."""
 
 import queue
 import threading
@@ -32,16 +32,16 @@ class Repair:
     Args:
         model (`Model`): whose pipeline repairs.
         turns (`Turns`): held while a step computes, passed on between steps.
-        picture (`np.ndarray`): as `to_rgb` makes it.
+        image (`np.ndarray`): as `to_rgb` makes it.
         mask (`np.ndarray`, *optional*): bool, (height, width); by default what scoring finds.
         false_alarm_rate (`float`): in (0, 1].
 
     Raises:
-        ValueError: for a picture that is too large to be repaired here, or if the server is busy.
+        ValueError: for an image that is too large to be repaired here, or if the server is busy.
     """
 
-    def __init__(self, model, turns, picture, mask, false_alarm_rate):
-        check_repairable(picture)
+    def __init__(self, model, turns, image, mask, false_alarm_rate):
+        check_repairable(image)
         # A pipeline of its own, sharing all weights: what stops one repair must not stop another.
         self._pipe = GradientDenoisePipeline.from_pipe(model.scoring)
         self._pipe.set_progress_bar_config(disable=True)
@@ -49,7 +49,7 @@ class Repair:
         self._progress, self._began = queue.SimpleQueue(), time.monotonic()
         self._answer = None
         arguments = {"mask": mask, "false_alarm_rate": false_alarm_rate, "return_steps": True}
-        self._thread = turns.start(self._run, picture, arguments)
+        self._thread = turns.start(self._run, image, arguments)
 
     def stop(self):
         """Ask it to end after the step that computes; what has been reached by then is its result."""
@@ -72,13 +72,13 @@ class Repair:
             raise self._answer
         return self._answer
 
-    def _run(self, picture, arguments):
+    def _run(self, image, arguments):
         try:
             with self._turns.take():
                 if lends_gpu():  # it computes in another process, where it can be neither watched nor stopped
-                    self._answer = self._model.repair(picture, **arguments)
+                    self._answer = self._model.repair(image, **arguments)
                 else:
-                    self._answer = self._pipe(picture, callback_on_step_end=self._after_step, **arguments)
+                    self._answer = self._pipe(image, callback_on_step_end=self._after_step, **arguments)
         except Exception as error:  # handed on to whoever asks for the result
             self._answer = error
 
@@ -92,29 +92,29 @@ class Repair:
         self._turns.pass_on()
 
 
-def check_repairable(picture):
-    """Refuse a picture that is too large to be repaired here.
+def check_repairable(image):
+    """Refuse an image that is too large to be repaired here.
 
     Raises:
         ValueError: if it has more than `MAX_REPAIR_PIXELS`.
     """
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     if height * width > MAX_REPAIR_PIXELS:
         raise ValueError(
-            f"the picture has {width}×{height} pixels; at most {MAX_REPAIR_PIXELS // 1_000_000} million are "
+            f"the image has {width}×{height} pixels; at most {MAX_REPAIR_PIXELS // 1_000_000} million are "
             "repaired here: crop it or scale it down first."
         )
 
 
-def find_mask(model, turns, picture, false_alarm_rate):
+def find_mask(model, turns, image, false_alarm_rate):
     """What a repair would change by itself, float32 in [0, 1], (height, width): nothing is repaired.
 
     Raises:
         ValueError: as `check_repairable`.
     """
-    check_repairable(picture)
+    check_repairable(image)
     with turns.take():
         output = model.repair(
-            picture, strengths=(), num_gradient_steps=0, false_alarm_rate=false_alarm_rate, output_type="np"
+            image, strengths=(), num_gradient_steps=0, false_alarm_rate=false_alarm_rate, output_type="np"
         )
     return output.masks[0]

@@ -18,16 +18,14 @@ class RequestLimits:
 
     Args:
         app: what it protects.
-        max_mb (`int`): the most that a picture may have. Other requests than uploads, which Gradio bounds itself, may
-            hold one such picture in base64.
+        max_mb (`int`): the most that an image may have. Other requests than uploads, which Gradio bounds itself, may
+            hold one such image in base64.
     """
 
     def __init__(self, app, max_mb):
         self.app = app
         self.max_bytes = max_mb * BASE64_BYTES_PER_MB + (1 << 16)
-        self.too_large = (
-            f"The request is too large: pictures of at most {max_mb} MB together fit into it as data: URIs."
-        )
+        self.too_large = f"The request is too large: images of at most {max_mb} MB together fit into it as data: URIs."
 
     async def __call__(self, scope, receive, send):
         if scope["type"] != "http" or scope["path"].endswith(UPLOAD):

@@ -1,6 +1,6 @@
 """The page as a service: documented endpoints for gradio_client, plain HTTP and, if it is switched on, MCP.
 
-Pictures come as `data:` URIs or as uploaded files. Both are typed `str`: over MCP, where arguments are held against
+Images come as `data:` URIs or as uploaded files. Both are typed `str`: over MCP, where arguments are held against
 their types, a file object would make Gradio upload a file of this machine in the caller's name. Drawn answers are
 files, which a gradio_client downloads, plain HTTP gets by their "url" and an MCP client receives as images.
 """
@@ -13,34 +13,34 @@ from gradio.data_classes import FileData
 
 from .inspection import Verdict, check_percent
 from .repairing import Repair
-from .settings import PICTURES_AT_ONCE, PIXELS_AT_ONCE
-from .uploads import as_png, keep_answer, uploaded_picture
+from .settings import IMAGES_AT_ONCE, PIXELS_AT_ONCE
+from .uploads import as_png, keep_answer, uploaded_image
 from .user_errors import answer_in_one_sentence
 
 
-class PictureMeta(TypedDict):
+class ImageMeta(TypedDict):
     """Marks a file as one of Gradio's."""
 
     _type: str
 
 
-class PictureFile(TypedDict):
+class ImageFile(TypedDict):
     """A PNG that was drawn for an answer; "url" says where it can be fetched within the next hour."""
 
     path: str
     url: str
-    meta: PictureMeta
+    meta: ImageMeta
 
 
 class BatchEntry(TypedDict):
-    """One picture of a batch: its verdict, or None with the reason why there is none."""
+    """One image of a batch: its verdict, or None with the reason why there is none."""
 
     verdict: Verdict | None
     error: str
 
 
 class RepairAnswer(TypedDict):
-    """What a repair has come to; scores are in standard deviations of good pictures."""
+    """What a repair has come to; scores are in standard deviations of good images."""
 
     file: str
     model: str
@@ -81,8 +81,8 @@ class Service:
     @answer_in_one_sentence
     def inspect(
         self, picture: str, model: str = "", false_alarm_percent: float | None = None
-    ) -> tuple[Verdict, PictureFile, PictureFile]:
-        """Find defects in a picture of a manufactured part: whether there is one, where, and how sure that is.
+    ) -> tuple[Verdict, ImageFile, ImageFile]:
+        """Find defects in an image of a manufactured part: whether there is one, where, and how sure that is.
 
         The model has seen good parts only. Of good parts, at most the chosen share is rejected.
 
@@ -93,11 +93,11 @@ class Service:
 
         Returns:
             verdict: numbers; is_anomalous, p_value (share of good parts that score as high), regions in pixels
-            overlay: PNG, the picture under its heat map with the defect outlined, at most 1024 pixels long
+            overlay: PNG, the image under its heat map with the defect outlined, at most 1024 pixels long
             mask: PNG of the same size, 255 where the defect is
         """
         model, percent = self._chosen(model, false_alarm_percent)
-        pixels, name = uploaded_picture(picture, self._page.settings.max_upload_mb)
+        pixels, name = uploaded_image(picture, self._page.settings.max_upload_mb)
         inspector = self._page.inspector
         inspection = inspector.inspect(model.name, pixels, name)
         numbers, mask = inspector.judge(inspection, percent)
@@ -107,7 +107,7 @@ class Service:
     def inspect_batch(
         self, pictures: list[str], model: str = "", false_alarm_percent: float | None = None
     ) -> list[BatchEntry]:
-        """Find defects in many pictures of one kind of part. A picture that cannot be read is an entry with its reason.
+        """Find defects in many images of one kind of part. An image that cannot be read is an entry with its reason.
 
         Args:
             pictures: each as the endpoint inspect takes it.
@@ -115,14 +115,14 @@ class Service:
             false_alarm_percent: share of good parts that may be rejected, above 0 to 100; the model's default without.
 
         Returns:
-            entries: one for each picture in the order given; its verdict as inspect gives it, or the error
+            entries: one for each image in the order given; its verdict as inspect gives it, or the error
         """
         model, percent = self._chosen(model, false_alarm_percent)
         limit = self._page.settings.max_batch
         if not isinstance(pictures, list) or not pictures:
-            raise ValueError("pictures is no list of pictures; give at least one.")
+            raise ValueError("pictures is no list of images; give at least one.")
         if len(pictures) > limit:
-            raise ValueError(f"there are {len(pictures)} pictures; at most {limit} are taken at once.")
+            raise ValueError(f"there are {len(pictures)} images; at most {limit} are taken at once.")
         entries = [None] * len(pictures)
         for batch in self._batches(pictures, entries):
             indices, pixels, names = zip(*batch, strict=True)
@@ -135,7 +135,7 @@ class Service:
     @answer_in_one_sentence
     def repair(
         self, picture: str, model: str = "", false_alarm_percent: float | None = None, mask: str | None = None
-    ) -> tuple[RepairAnswer, PictureFile, PictureFile]:
+    ) -> tuple[RepairAnswer, ImageFile, ImageFile]:
         """Show what a part would look like without its defect. A good part comes back as it is.
 
         Takes seconds; inspections of others go first.
@@ -147,14 +147,14 @@ class Service:
             mask: the region to repaint, an image of the same size, not black there; without it what inspect finds.
 
         Returns:
-            answer: is_accepted says whether the repaired picture passes for a good part
-            repaired: PNG at the picture's own size; every pixel outside the mask is as it was
+            answer: is_accepted says whether the repaired image passes for a good part
+            repaired: PNG at the image's own size; every pixel outside the mask is as it was
             mask: PNG of the same size, 0 where nothing was changed
         """
         model, percent = self._chosen(model, false_alarm_percent)
         max_mb = self._page.settings.max_upload_mb
-        pixels, name = uploaded_picture(picture, max_mb)
-        marked = None if mask is None else uploaded_picture(mask, max_mb)[0].max(axis=-1) > 0
+        pixels, name = uploaded_image(picture, max_mb)
+        marked = None if mask is None else uploaded_image(mask, max_mb)[0].max(axis=-1) > 0
         output = Repair(model, self._page.shelf.turns, pixels, marked, percent / 100).result()
         changed = np.asarray(output.masks[0])
         answer = {
@@ -198,11 +198,11 @@ class Service:
         batch, size = [], 0
         for index, picture in enumerate(pictures):
             try:
-                pixels, name = uploaded_picture(picture, self._page.settings.max_upload_mb)
+                pixels, name = uploaded_image(picture, self._page.settings.max_upload_mb)
             except ValueError as error:
                 entries[index] = {"verdict": None, "error": str(error)}
                 continue
-            if batch and (len(batch) == PICTURES_AT_ONCE or size + pixels.shape[0] * pixels.shape[1] > PIXELS_AT_ONCE):
+            if batch and (len(batch) == IMAGES_AT_ONCE or size + pixels.shape[0] * pixels.shape[1] > PIXELS_AT_ONCE):
                 yield batch
                 batch, size = [], 0
             batch.append((index, pixels, name))

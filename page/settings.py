@@ -9,16 +9,16 @@ ROOT = Path(__file__).resolve().parents[1]
 EMBEDDED_MODELS = ROOT / "checkpoints"
 
 KEPT_SECONDS = 3600
-"""Uploaded pictures and results are deleted after this time."""
+"""Uploaded images and results are deleted after this time."""
 
 BASE64_BYTES_PER_MB = 1_400_000
 """What a MB takes in a data: URI, line breaks and all."""
 
-PICTURES_AT_ONCE, PIXELS_AT_ONCE = 8, 16_000_000
-"""So many pictures, or pixels, are scored at once: maps at the pictures' own sizes bound the memory."""
+IMAGES_AT_ONCE, PIXELS_AT_ONCE = 8, 16_000_000
+"""So many images, or pixels, are scored at once: maps at the images' own sizes bound the memory."""
 
 MAX_SIDE = 1024
-"""Longer pictures are drawn at this many pixels; they are inspected at full size."""
+"""Longer images are drawn at this many pixels; they are inspected at full size."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Settings:
         host (`str`, *optional*): address to listen on.
         port (`int`, *optional*): without it, the first free one from 7860.
         max_upload_mb (`int`): size of one uploaded file.
-        max_batch (`int`): pictures in one batch.
+        max_batch (`int`): images in one batch.
         max_training_pictures, max_training_minutes (`int`): of one training.
     """
 
@@ -62,7 +62,7 @@ def parse_settings(argv=None, environ=os.environ):
     """
     parser = argparse.ArgumentParser(
         prog="app.py",
-        description="The page: inspect pictures of parts, repair them, work through batches, train on your own.",
+        description="The page: inspect images of parts, repair them, work through batches, train on your own.",
         epilog="Each option can be given as the environment variable that its help names instead.",
         formatter_class=argparse.RawTextHelpFormatter,
     )
@@ -86,8 +86,8 @@ def parse_settings(argv=None, environ=os.environ):
     add("--host", "GRADIO_SERVER_NAME", "address to listen on", None)
     add("--port", "GRADIO_SERVER_PORT", "port to listen on; the first free one from 7860 without it", None)
     add("--max_upload_mb", "MAX_UPLOAD_MB", "largest file that is taken, in MB", Settings.max_upload_mb)
-    add("--max_batch", "MAX_BATCH", "most pictures in one batch", Settings.max_batch)
-    add("--max_training_pictures", "MAX_TRAINING_PICTURES", "most pictures to train on", Settings.max_training_pictures)
+    add("--max_batch", "MAX_BATCH", "most images in one batch", Settings.max_batch)
+    add("--max_training_pictures", "MAX_TRAINING_PICTURES", "most images to train on", Settings.max_training_pictures)
     add("--max_training_minutes", "MAX_TRAINING_MINUTES", "longest training", Settings.max_training_minutes)
     args = vars(parser.parse_args(argv))
     for name in ("models", "hub_models"):

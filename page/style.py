@@ -1,4 +1,4 @@
-"""How the page looks: theme, style sheet, and what stands in for pictures that a browser cannot show."""
+"""How the page looks: theme, style sheet, and what stands in for images that a browser cannot show."""
 
 import gradio as gr
 

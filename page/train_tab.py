@@ -1,4 +1,4 @@
-"""The tab Train: pictures of good parts in, a model of one's own out; it can be watched, stopped and resumed."""
+"""The tab Train: images of good parts in, a model of one's own out; it can be watched, stopped and resumed."""
 
 import functools
 
@@ -19,9 +19,9 @@ LOSSES_PLOTTED = {"features": "Error in features", "noise": "Error in pixels"}
 PLOTTED = LOSSES_PLOTTED | {"features_pixel_auroc": "Synthetic defects found (1 is all)"}
 PLOT = {"height": 220, "min_width": 260, "tooltip": "all"}
 
-INTRODUCTION = """Give pictures of **good** parts only, taken as the inspected ones will be: same camera, same light.
+INTRODUCTION = """Give images of **good** parts only, taken as the inspected ones will be: same camera, same light.
 About 100 are good, 20 are the least that makes sense, and more make the promised false alarm rate smaller. A quarter
-is held out to measure how good parts score. Training takes {time}. Pictures are deleted when it has finished."""
+is held out to measure how good parts score. Training takes {time}. Images are deleted when it has finished."""
 
 
 def build_train_tab(page, demo):
@@ -39,7 +39,7 @@ def build_train_tab(page, demo):
         with gr.Column(scale=1, min_width=300):
             gr.Markdown(INTRODUCTION.format(time=_expected_time()))
             files = gr.File(
-                label="Pictures of good parts: files, or a ZIP",
+                label="Images of good parts: files, or a ZIP",
                 file_count="multiple",
                 file_types=[*IMAGE_SUFFIXES, ".zip"],
                 height=180,
@@ -75,7 +75,7 @@ def build_train_tab(page, demo):
                 unfinished = gr.Dropdown(label="Unfinished trainings", filterable=False, elem_id="unfinished")
                 with gr.Row():
                     resume = gr.Button("Resume", elem_id="resume-training")
-                    delete = gr.Button("Delete it and its pictures", elem_id="delete-training")
+                    delete = gr.Button("Delete it and its images", elem_id="delete-training")
         with gr.Column(scale=1, min_width=300):
             words = gr.HTML(NO_TRAINING, label="Training", elem_id="training-words")
             left_out = gr.HTML("", label="Files that were left out", elem_id="left-out")
@@ -125,7 +125,7 @@ def build_train_tab(page, demo):
 @answer_in_one_sentence
 def _start(page, files, name, preset, steps, progress=gr.Progress()):  # noqa: B008
     def report(done, total):
-        progress((done, total), desc="looking at the pictures", unit="pictures")
+        progress((done, total), desc="looking at the images", unit="images")
 
     page.trainings.start(name, files, preset, steps, report)
     return None, "", gr.update(value=None, visible=False)

@@ -5,7 +5,7 @@ import html
 from rendering.words import count_of, duration
 
 PHASES = {
-    "preparing": "Preparing: looking at the pictures",
+    "preparing": "Preparing: looking at the images",
     "training": "Learning what good parts look like",
     "stopped": "Stopping",
     "references": "Remembering features of good parts",
@@ -33,7 +33,7 @@ def describe_training(name, status, is_stopping=False):
 
 
 def list_left_out(left_out):
-    """Sentences on pictures that are not trained on, as HTML to unfold; "" without any."""
+    """Sentences on images that are not trained on, as HTML to unfold; "" without any."""
     if not left_out:
         return ""
     items = "".join(f"<li>{html.escape(reason)}</li>" for reason in left_out)
@@ -47,7 +47,7 @@ def _running(name, status, is_stopping):
     if status.phase == "training" and status.seconds_left is not None:
         words += f"; about {duration(status.seconds_left)} left, and then a few minutes to calibrate"
     if status.images_per_second:
-        words += f" ({status.images_per_second:.1f} pictures a second)"
+        words += f" ({status.images_per_second:.1f} images a second)"
     return f"Training {html.escape(name)}", "accepted", words + ".</p>"
 
 

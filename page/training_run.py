@@ -20,7 +20,7 @@ GRACE_SECONDS = 120
 
 LOOK_EVERY = 0.2
 NICENESS = 10
-"""Users' pictures go first."""
+"""Users' images go first."""
 
 logger = logging.getLogger(__name__)
 
@@ -63,16 +63,16 @@ class TrainingRun:
 
     Args:
         name (`str`): of the model.
-        pictures (`Path`): folder of good pictures.
+        images (`Path`): folder of good images.
         output (`Path`): where the checkpoint goes.
         request (`TrainingRequest`): what is trained.
         max_minutes (`int`): it is stopped after so long.
         when_ended (`Callable[[TrainingRun, str], None]`): called once, in a thread of the run, with it and its state,
             before anyone is told of the end; raises where the result cannot be used.
-        left_out (`list[str]`): sentences on pictures that are not trained on.
+        left_out (`list[str]`): sentences on images that are not trained on.
     """
 
-    def __init__(self, name, pictures, output, request, max_minutes, when_ended, left_out=()):
+    def __init__(self, name, images, output, request, max_minutes, when_ended, left_out=()):
         self.name, self.output, self.left_out = name, output, list(left_out)
         self._request, self._max_minutes, self._when_ended = request, max_minutes, when_ended
         self._asked, self._too_long, self._ended = threading.Event(), False, threading.Event()
@@ -81,7 +81,7 @@ class TrainingRun:
         self._began = time.monotonic()
         self._said = tempfile.TemporaryFile()  # noqa: SIM115
         self._process = subprocess.Popen(
-            self._command(pictures),
+            self._command(images),
             cwd=ROOT,
             env=os.environ | {"TQDM_DISABLE": "1"},
             stdin=subprocess.DEVNULL,
@@ -132,9 +132,9 @@ class TrainingRun:
         entries = read_progress(self.output)
         return loss_curve(entries), separation_curve(entries)
 
-    def _command(self, pictures):
+    def _command(self, images):
         arguments = {
-            "train_data_dir": pictures,
+            "train_data_dir": images,
             "output_dir": self.output,
             "preset": self._request.preset,
             "max_train_steps": self._request.steps,
@@ -144,7 +144,7 @@ class TrainingRun:
         }
         options = [str(part) for name, value in arguments.items() for part in (f"--{name}", value)]
         launcher = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "training/train.py"]
-        # a report holds pictures, which a page does not keep
+        # a report holds images, which a page does not keep
         return [*launcher, *options, "--no-report", *self._request.options]
 
     def _lines(self):

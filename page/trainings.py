@@ -12,14 +12,14 @@ from pathlib import Path
 from training.cli.arguments import DEFAULT_PRESET, PRESETS
 from training.records.progress import read_progress
 
-from .training_pictures import unpack_pictures
+from .training_images import unpack_images
 from .training_run import TrainingRequest, TrainingRun
 from .uploads import Folder
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,39}")
 MAX_STEPS = 100_000
-PICTURES = ".pictures"
-"""Ends the name of a model's folder of pictures: no model's name can hold a dot."""
+IMAGES = ".pictures"
+"""Ends the name of a model's folder of images: no model's name can hold a dot."""
 
 REQUEST = "request.json"
 CLOSING_SECONDS = 20
@@ -47,18 +47,18 @@ class Trainings:
     def unfinished(self):
         """Names of trainings that were stopped and can be resumed, sorted."""
         running = self.latest.name if self.latest is not None and self.latest.is_running else None
-        names = (path.parent.name.removesuffix(PICTURES) for path in self._folder.glob(f"*{PICTURES}/{REQUEST}"))
+        names = (path.parent.name.removesuffix(IMAGES) for path in self._folder.glob(f"*{IMAGES}/{REQUEST}"))
         return sorted(name for name in names if name != running)
 
     def start(self, name, uploads, preset=DEFAULT_PRESET, steps=None, report=None):
-        """Unpack the pictures and start a training. Returns the `TrainingRun`, also found as `latest`.
+        """Unpack the images and start a training. Returns the `TrainingRun`, also found as `latest`.
 
         Args:
             name (`str`): what the model will be called.
             uploads (`list[dict]`): files as in `page.uploads.Folder`.
             preset (`str`): of `training.cli.arguments`.
             steps (`int`, *optional*): the preset's by default.
-            report (`Callable[[int, int], None]`, *optional*): hears how many pictures were looked at.
+            report (`Callable[[int, int], None]`, *optional*): hears how many images were looked at.
 
         Raises:
             ValueError: if it cannot be started, or another one runs.
@@ -66,10 +66,10 @@ class Trainings:
         with _one_at_a_time(self._beginning):
             self._refuse_second()
             request = _checked_request(preset, steps)
-            pictures, _ = self._places(self._checked_new(name))
+            images, _ = self._places(self._checked_new(name))
             folder = Folder(uploads, self._settings.max_training_pictures, self._settings.max_upload_mb)
-            left_out = unpack_pictures(folder, pictures, report)
-            (pictures / REQUEST).write_text(json.dumps({"preset": request.preset, "steps": request.steps}))
+            left_out = unpack_images(folder, images, report)
+            (images / REQUEST).write_text(json.dumps({"preset": request.preset, "steps": request.steps}))
             return self._run(name, request, left_out)
 
     def resume(self, name):
@@ -80,20 +80,20 @@ class Trainings:
         """
         with _one_at_a_time(self._beginning):
             self._refuse_second()
-            pictures, output = self._places(self._checked_unfinished(name))
+            images, output = self._places(self._checked_unfinished(name))
             _refuse_if_alive(output)
-            return self._run(name, _checked_request(**json.loads((pictures / REQUEST).read_text())))
+            return self._run(name, _checked_request(**json.loads((images / REQUEST).read_text())))
 
     def discard(self, name):
-        """Delete a training that was stopped, pictures and all.
+        """Delete a training that was stopped, images and all.
 
         Raises:
             ValueError: if there is none of that name.
         """
         with _one_at_a_time(self._beginning):
-            pictures, output = self._places(self._checked_unfinished(name))
+            images, output = self._places(self._checked_unfinished(name))
             _refuse_if_alive(output)
-            for folder in (output, pictures):
+            for folder in (output, images):
                 shutil.rmtree(folder, ignore_errors=True)
 
     def close(self):
@@ -111,20 +111,20 @@ class Trainings:
         return self.latest
 
     def _when_ended(self, run, state):
-        """Put a finished model on the shelf; forget pictures that are not needed any more."""
-        pictures, output = self._places(run.name)
+        """Put a finished model on the shelf; forget images that are not needed any more."""
+        images, output = self._places(run.name)
         checkpoints = list(output.glob("checkpoint-*"))
         if state == "finished":
             self._shelf.add(output, run.name)
             for checkpoint in checkpoints:
                 shutil.rmtree(checkpoint)
         if state == "finished" or (state == "failed" and not checkpoints):
-            shutil.rmtree(pictures, ignore_errors=True)
+            shutil.rmtree(images, ignore_errors=True)
         if state == "failed" and not checkpoints:
             shutil.rmtree(output, ignore_errors=True)
 
     def _places(self, name):
-        return self._folder / f"{name}{PICTURES}", self._folder / name
+        return self._folder / f"{name}{IMAGES}", self._folder / name
 
     def _refuse_second(self):
         if self.latest is not None and self.latest.is_running:
@@ -134,8 +134,8 @@ class Trainings:
 
     def _checked_new(self, name):
         name = _checked_name(name)
-        pictures, output = self._places(name)
-        if pictures.exists():
+        images, output = self._places(name)
+        if images.exists():
             raise ValueError(f"the training of {name} is unfinished; resume or delete it, or choose another name.")
         if output.exists() or name in self._shelf.names:
             raise ValueError(f"there is a model {name} already; choose another name.")
@@ -150,7 +150,7 @@ class Trainings:
 def shelve_trained_models(folder, shelf):
     """Put the finished models of a folder on the shelf; what cannot be loaded is logged and left out."""
     for path in sorted(Path(folder).glob("*/model_index.json")):
-        if path.parent.name in shelf.names or (path.parent.parent / f"{path.parent.name}{PICTURES}").exists():
+        if path.parent.name in shelf.names or (path.parent.parent / f"{path.parent.name}{IMAGES}").exists():
             continue
         try:
             shelf.add(path.parent)

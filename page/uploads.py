@@ -24,7 +24,7 @@ from .user_errors import NOT_UPLOADED, URLS_REFUSED
 
 DATA_URI = re.compile(r"data:image/[\w.+-]+;base64,", re.IGNORECASE)
 MAX_ZIP_RATIO = 200
-"""A member of a ZIP may unpack to so many times its size: pictures hardly shrink, bombs shrink a thousandfold."""
+"""A member of a ZIP may unpack to so many times its size: images hardly shrink, bombs shrink a thousandfold."""
 
 
 def uploaded_file(upload):
@@ -46,8 +46,8 @@ def uploaded_file(upload):
     raise ValueError(NOT_UPLOADED)
 
 
-def uploaded_picture(upload, max_mb):
-    """An uploaded picture, upright and in RGB, with its name.
+def uploaded_image(upload, max_mb):
+    """An uploaded image, upright and in RGB, with its name.
 
     Args:
         upload (`dict` or `str`): a file as in `uploaded_file`, or a `data:` URI, itself or as its "url".
@@ -57,11 +57,11 @@ def uploaded_picture(upload, max_mb):
         `tuple[np.ndarray, str]`: as `to_rgb` makes it, (height, width, 3), and the file's name.
 
     Raises:
-        ValueError: if it is no picture.
+        ValueError: if it is no image.
     """
     text = upload.get("url") if isinstance(upload, dict) and not upload.get("path") else upload
     if isinstance(text, str) and text[:5].lower() == "data:":
-        return to_rgb(_from_data_uri(text, max_mb), "the picture"), "the picture"
+        return to_rgb(_from_data_uri(text, max_mb), "the image"), "the image"
     path = uploaded_file(upload)
     return to_rgb(read_image(path), path.name), path.name
 
@@ -69,24 +69,24 @@ def uploaded_picture(upload, max_mb):
 def _from_data_uri(text, max_mb):
     head = DATA_URI.match(text)
     if head is None:
-        raise ValueError("that data: URI is no picture; data:image/png;base64,… is accepted.")
+        raise ValueError("that data: URI is no image; data:image/png;base64,… is accepted.")
     if len(text) > max_mb * BASE64_BYTES_PER_MB:
-        raise ValueError(f"the picture has more than {max_mb} MB; send a smaller one.")
+        raise ValueError(f"the image has more than {max_mb} MB; send a smaller one.")
     try:
         content = base64.b64decode(text[head.end() :], validate=True)
     except (binascii.Error, ValueError):
         raise ValueError("that data: URI is damaged: its base64 cannot be read.") from None
-    return read_image(io.BytesIO(content), "the picture")
+    return read_image(io.BytesIO(content), "the image")
 
 
 class Folder:
-    """The pictures of an upload, files and ZIPs, each with the name that the user knows it by.
+    """The images of an upload, files and ZIPs, each with the name that the user knows it by.
 
     Nothing of a ZIP is written to disk: members are read one at a time, when they are asked for.
 
     Args:
         uploads (`list[dict]`): files as in `uploaded_file`.
-        max_pictures (`int`): more are refused.
+        max_images (`int`): more are refused.
         max_mb (`int`): a member of a ZIP that unpacks to more is refused when it is read.
         with_masks (`bool`): without it what lies in a ZIP's folders of ground truth is left out; `num_masks` counts it.
 
@@ -94,24 +94,24 @@ class Folder:
         ValueError: if there are none or too many, or a ZIP cannot be read.
     """
 
-    def __init__(self, uploads, max_pictures, max_mb, with_masks=True):
+    def __init__(self, uploads, max_images, max_mb, with_masks=True):
         self.max_mb, self.num_masks = max_mb, 0
         self._places = []
         for upload in uploads or []:
-            if len(self._places) > max_pictures:  # a ZIP can name very many, and be named many times
+            if len(self._places) > max_images:  # a ZIP can name very many, and be named many times
                 break
             path = uploaded_file(upload)
             if zipfile.is_zipfile(path):
-                members = _picture_members(path)
-                pictures = [member for member in members if with_masks or not _is_mask(member)]
-                self.num_masks += len(members) - len(pictures)
-                self._places += [(path, member, member.filename) for member in pictures]
+                members = _image_members(path)
+                images = [member for member in members if with_masks or not _is_mask(member)]
+                self.num_masks += len(members) - len(images)
+                self._places += [(path, member, member.filename) for member in images]
             else:
                 self._places.append((path, None, shown_name(upload, path.name)))
         if not self._places:
-            raise ValueError("no pictures were given: choose picture files, or a ZIP that holds some.")
-        if len(self._places) > max_pictures:
-            raise ValueError(f"there are more than {max_pictures} pictures; give at most {max_pictures} at once.")
+            raise ValueError("no images were given: choose image files, or a ZIP that holds some.")
+        if len(self._places) > max_images:
+            raise ValueError(f"there are more than {max_images} images; give at most {max_images} at once.")
 
     def __len__(self):
         return len(self._places)
@@ -122,7 +122,7 @@ class Folder:
         return [name for _, _, name in self._places]
 
     def read(self, index):
-        """A picture, upright and in RGB, (height, width, 3).
+        """An image, upright and in RGB, (height, width, 3).
 
         Raises:
             ValueError: if it is none, with its name.
@@ -163,11 +163,11 @@ def shown_name(upload, name):
 
 
 def file_stem(name):
-    """What the files of a picture's results begin with: its name without the suffix, as any file system takes it."""
+    """What the files of an image's results begin with: its name without the suffix, as any file system takes it."""
     return strip_invalid_filename_characters(Path(name).stem, max_bytes=100)
 
 
-def _picture_members(path):
+def _image_members(path):
     try:
         with zipfile.ZipFile(path) as archive:
             members = [
@@ -178,7 +178,7 @@ def _picture_members(path):
     except (zipfile.BadZipFile, OSError, NotImplementedError, ValueError):
         raise ValueError(f"{path.name} is damaged and cannot be unpacked.") from None
     if not members:
-        raise ValueError(f"{path.name} holds no pictures ({', '.join(IMAGE_SUFFIXES)}).")
+        raise ValueError(f"{path.name} holds no images ({', '.join(IMAGE_SUFFIXES)}).")
     return members
 
 
@@ -191,7 +191,7 @@ def _unpacked(path, member, max_mb):
     if member.flag_bits & 1:
         raise ValueError(f"{name} is encrypted; pack it without a password.")
     if member.file_size > max_mb << 20 or member.file_size > MAX_ZIP_RATIO * max(member.compress_size, 1000):
-        raise ValueError(f"{name} unpacks to {member.file_size >> 20} MB, more than a picture that is taken here.")
+        raise ValueError(f"{name} unpacks to {member.file_size >> 20} MB, more than an image that is taken here.")
     try:
         with zipfile.ZipFile(path) as archive, archive.open(member) as stream:
             return stream.read(member.file_size)

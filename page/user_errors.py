@@ -12,10 +12,10 @@ from PIL import Image
 
 logger = logging.getLogger(__name__)
 
-URLS_REFUSED = "Web addresses are not fetched; upload the picture itself."
-NOT_UPLOADED = "the request names no uploaded file; upload a picture first."
+URLS_REFUSED = "Web addresses are not fetched; upload the image itself."
+NOT_UPLOADED = "the request names no uploaded file; upload an image first."
 MISFIT = "The request does not fit this endpoint; the page's API view says what it takes."
-NO_PICTURE = "The picture cannot be read; choose another one."
+NO_IMAGE = "The image cannot be read; choose another one."
 FAILED = "Something went wrong on the server; please try again."
 
 
@@ -58,7 +58,7 @@ def refuse_urls(demo):
     """Keep Gradio from fetching addresses that a client names instead of uploading a file, and say so in one sentence.
 
     Every input of every event is looked through, however deep the address lies in it, before Gradio touches it. What
-    is sent to endpoints without widgets is not remembered in the client's session: it may hold whole pictures.
+    is sent to endpoints without widgets is not remembered in the client's session: it may hold whole images.
     """
     preprocess = demo.preprocess_data
 
@@ -74,9 +74,9 @@ def refuse_urls(demo):
         except InvalidPathError:
             raise gr.Error(NOT_UPLOADED, print_exception=False) from None
         except (ValueError, RecursionError) as error:
-            # Gradio opens some pictures itself.
-            is_picture = isinstance(error.__cause__, (OSError, Image.DecompressionBombError))
-            raise gr.Error(NO_PICTURE if is_picture else MISFIT, print_exception=False) from None
+            # Gradio opens some images itself.
+            is_image = isinstance(error.__cause__, (OSError, Image.DecompressionBombError))
+            raise gr.Error(NO_IMAGE if is_image else MISFIT, print_exception=False) from None
 
     demo.preprocess_data = preprocess_without_fetching
 

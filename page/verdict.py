@@ -13,7 +13,7 @@ from rendering.words import count_of
 from .inspection import MAX_REGIONS
 
 MAX_LISTED = 5
-HINT = "<p>Choose a picture, or click an example.</p>"
+HINT = "<p>Choose an image, or click an example.</p>"
 
 
 def verdict(numbers, calibration):
@@ -28,21 +28,21 @@ def verdict(numbers, calibration):
     """
     count, threshold = calibration.num_groups or calibration.num_ranked, numbers["image_threshold"]
     limit = "every part is" if threshold is None else f"parts above {threshold:.2f} are"
-    pictures = "," if calibration.num_groups is None else f", in {count_of(calibration.num_ranked, 'picture')},"
+    images = "," if calibration.num_groups is None else f", in {count_of(calibration.num_ranked, 'image')},"
     if not numbers["is_anomalous"]:
         css, title, place = "accepted", "Accepted: this looks like a good part", "Nothing is outlined."
     else:
         css, title = "rejected", "Rejected: this does not look like a good part"
         listed = len(numbers["regions"])
         places = ("at least " if listed == MAX_REGIONS else "") + count_of(listed, "place")
-        area = f"{count_of(numbers['defect_pixels'], 'pixel')} or {_share(numbers['defect_share'])} of the picture"
+        area = f"{count_of(numbers['defect_pixels'], 'pixel')} or {_share(numbers['defect_share'])} of the image"
         place = f"The outlined area, {area}, in {places}, is where it differs."
         if numbers["defect_share"] == 0:
             place = "No single place stands out enough to be outlined; the colours show where it differs most."
     return (
         f'<div class="verdict {css}" role="status"><h2>{title}</h2>{_warning(numbers)}<p>{place}</p>'
         f"<p><b>Score {numbers['anomaly_score']:.2f}.</b> At this setting, {limit} rejected.</p>"
-        f"<p><b>p-value {numbers['p_value']:.2g}.</b> Of {count} good parts measured for comparison{pictures} "
+        f"<p><b>p-value {numbers['p_value']:.2g}.</b> Of {count} good parts measured for comparison{images} "
         f"{_as_high(numbers['p_value'], count)} scored as high.</p>"
         f"<p>{promise(numbers['false_alarm_rate'], calibration)}</p></div>"
     )
@@ -53,7 +53,7 @@ def _warning(numbers):
 
 
 def _as_high(p_value, count):
-    """How many of `count` good parts scored as high as a p-value says; a part counts by the share of its pictures."""
+    """How many of `count` good parts scored as high as a p-value says; a part counts by the share of its images."""
     parts = p_value * (count + 1) - 1
     if parts < 0.05:
         return "none"
@@ -64,18 +64,18 @@ def repair_verdict(output, changed):
     """What a repair has come to, as HTML.
 
     Args:
-        output (`GradientDenoiseOutput`): of one picture.
-        changed (`np.ndarray`): bool, the picture's pixels that are not as they were.
+        output (`GradientDenoiseOutput`): of one image.
+        changed (`np.ndarray`): bool, the image's pixels that are not as they were.
     """
     before, after = output.anomaly_score[0], output.repaired_score[0]
     if not changed.any():
         if not output.is_accepted[0]:
             return (
                 '<div class="verdict rejected" role="status"><h2>Nothing is marked</h2>'
-                "<p>The picture came back as it was, still rejected. Mark what is to be drawn anew.</p></div>"
+                "<p>The image came back as it was, still rejected. Mark what is to be drawn anew.</p></div>"
             )
-        return '<div class="verdict accepted"><h2>Nothing to repair</h2><p>The picture came back as it was.</p></div>'
-    area = f"{count_of(int(changed.sum()), 'pixel')}, {_share(changed.mean())} of the picture"
+        return '<div class="verdict accepted"><h2>Nothing to repair</h2><p>The image came back as it was.</p></div>'
+    area = f"{count_of(int(changed.sum()), 'pixel')}, {_share(changed.mean())} of the image"
     share = f"{area}, were drawn anew; all others are as given."
     scores = f"<b>Score {before:.2f} before, {after:.2f} after.</b>"
     if output.is_accepted[0]:
@@ -100,7 +100,7 @@ def promise(false_alarm_rate, calibration):
     if calibration.num_groups is not None:
         new_parts = (
             f" It holds for new parts and rests on the {calibration.num_groups} that were compared, each of which "
-            "counts once however many pictures it has."
+            "counts once however many images it has."
         )
     return (
         f"<b>Promise:</b> of {base} good parts, at most {rejected} on average, while part, camera and light stay as "
@@ -145,6 +145,6 @@ def colour_scale(saturation, threshold):
         f'<img alt="colour scale from 0 to {saturation:.1f}" '
         f'src="data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}">'
         f'<div class="ends"><span>0: average good part</span><span>{saturation:.1f} or more</span></div>'
-        "How unusual each place is, in standard deviations of good parts. The colours mean the same in every picture."
+        "How unusual each place is, in standard deviations of good parts. The colours mean the same in every image."
         "</div>"
     )

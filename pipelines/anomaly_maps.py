@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 
 WORST_SHARE = 0.01
-"""A picture is judged by the mean of this share of a map's largest values."""
+"""An image is judged by the mean of this share of a map's largest values."""
 
 SMOOTHING_SIGMA = 2.0
 """Deviation of the maps' smoothing in pixels of the model's square, by default. Bringing a map from its grid to the

@@ -9,17 +9,17 @@ from PIL import Image
 
 @dataclass
 class AnomalyScoringOutput(BaseOutput):
-    """Answer of `AnomalyScoringPipeline`: lists and arrays with one entry for each picture.
+    """Answer of `AnomalyScoringPipeline`: lists and arrays with one entry for each image.
 
     Args:
-        anomaly_map (`list`): Eq. 11 at the picture's own size, (height, width) float32, in standard deviations of good
-            pictures: 0 is an average good one. An array or a tensor; with `output_type="pil"` a float picture.
+        anomaly_map (`list`): Eq. 11 at the image's own size, (height, width) float32, in standard deviations of good
+            images: 0 is an average good one. An array or a tensor; with `output_type="pil"` a float image.
         anomaly_score (`np.ndarray`): float32, (n,): the worst 1 % of each part's map on the score grid, in standard
-            deviations of good pictures; of the parts that the calibration lets decide, the largest or the mean.
-        p_value (`np.ndarray`): float64, (n,): share of good pictures that score at least as high.
+            deviations of good images; of the parts that the calibration lets decide, the largest or the mean.
+        p_value (`np.ndarray`): float64, (n,): share of good images that score at least as high.
         is_anomalous (`np.ndarray`): bool, (n,): whether `p_value` is at most `false_alarm_rate`.
-        pred_mask (`list`): the defect's pixels at the picture's own size, (height, width) bool; with
-            `output_type="pil"` a picture of 0 and 255. Empty for a picture accepted as good.
+        pred_mask (`list`): the defect's pixels at the image's own size, (height, width) bool; with
+            `output_type="pil"` an image of 0 and 255. Empty for an image accepted as good.
         kl_map, feature_map (`list`): the two parts, like `anomaly_map`, which is
             alpha * kl_map + (1 - alpha) * feature_map. The feature part holds the feature error of Eq. 10 and the
             distances from good features.
@@ -40,7 +40,7 @@ class AnomalyScoringOutput(BaseOutput):
 
 
 def postprocess(values, output_type):
-    """A map or mask, a tensor on the CPU, as tensor ("pt"), array ("np") or picture ("pil")."""
+    """A map or mask, a tensor on the CPU, as tensor ("pt"), array ("np") or image ("pil")."""
     if output_type == "pt":
         return values
     array = values.numpy()

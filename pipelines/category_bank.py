@@ -26,7 +26,7 @@ class CategoryBank(Float32Component, ConfigMixin):
 
     Args:
         names (`list[str]`): the categories.
-        data_mean, data_std (`list[float]`): brightness and contrast of each category's good pictures in [-1, 1].
+        data_mean, data_std (`list[float]`): brightness and contrast of each category's good images in [-1, 1].
         gaussian_configs, memory_configs, coarse_gaussian_configs, calibration_configs (`list[dict]`): each category's
             configuration of `FeatureGaussian`, `FeatureMemory`, the coarse `FeatureGaussian` and `ScoreCalibration`.
 

@@ -186,7 +186,7 @@ def _parts_in_words(calibration):
         {"max": "the largest of what", "mean": "the mean of what"}[calibration.config.image_rule] if others else "what"
     )
     listed = f"{', '.join(others)} and {last} give" if others else f"{last} gives"
-    return f" The map is made of {shares}. A picture's score is {rule} {listed} it."
+    return f" The map is made of {shares}. An image's score is {rule} {listed} it."
 
 
 def _model_card(pipe):
@@ -200,11 +200,11 @@ def _model_card(pipe):
         config = calibration.config
         parts = "" if config.num_groups is None else f" of {config.num_groups} parts"
         promise = (
-            f"Verdicts are calibrated on {config.num_ranked} good pictures{parts} that the model was not trained on; "
+            f"Verdicts are calibrated on {config.num_ranked} good images{parts} that the model was not trained on; "
             f"the smallest false alarm rate they can promise is {100 * calibration.effective_rate(0):.2g} %."
         )
         if config.num_groups is not None:
-            promise += " It follows from the parts, not from their pictures, and holds for new parts."
+            promise += " It follows from the parts, not from their images, and holds for new parts."
         if config.cross_fitted:
             promise += " They also fitted the normalisation (cross-fitting), so that the rate is an estimate."
         promise += _parts_in_words(calibration)
@@ -221,7 +221,7 @@ tags:
 
 # Defect detection with a diffusion model of good parts
 
-Trained on pictures of good parts alone, this pipeline says whether a picture shows a defect, and where.
+Trained on images of good parts alone, this pipeline says whether an image shows a defect, and where.
 
 ```python
 from diffusers import DiffusionPipeline
@@ -230,8 +230,8 @@ pipe = DiffusionPipeline.from_pretrained("PATH_OR_HUB_ID", trust_remote_code=Tru
 result = pipe(Image.open("part.png"))
 ```
 
-`result.anomaly_map[0]` is the heat map at the picture's own size, `result.is_anomalous[0]` the verdict,
-`result.p_value[0]` the share of good pictures that score at least as high.
+`result.anomaly_map[0]` is the heat map at the image's own size, `result.is_anomalous[0]` the verdict,
+`result.p_value[0]` the share of good images that score at least as high.
 
 What would the part look like without its defect? The second pipeline of this checkpoint draws it:
 
@@ -244,6 +244,6 @@ repair(Image.open("part.png")).images[0].save("repaired.png")
 
 {promise}
 
-Pictures are squashed to {pipe.resolution}×{pipe.resolution} pixels. Settings: timesteps
+Images are squashed to {pipe.resolution}×{pipe.resolution} pixels. Settings: timesteps
 {list(pipe.config.timesteps)}, alpha {pipe.alpha}.
 """

@@ -1,4 +1,4 @@
-"""One picture's way through a repair: masked resampling, then Eq. 13 (paper, section 3.3 and Algorithm 1)."""
+"""One image's way through a repair: masked resampling, then Eq. 13 (paper, section 3.3 and Algorithm 1)."""
 
 from typing import NamedTuple
 
@@ -21,7 +21,7 @@ is lost that no network of this size draws again."""
 
 RATE_GROWTH, LARGEST_RATE = 4, 0.5
 """The pixel threshold is that of the false alarm rate in the first search, and of so many times the last one's rate in
-each further one, up to the largest: what stands out in a picture that is still rejected is likely a defect, too."""
+each further one, up to the largest: what stands out in an image that is still rejected is likely a defect, too."""
 
 CLOSING = 1 / 16
 """Gaps in the found mask are closed that are narrower than twice this share of the model's square: inside of a large
@@ -32,7 +32,7 @@ FOUND_GROWTH, GIVEN_GROWTH, FEATHER_SIGMA = 1 / 64, 1 / 128, 1.5 / 256
 model's square. A map may end within a defect; who gives a mask knows where it ends."""
 
 GRAIN_TIMESTEP, GRAIN_DRAWS = 5, 2
-"""Grain is what the network leaves out of the picture at this timestep, averaged over so many draws of noise."""
+"""Grain is what the network leaves out of the image at this timestep, averaged over so many draws of noise."""
 
 CHECK_EVERY = 5
 """Iterations of Eq. 13 between two looks at the score."""
@@ -51,13 +51,13 @@ class _Drawing(NamedTuple):
 
 
 class DefectRepair:
-    """Where the repair of one picture stands, and what it has passed.
+    """Where the repair of one image stands, and what it has passed.
 
     Args:
-        pipe (`GradientDenoisePipeline`): of the picture's category.
+        pipe (`GradientDenoisePipeline`): of the image's category.
         sample (`torch.Tensor`): the model's square in [-1, 1], (1, 3, resolution, resolution).
         mask (`torch.Tensor`, *optional*): bool, (height, width); by default what scoring finds.
-        rate (`float`): a picture with a p-value above it is accepted.
+        rate (`float`): an image with a p-value above it is accepted.
         settings (`dict`): arguments of the pipeline's call.
         generator (`torch.Generator`): draws the noise.
     """
@@ -81,8 +81,8 @@ class DefectRepair:
         self._mark(self._find(grids) if mask is None else _squash_mask(mask, pipe.resolution).to(sample.device))
 
     def run(self):
-        """Resample, then descend, until the picture is accepted; keeps the best picture on the way."""
-        if self.pipe.interrupt:  # at an earlier picture
+        """Resample, then descend, until the image is accepted; keeps the best image on the way."""
+        if self.pipe.interrupt:  # at an earlier image
             self.soft_mask = torch.zeros_like(self.soft_mask)
         if self.pipe.interrupt or not self.hole.any():
             return self
@@ -169,7 +169,7 @@ class DefectRepair:
         self.hole = (self.soft_mask > 0).float()
 
     def _widen(self, grids, search, is_widest):
-        """Add what scoring marks in a result, or else widely in the given picture; returns whether that is more."""
+        """Add what scoring marks in a result, or else widely in the given image; returns whether that is more."""
         wider = self.found | self._find(grids, search)
         if is_widest:
             wider |= self._find(self.first_grids, search, WIDE_MASK_SHARE)
@@ -178,7 +178,7 @@ class DefectRepair:
         return is_more
 
     def _resample(self, timesteps, step_size):
-        """Reverse process within the hole, the noisy picture itself outside of it; yields timestep and drawn x_0."""
+        """Reverse process within the hole, the noisy image itself outside of it; yields timestep and drawn x_0."""
         hole, known = self.hole, self.sample
         start = fill_from_surroundings(known, hole) if self.settings["fill_mask"] else known
         noisy_sample = self._add_noise(start, timesteps[0])
@@ -194,7 +194,7 @@ class DefectRepair:
                     noisy_sample = hole * sampled + (1 - hole) * self._add_noise(known, timestep - step_size)
 
     def _descend(self, drawn):
-        """Eq. 13 within the hole, and the denoising of Algorithm 1 if it is asked for; yields the picture."""
+        """Eq. 13 within the hole, and the denoising of Algorithm 1 if it is asked for; yields the image."""
         settings, factor = self.settings, None
         sample = self.hole * self._grey(drawn) + (1 - self.hole) * self.sample
         added = (settings["learning_rate"] * settings["gradient_scale"]) ** 2  # beta hat of one iteration
@@ -213,7 +213,7 @@ class DefectRepair:
             yield sample
 
     def _gradient(self, sample):
-        """Gradient of Eq. 12 with respect to the contrast-normalised picture."""
+        """Gradient of Eq. 12 with respect to the contrast-normalised image."""
         config, calibration = self.pipe.config, self.pipe.calibration
         weights = calibration.reference_std.square().reciprocal().tolist()
         if not self.settings["use_memory"]:
@@ -265,7 +265,7 @@ class DefectRepair:
         return randn_tensor(self.sample.shape, generator=self.generator, device=self.sample.device)
 
     def _compose(self, drawn):
-        """The picture with what was drawn in its soft mask, in [-1, 1]; a grey picture stays grey."""
+        """The image with what was drawn in its soft mask, in [-1, 1]; a grey image stays grey."""
         config = self.pipe.config
         drawn = self._to_square(drawn)
         sample = restore_contrast(self.sample, config.data_mean, config.data_std)
@@ -276,7 +276,7 @@ class DefectRepair:
         return self._grey(restore_contrast(drawn, config.data_mean, config.data_std).clamp(-1, 1))
 
     def _grey(self, values):
-        """The mean of the channels, for a grey picture."""
+        """The mean of the channels, for a grey image."""
         return values.mean(dim=1, keepdim=True).expand_as(values) if self.is_grey else values
 
     def _score(self, square):

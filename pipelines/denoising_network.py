@@ -1,6 +1,6 @@
-"""One call of the UNet: a noisy picture in, predicted noise, variance and features out.
+"""One call of the UNet: a noisy image in, predicted noise, variance and features out.
 
-The stock `UNet2DModel` works on a pixel-unshuffled picture: with `patch_size` p, its input has 3 p^2 channels on a
+The stock `UNet2DModel` works on a pixel-unshuffled image: with `patch_size` p, its input has 3 p^2 channels on a
 grid p times coarser, and its output 2 * 3 p^2 channels (noise, variance) followed by the features of x_0.
 """
 
@@ -79,7 +79,7 @@ def has_bfloat16(device):
 def without_tf32():
     """Within the block, or the function, float32 convolutions on a GPU keep all bits; TF32 has 10 of a number's 23.
 
-    It is torch's default for them, and scores would depend on how many pictures are in a batch. Whoever has set another
+    It is torch's default for them, and scores would depend on how many images are in a batch. Whoever has set another
     precision for convolutions than for the rest by torch's newer `fp32_precision` keeps it. The setting is the whole
     process's: of several threads the first in takes it away, and the last out gives it back.
     """

@@ -70,7 +70,7 @@ class TimmFeatureExtractor(SafetensorsOnly, ModelMixin, ConfigMixin):
 
         Returns:
             `torch.Tensor`: float32, (batch, num_features, grid_size, grid_size), each channel with mean 0 and
-            deviation 1 over the pictures that `feature_mean` and `feature_std` were measured on.
+            deviation 1 over the images that `feature_mean` and `feature_std` were measured on.
         """
         features = self.raw_features(sample)
         return (features - self.feature_mean.float().view(1, -1, 1, 1)) / self.feature_std.float().view(1, -1, 1, 1)

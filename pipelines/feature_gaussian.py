@@ -1,6 +1,6 @@
-"""Multivariate Gaussian of the features of good parts, one for each place of the picture (PaDiM, Defard et al. 2020).
+"""Multivariate Gaussian of the features of good parts, one for each place of the image (PaDiM, Defard et al. 2020).
 
-It goes beyond PaDiM where few good pictures are at hand: neighbouring places may share a covariance, and all of them
+It goes beyond PaDiM where few good images are at hand: neighbouring places may share a covariance, and all of them
 are shrunk towards the common one. Fitted by `training/fitting/feature_references.py`.
 """
 

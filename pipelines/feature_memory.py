@@ -1,6 +1,6 @@
 """Memory of features of good parts: how far is the nearest one? (PatchCore, Roth et al. 2022, on whitened features).
 
-Where parts lie in any pose, no Gaussian for a place of the picture can know what is normal there; the nearest good
+Where parts lie in any pose, no Gaussian for a place of the image can know what is normal there; the nearest good
 feature anywhere can. Filled by `training/fitting/feature_references.py` with a greedy coreset.
 """
 

@@ -138,7 +138,7 @@ def variational_bound(
         noisy_sample, predicted_noise, predicted_variance (`torch.Tensor`): the shape of `sample`.
         alphas_cumprod (`torch.Tensor`): (num_train_timesteps,).
         timesteps (`torch.Tensor`): int64, (batch,).
-        bin_width (`float`): width of one grey level of an 8-bit picture in the units of `sample`.
+        bin_width (`float`): width of one grey level of an 8-bit image in the units of `sample`.
         step_size (`int`): distance to the previous timestep.
         limits (`tuple`, *optional*): black and white in the units of `sample`; see `discretized_gaussian_nll`.
 

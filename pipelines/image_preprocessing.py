@@ -1,6 +1,6 @@
-"""Pictures as they come (PIL, arrays, tensors; grey, 16-bit, alpha, CMYK, rotated by EXIF) to samples in [-1, 1].
+"""Images as they come (PIL, arrays, tensors; grey, 16-bit, alpha, CMYK, rotated by EXIF) to samples in [-1, 1].
 
-Pictures are squashed to the model's square, as the paper does, and maps are brought back to each picture's own size.
+Images are squashed to the model's square, as the paper does, and maps are brought back to each image's own size.
 """
 
 import logging
@@ -10,42 +10,42 @@ import torch
 from PIL import Image, ImageOps
 
 WHITE_LEVELS = (1023, 4095, 16383, 65535)
-"""The largest value of pictures of 10, 12, 14 and 16 bits. Cameras store any of them in 16."""
+"""The largest value of images of 10, 12, 14 and 16 bits. Cameras store any of them in 16."""
 
 DARKER = 16
-"""A 16-bit picture whose largest value is below the white level by more than this factor was stored by other bits."""
+"""A 16-bit image whose largest value is below the white level by more than this factor was stored by other bits."""
 
 MAX_PIXELS = 64_000_000
-"""Largest picture accepted, in pixels: beyond it the maps at the picture's own size would fill a laptop's memory."""
+"""Largest image accepted, in pixels: beyond it the maps at the image's own size would fill a laptop's memory."""
 
 
 logger = logging.getLogger(__name__)
 
 
 def preprocess(images, resolution, white_level=65535):
-    """Bring one picture or a list of them to the model's square.
+    """Bring one image or a list of them to the model's square.
 
     Args:
         images: a PIL image, an array, a tensor, or a list of them, each of its own size and mode. Arrays are
             (height, width) or (height, width, channel), uint8, uint16 or float in [0, 1]; tensors
             (channel, height, width), uint8 or float in [0, 1]; four axes mean a batch.
         resolution (`int`): height and width of the model's square, in pixels.
-        white_level (`int`): the value of white in 16-bit pictures. What is brighter is cut, with a warning.
+        white_level (`int`): the value of white in 16-bit images. What is brighter is cut, with a warning.
 
     Returns:
         `tuple[torch.Tensor, list[tuple[int, int]]]`: samples, float32 in [-1, 1], (batch, 3, resolution, resolution),
-        and each picture's own (height, width).
+        and each image's own (height, width).
 
     Raises:
-        TypeError: for something that is not a picture.
-        ValueError: for a picture that cannot be read as one: no pixels, too many, NaN, values out of range.
+        TypeError: for something that is not an image.
+        ValueError: for an image that cannot be read as one: no pixels, too many, NaN, values out of range.
     """
-    pictures = read_pictures(images)
-    return to_samples(pictures, resolution, white_level), [picture.shape[:2] for picture in pictures]
+    arrays = read_images(images)
+    return to_samples(arrays, resolution, white_level), [array.shape[:2] for array in arrays]
 
 
-def read_pictures(images):
-    """Pictures as `preprocess` takes them, each to RGB at its own size: uint8, uint16 or float32 in [0, 1].
+def read_images(images):
+    """Images as `preprocess` takes them, each to RGB at its own size: uint8, uint16 or float32 in [0, 1].
 
     Returns:
         `list[np.ndarray]`: (height, width, 3) each.
@@ -53,32 +53,32 @@ def read_pictures(images):
     return [_to_array(image, f"image {index}") for index, image in enumerate(_as_list(images))]
 
 
-def to_samples(pictures, resolution, white_level=65535):
-    """Squash what `read_pictures` returned: float32 in [-1, 1], (batch, 3, resolution, resolution)."""
-    squares = [_squash(picture, resolution) for picture in scale_depth(pictures, white_level)]
+def to_samples(images, resolution, white_level=65535):
+    """Squash what `read_images` returned: float32 in [-1, 1], (batch, 3, resolution, resolution)."""
+    squares = [_squash(image, resolution) for image in scale_depth(images, white_level)]
     return squares_to_samples(torch.from_numpy(np.stack(squares)))
 
 
-def scale_depth(pictures, white_level):
-    """Pictures of `read_pictures` with those of 16 bits as float32 in [0, 1]; one that does not fit is warned of."""
+def scale_depth(images, white_level):
+    """Images of `read_images` with those of 16 bits as float32 in [0, 1]; one that does not fit is warned of."""
     scaled = []
-    for index, picture in enumerate(pictures):
-        if misfit := misfit_of(picture, white_level):
+    for index, image in enumerate(images):
+        if misfit := misfit_of(image, white_level):
             logger.warning("image %d %s", index, misfit)
-        scaled.append(_unit_values(picture, white_level) if picture.dtype == np.uint16 else picture)
+        scaled.append(_unit_values(image, white_level) if image.dtype == np.uint16 else image)
     return scaled
 
 
 def white_level_of(brightest):
-    """The one of `WHITE_LEVELS` that 16-bit pictures with this largest value were stored by."""
+    """The one of `WHITE_LEVELS` that 16-bit images with this largest value were stored by."""
     return next((level for level in WHITE_LEVELS if brightest <= level), WHITE_LEVELS[-1])
 
 
-def misfit_of(picture, white_level):
-    """Why a picture of `read_pictures` was not stored by a white level, the end of a sentence; None if it may be."""
-    if picture.dtype != np.uint16:
+def misfit_of(image, white_level):
+    """Why an image of `read_images` was not stored by a white level, the end of a sentence; None if it may be."""
+    if image.dtype != np.uint16:
         return None
-    brightest = int(picture.max())
+    brightest = int(image.max())
     if brightest > white_level:
         return (
             f"has values up to {brightest}, and this model takes {white_level} for white in 16-bit images: what is "
@@ -93,12 +93,12 @@ def misfit_of(picture, white_level):
 
 
 def squares_to_samples(squares):
-    """Squashed pictures, (batch, resolution, resolution, 3) in [0, 1], as samples, (batch, 3, …) in [-1, 1]."""
+    """Squashed images, (batch, resolution, resolution, 3) in [0, 1], as samples, (batch, 3, …) in [-1, 1]."""
     return squares.permute(0, 3, 1, 2).contiguous() * 2 - 1
 
 
 def normalize_contrast(sample, data_mean, data_std):
-    """Shift and scale x_0 so that good pictures have mean 0 and standard deviation 0.5, as in Karras et al.
+    """Shift and scale x_0 so that good images have mean 0 and standard deviation 0.5, as in Karras et al.
 
     Noise of a given timestep is then measured in units of the product's own contrast; `data_mean` 0 and `data_std`
     0.5 leave the paper's [-1, 1].
@@ -125,7 +125,7 @@ def to_rgb(image, name="image"):
     """Read a PIL image as RGB, upright by its EXIF orientation, alpha laid over white.
 
     Returns:
-        `np.ndarray`: (height, width, 3), uint8, uint16 for grey of 16 bits, or float32 in [0, 1] for float pictures.
+        `np.ndarray`: (height, width, 3), uint8, uint16 for grey of 16 bits, or float32 in [0, 1] for float images.
     """
     _check_size(image.height, image.width, name)
     try:
@@ -140,23 +140,23 @@ def to_rgb(image, name="image"):
         raise ValueError(f"{name} cannot be decoded: {error}.") from error
 
 
-def as_uint8(picture, white_level=65535):
-    """A picture of `to_rgb` as uint8: more levels are rounded to 256, `white_level` of 16 bits being white."""
-    return picture if picture.dtype == np.uint8 else (_unit_values(picture, white_level) * 255).round().astype(np.uint8)
+def as_uint8(image, white_level=65535):
+    """An image of `to_rgb` as uint8: more levels are rounded to 256, `white_level` of 16 bits being white."""
+    return image if image.dtype == np.uint8 else (_unit_values(image, white_level) * 255).round().astype(np.uint8)
 
 
 def read_mask(mask, size, name="mask"):
     """A mask of the caller's: what is neither 0 nor False is marked.
 
     Args:
-        mask (`PIL.Image.Image`, `np.ndarray` or `torch.Tensor`): (height, width), a grey or binary picture.
-        size (`tuple[int, int]`): height and width of the picture it belongs to.
+        mask (`PIL.Image.Image`, `np.ndarray` or `torch.Tensor`): (height, width), a grey or binary image.
+        size (`tuple[int, int]`): height and width of the image it belongs to.
 
     Returns:
         `torch.Tensor`: bool, (height, width).
 
     Raises:
-        ValueError: if it has another size than the picture, or more than one channel.
+        ValueError: if it has another size than the image, or more than one channel.
     """
     if isinstance(mask, torch.Tensor):
         values = mask.detach().cpu().numpy() if mask.dtype != torch.bfloat16 else mask.detach().cpu().float().numpy()
@@ -170,18 +170,18 @@ def read_mask(mask, size, name="mask"):
         raise ValueError(f"{name} has shape {values.shape}; one channel, (height, width), is accepted.")
     if values.shape != tuple(size):
         given = f"{values.shape[1]}×{values.shape[0]}"
-        raise ValueError(f"{name} is {given} pixels, its picture {size[1]}×{size[0]}; give it the picture's own size.")
+        raise ValueError(f"{name} is {given} pixels, its image {size[1]}×{size[0]}; give it the image's own size.")
     return torch.from_numpy(values != 0)
 
 
 def _as_list(images):
     if isinstance(images, (list, tuple)):
         if not images:
-            raise ValueError("the list of images is empty; pass at least one picture.")
+            raise ValueError("the list of images is empty; pass at least one image.")
         return list(images)
     if isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim == 4:
         if len(images) == 0:
-            raise ValueError("the batch of images is empty; pass at least one picture.")
+            raise ValueError("the batch of images is empty; pass at least one image.")
         return list(images)
     return [images]
 
@@ -224,7 +224,7 @@ def _scale_values(values, name):
 
 
 def _deep_grey_to_rgb(image, name):
-    """16-bit and 32-bit grey to (height, width, 3) uint16, float pictures to float32 in [0, 1]."""
+    """16-bit and 32-bit grey to (height, width, 3) uint16, float images to float32 in [0, 1]."""
     values = np.asarray(image)
     if image.mode == "I":
         if values.min() < 0 or values.max() > 65535:
@@ -243,18 +243,18 @@ def _check_size(height, width, name):
         )
 
 
-def _unit_values(picture, white_level):
+def _unit_values(image, white_level):
     """uint16 or float32 values as float32 in [0, 1]; what is above white is white."""
-    if picture.dtype != np.uint16:
-        return picture
-    return np.minimum(picture.astype(np.float32) / white_level, 1)
+    if image.dtype != np.uint16:
+        return image
+    return np.minimum(image.astype(np.float32) / white_level, 1)
 
 
-def _squash(picture, resolution):
+def _squash(image, resolution):
     """Resize to (resolution, resolution, 3), float32 in [0, 1], with an antialiasing bilinear filter."""
     size = (resolution, resolution)
-    if picture.dtype == np.uint8:
-        resized = Image.fromarray(np.ascontiguousarray(picture)).resize(size, Image.Resampling.BILINEAR)
+    if image.dtype == np.uint8:
+        resized = Image.fromarray(np.ascontiguousarray(image)).resize(size, Image.Resampling.BILINEAR)
         return np.asarray(resized, dtype=np.float32) / 255
-    channels = [Image.fromarray(np.ascontiguousarray(channel)) for channel in np.moveaxis(picture, -1, 0)]
+    channels = [Image.fromarray(np.ascontiguousarray(channel)) for channel in np.moveaxis(image, -1, 0)]
     return np.stack([np.asarray(c.resize(size, Image.Resampling.BILINEAR)) for c in channels], axis=-1)

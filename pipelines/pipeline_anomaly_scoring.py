@@ -1,7 +1,7 @@
 """AnomalyScoringPipeline: is there a defect, and where? (paper, section 3.2, Eq. 9 to 11).
 
-Noise of several scales is added to a picture; where the diffusion model, trained on good parts alone, is wrong about
-the picture (Eq. 9) and about its features (Eq. 10), there is a defect.
+Noise of several scales is added to an image; where the diffusion model, trained on good parts alone, is wrong about
+the image (Eq. 9) and about its features (Eq. 10), there is a defect.
 """
 
 import torch
@@ -32,7 +32,7 @@ from .score_calibration import SLACK
 
 
 class AnomalyScoringPipeline(TrainedModel, DiffusionPipeline):
-    """Score pictures of parts with a diffusion model of good parts.
+    """Score images of parts with a diffusion model of good parts.
 
     Components and settings are those of `TrainedModel`.
     """
@@ -50,18 +50,18 @@ class AnomalyScoringPipeline(TrainedModel, DiffusionPipeline):
         output_type="np",
         return_dict=True,
     ):
-        """Score one picture or a list of them.
+        """Score one image or a list of them.
 
         Args:
             image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of them): each at its own size and mode.
                 Arrays are (height, width[, channel]), tensors (channel, height, width); uint8, uint16 or float in
-                [0, 1]. Pictures are squashed to the model's square; maps come back at the picture's own size.
-            category (`str`, *optional*): what the pictures show, for a checkpoint of several categories.
+                [0, 1]. Images are squashed to the model's square; maps come back at the image's own size.
+            category (`str`, *optional*): what the images show, for a checkpoint of several categories.
             timesteps (`list[int]`, *optional*): T of Eq. 11, a subset of the calibrated ones.
             alpha (`float`, *optional*): weight of the pixel part in the map, in [0, 1].
             false_alarm_rate (`float`, *optional*): share of good parts that may be rejected, in (0, 1]. The default
-                is 1 %; a rate that the number of calibration pictures cannot promise becomes the smallest they can.
-            batch_size (`int`): pictures per UNet call, each at all timesteps.
+                is 1 %; a rate that the number of calibration images cannot promise becomes the smallest they can.
+            batch_size (`int`): images per UNet call, each at all timesteps.
             generator (`torch.Generator`, *optional*): draws other noise than the checkpoint's own. Scores then move a
                 little away from those that were calibrated.
             output_type (`str`): "np", "pt" or "pil".
@@ -71,8 +71,8 @@ class AnomalyScoringPipeline(TrainedModel, DiffusionPipeline):
             `AnomalyScoringOutput` or `tuple`.
 
         Raises:
-            TypeError: for something that is not a picture.
-            ValueError: for a picture that cannot be read as one, or an argument out of range.
+            TypeError: for something that is not an image.
+            ValueError: for an image that cannot be read as one, or an argument out of range.
 
         Example:
             ```py
@@ -112,7 +112,7 @@ class AnomalyScoringPipeline(TrainedModel, DiffusionPipeline):
             both.append(grids.cpu())
         scores, both = torch.cat(scores), torch.cat(both)
 
-        # 3. Maps at each picture's own size
+        # 3. Maps at each image's own size
         kl_maps, feature_maps, anomaly_maps = [], [], []
         for grids, size in zip(both, sizes, strict=True):
             maps = render(grids[None], self.resolution, self.config.smoothing_sigma)
@@ -175,7 +175,7 @@ class AnomalyScoringPipeline(TrainedModel, DiffusionPipeline):
             ValueError: with the first that is out of range, or if the checkpoint was not calibrated.
         """
         if self.calibration is None:
-            raise ValueError("this checkpoint has no calibration; run training/calibration.py on good pictures first.")
+            raise ValueError("this checkpoint has no calibration; run training/calibration.py on good images first.")
         self.check_precision()
         calibrated = list(self.calibration.config.timesteps)
         if not timesteps or len(set(timesteps)) < len(timesteps) or not set(timesteps) <= set(calibrated):

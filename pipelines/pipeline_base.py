@@ -1,4 +1,4 @@
-"""What every pipeline of a checkpoint does alike: load, save, choose a category, measure a picture (Eq. 9 and 10)."""
+"""What every pipeline of a checkpoint does alike: load, save, choose a category, measure an image (Eq. 9 and 10)."""
 
 import logging
 from typing import ClassVar
@@ -23,7 +23,7 @@ from .safetensors_only import refuse_pickles
 from .score_calibration import REFERENCES, Measurement, ScoreCalibration
 
 BFLOAT16_TOLERANCE = 0.05
-"""bfloat16 is used by itself if no calibration picture's score moved by more than this many standard deviations."""
+"""bfloat16 is used by itself if no calibration image's score moved by more than this many standard deviations."""
 
 
 SHARED_SETTINGS = ("patch_size", "timesteps", "alpha", "smoothing_sigma", "score_grid", "mixed_precision")
@@ -57,21 +57,21 @@ class TrainedModel:
         memory (`FeatureMemory`, *optional*): features of good parts at any place.
         coarse_gaussian (`FeatureGaussian`, *optional*): as the other Gaussian, of the coarsest features on a coarser
             grid: what is odd only as a whole.
-        calibration (`ScoreCalibration`, *optional*): what good pictures score; without it only `measure` works.
+        calibration (`ScoreCalibration`, *optional*): what good images score; without it only `measure` works.
         categories (`CategoryBank`, *optional*): for several categories, what belongs to each; the other four are then
             left out.
         patch_size (`int`): pixel-unshuffle factor of the UNet.
-        data_mean, data_std (`float`): brightness and contrast of good pictures in [-1, 1]; see `normalize_contrast`.
+        data_mean, data_std (`float`): brightness and contrast of good images in [-1, 1]; see `normalize_contrast`.
         timesteps (`list[int]`): default T of Eq. 11.
         alpha (`float`, *optional*): default weight of the pixel part in the map (Eq. 11); without it, that
             of the calibration.
         smoothing_sigma (`float`): Gaussian smoothing of the maps, in pixels of the model's square.
-        score_grid (`int`): height and width of the grid that pictures are scored on.
+        score_grid (`int`): height and width of the grid that images are scored on.
         mixed_precision (`str`): "auto" runs the UNet in bfloat16 where the hardware has it and calibration has ranked
             scores in it and found them to agree, "no" never does, "bf16" always. Verdicts in bfloat16 are ranked among
             scores in bfloat16.
         class_label (`int`, *optional*): of a UNet for several categories, the one that this pipeline scores.
-        white_level (`int`): the value of white in 16-bit pictures, as in those that were trained on.
+        white_level (`int`): the value of white in 16-bit images, as in those that were trained on.
     """
 
     _warned_of_precision = False
@@ -231,7 +231,7 @@ class TrainedModel:
 
     @property
     def references(self):
-        """What the features of a picture are compared with, in the order of `REFERENCES`; all that there are."""
+        """What the features of an image are compared with, in the order of `REFERENCES`; all that there are."""
         return [reference for name in REFERENCES if (reference := getattr(self, name)) is not None]
 
     @classmethod
@@ -299,7 +299,7 @@ class TrainedModel:
         save_checkpoint(self, super().save_pretrained, save_directory, half_precision, kwargs)
 
     def check_precision(self):
-        """Check that good pictures were ranked in the precision that this pipeline scores in.
+        """Check that good images were ranked in the precision that this pipeline scores in.
 
         Raises:
             ValueError: if it is asked for bfloat16 and they were not.
@@ -311,7 +311,7 @@ class TrainedModel:
             )
         if self.unet.dtype != torch.float32 and not self._warned_of_precision:
             logger.warning(
-                "the network's weights are in %s, and good pictures were ranked in float32: the false alarm rate is an "
+                "the network's weights are in %s, and good images were ranked in float32: the false alarm rate is an "
                 "estimate, not a promise",
                 str(self.unet.dtype).removeprefix("torch."),
             )

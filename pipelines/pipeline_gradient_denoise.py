@@ -1,7 +1,7 @@
 """GradientDenoisePipeline: what would the part look like without its defect? (paper, section 3.3, Eq. 12 and 13).
 
 What scoring found is drawn anew by the diffusion model, given what lies around it; then gradient steps (Eq. 13) bring
-the features near those of good parts (Eq. 12), until scoring accepts the picture. The paper's Algorithm 1 is a setting.
+the features near those of good parts (Eq. 12), until scoring accepts the image. The paper's Algorithm 1 is a setting.
 """
 
 import numpy as np
@@ -27,7 +27,7 @@ from .float32_component import Float32Component  # noqa: F401
 from .gaussian_diffusion import add_noise  # noqa: F401
 from .gradient_denoise_output import GradientDenoiseOutput
 from .hub_errors import hub_sentences  # noqa: F401
-from .image_preprocessing import read_mask, read_pictures, scale_depth, to_samples
+from .image_preprocessing import read_images, read_mask, scale_depth, to_samples
 from .model_checks import check_fit  # noqa: F401
 from .pipeline_base import TrainedModel
 from .repair_masks import shift_detail
@@ -68,43 +68,43 @@ class GradientDenoisePipeline(TrainedModel, DiffusionPipeline):
         output_type="pil",
         return_dict=True,
     ):
-        r"""Repair one picture or a list of them. One that scoring accepts at `false_alarm_rate` comes back untouched.
+        r"""Repair one image or a list of them. One that scoring accepts at `false_alarm_rate` comes back untouched.
 
         Algorithm 1 of the paper, with the sign of Eq. 13, is `mask=ones, strengths=(), denoise_every=5,
         gradient_scale=1, use_memory=False`.
 
         Args:
             image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of them): as for `AnomalyScoringPipeline`.
-            category (`str`, *optional*): what the pictures show, for a checkpoint of several categories.
+            category (`str`, *optional*): what the images show, for a checkpoint of several categories.
             mask (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of them, *optional*): what to replace,
-                (height, width) at the picture's own size, instead of what scoring finds. An empty one changes nothing.
+                (height, width) at the image's own size, instead of what scoring finds. An empty one changes nothing.
             num_inference_steps (`int`): reverse steps that the whole noise schedule is respaced to (paper: 250).
             strengths (`tuple[float]`): share of the noise schedule that a region is drawn anew from, in (0, 1]: a
                 little repairs texture, much redraws structure. They are tried in turn until a result is accepted; else
                 the one that scores best goes on. An empty tuple leaves resampling out.
-            num_searches (`int`): times that scoring looks for the defect, at most: in a resampled picture that it does
+            num_searches (`int`): times that scoring looks for the defect, at most: in a resampled image that it does
                 not accept either, what it marks now joins the mask, and all of that is resampled. The threshold falls
-                each time, to one that half of all good pictures exceed. The last of several marks widely what was found
+                each time, to one that half of all good images exceed. The last of several marks widely what was found
                 first, and counts only if its result is accepted. A given `mask` stays.
             num_resamples (`int`): times that every reverse step is done, so that a region and its surroundings come to
                 agree (Lugmayr et al. 2022).
-            fill_mask (`bool`): whether resampling starts from a smooth fill of the region, or from the picture itself.
+            fill_mask (`bool`): whether resampling starts from a smooth fill of the region, or from the image itself.
             num_gradient_steps (`int`): at most so many iterations of Eq. 13; none if resampling was enough, fewer if
-                the picture is accepted before.
+                the image is accepted before.
             learning_rate (`float`): s of Eq. 13.
             gradient_scale (`float`): root mean square, within the mask, that the first gradient is scaled to, in units
-                in which good pictures have standard deviation 0.5: the square root of the paper's beta_t. Later
+                in which good images have standard deviation 0.5: the square root of the paper's beta_t. Later
                 gradients keep that factor.
             denoise_every (`int`, *optional*): N_d, iterations of Eq. 13 between denoising steps of the diffusion model,
                 at the first timestep whose noise is as large as what they have added. By default there are none.
             use_memory (`bool`): whether the distances from the nearest good feature and from the coarse Gaussian are
                 reduced with that of Eq. 12.
-            false_alarm_rate (`float`): pictures with a higher p-value are good: they are left alone, and repairs end.
+            false_alarm_rate (`float`): images with a higher p-value are good: they are left alone, and repairs end.
             generator (`torch.Generator`, *optional*): draws the noise; by default the same for every call.
             callback_on_step_end (*optional*): called after each step as `callback(pipe, step, timestep, {"sample": …})`
                 with the model's square in [-1, 1] (timestep 0 for Eq. 13). Set `interrupt = True` on the pipe that
-                it is given to stop: what has been reached by then is returned, later pictures as they are.
-            return_steps (`bool`): whether the picture after every step is returned too.
+                it is given to stop: what has been reached by then is returned, later images as they are.
+            return_steps (`bool`): whether the image after every step is returned too.
             output_type (`str`): "pil", "np" or "pt".
             return_dict (`bool`): whether to return a `GradientDenoiseOutput` or a plain tuple of its fields.
 
@@ -112,8 +112,8 @@ class GradientDenoisePipeline(TrainedModel, DiffusionPipeline):
             `GradientDenoiseOutput` or `tuple`.
 
         Raises:
-            TypeError: for something that is not a picture.
-            ValueError: for a picture or mask that cannot be read as one, or an argument out of range.
+            TypeError: for something that is not an image.
+            ValueError: for an image or mask that cannot be read as one, or an argument out of range.
 
         Example:
             ```py
@@ -133,27 +133,27 @@ class GradientDenoisePipeline(TrainedModel, DiffusionPipeline):
 
         # 1. Check inputs
         self.check_inputs(settings)
-        pictures = scale_depth(read_pictures(image), self.config.white_level)
-        masks = _one_for_each(mask, len(pictures))
+        arrays = scale_depth(read_images(image), self.config.white_level)
+        masks = _one_for_each(mask, len(arrays))
         masks = [
-            None if given is None else read_mask(given, picture.shape[:2], f"mask {index}")
-            for index, (given, picture) in enumerate(zip(masks, pictures, strict=True))
+            None if given is None else read_mask(given, array.shape[:2], f"mask {index}")
+            for index, (given, array) in enumerate(zip(masks, arrays, strict=True))
         ]
-        samples = to_samples(pictures, self.resolution).to(self._execution_device)
+        samples = to_samples(arrays, self.resolution).to(self._execution_device)
         rate = self.calibration.effective_rate(false_alarm_rate)
         self._interrupt = False
 
-        # 2. Repair on the model's square, one picture after another
+        # 2. Repair on the model's square, one image after another
         repairs = []
         for sample, given in zip(samples.split(1), masks, strict=True):
             seeded = torch.Generator().manual_seed(0) if generator is None else generator
             repairs.append(DefectRepair(self, sample, given, rate, settings, seeded).run())
 
-        # 3. Put what was drawn into each picture at its own size, and score what comes out
+        # 3. Put what was drawn into each image at its own size, and score what comes out
         images, soft_masks = [], []
-        for picture, repair in zip(pictures, repairs, strict=True):
-            soft_mask = resize_map(repair.soft_mask[0, 0], picture.shape[:2]).cpu().numpy()
-            images.append(_repaired(picture, repair, soft_mask))
+        for array, repair in zip(arrays, repairs, strict=True):
+            soft_mask = resize_map(repair.soft_mask[0, 0], array.shape[:2]).cpu().numpy()
+            images.append(_repaired(array, repair, soft_mask))
             soft_masks.append(soft_mask)
         scores = self._final_scores(images, soft_masks, repairs)
         p_value = self.calibration.p_value(scores, list(self.config.timesteps), self.uses_bfloat16()).cpu().numpy()
@@ -176,7 +176,7 @@ class GradientDenoisePipeline(TrainedModel, DiffusionPipeline):
         return output if return_dict else output.to_tuple()
 
     def _final_scores(self, images, soft_masks, repairs):
-        """Scores of the pictures that are returned, (n,); one that was not changed keeps its own."""
+        """Scores of the images that are returned, (n,); one that was not changed keeps its own."""
         noise = self.calibration.noise_fields(list(self.config.timesteps))
         scores = []
         for image, soft_mask, repair in zip(images, soft_masks, repairs, strict=True):
@@ -222,13 +222,13 @@ class GradientDenoisePipeline(TrainedModel, DiffusionPipeline):
         return list(range(start, -1, -step_size)), step_size
 
     def check_inputs(self, settings):
-        """Check arguments of a call, by their names, before a picture is read.
+        """Check arguments of a call, by their names, before an image is read.
 
         Raises:
             ValueError: with the first that is out of range, or with what the checkpoint lacks.
         """
         if self.calibration is None:
-            raise ValueError("this checkpoint has no calibration; run training/calibration.py on good pictures first.")
+            raise ValueError("this checkpoint has no calibration; run training/calibration.py on good images first.")
         self.check_precision()
         if self.gaussian is None:
             raise ValueError("this checkpoint has no Gaussian of good features, which Eq. 12 needs; train it again.")
@@ -262,25 +262,25 @@ class GradientDenoisePipeline(TrainedModel, DiffusionPipeline):
 def _one_for_each(mask, count):
     masks = list(mask) if isinstance(mask, (list, tuple)) else [mask] * (count if mask is None else 1)
     if len(masks) != count:
-        raise ValueError(f"there are {count} pictures but {len(masks)} masks; give one mask for each picture.")
+        raise ValueError(f"there are {count} images but {len(masks)} masks; give one mask for each image.")
     return masks
 
 
-def _repaired(picture, repair, soft_mask):
-    """A picture, (height, width, 3), with what was drawn where the soft mask, (height, width), is not 0.
+def _repaired(pixels, repair, soft_mask):
+    """An image, (height, width, 3), with what was drawn where the soft mask, (height, width), is not 0.
 
-    What was drawn is as coarse as the model's square. Detail of the picture that is finer is not kept where the defect
+    What was drawn is as coarse as the model's square. Detail of the image that is finer is not kept where the defect
     is, for it would show the defect; it is fetched from the places that the grain came from.
     """
     rows, columns = soft_mask.nonzero()
     if not len(rows):
-        return picture
-    size = picture.shape[:2]
+        return pixels
+    size = pixels.shape[:2]
     drawn, given = (
         ((resize_map(square[0], size) + 1) / 2).permute(1, 2, 0).cpu().numpy()
         for square in (repair.whole(), repair.given)
     )
-    values = picture / 255.0 if picture.dtype == np.uint8 else picture
+    values = pixels / 255.0 if pixels.dtype == np.uint8 else pixels
     detail = (values - given).astype(np.float32)
     if repair.offsets is None:  # nothing was resampled: its detail is its own
         wanted = drawn[rows, columns] + detail[rows, columns]
@@ -290,17 +290,17 @@ def _repaired(picture, repair, soft_mask):
         wanted = drawn[rows, columns] + shift_detail(detail, offsets, rows, columns, scale)
     weight = soft_mask[rows, columns][:, None]
     changed = (values[rows, columns] + weight * (wanted - values[rows, columns])).clip(0, 1)
-    image = picture.copy()
-    image[rows, columns] = np.rint(255 * changed) if picture.dtype == np.uint8 else changed
+    image = pixels.copy()
+    image[rows, columns] = np.rint(255 * changed) if pixels.dtype == np.uint8 else changed
     return image
 
 
-def _postprocess(picture, output_type):
+def _postprocess(image, output_type):
     if output_type == "np":
-        return picture
+        return image
     if output_type == "pt":
-        return torch.from_numpy(picture).permute(2, 0, 1)
-    return Image.fromarray(picture if picture.dtype == np.uint8 else np.rint(255 * picture).astype(np.uint8))
+        return torch.from_numpy(image).permute(2, 0, 1)
+    return Image.fromarray(image if image.dtype == np.uint8 else np.rint(255 * image).astype(np.uint8))
 
 
 def _postprocess_mask(soft_mask, output_type):

@@ -1,7 +1,7 @@
 """What a repair is made of besides the network: masks, a first guess, fine texture. Pure functions.
 
 A defect is replaced from coarse to fine: brightness from its surroundings, structure by the diffusion model, and grain
-that is too fine for the model from the most similar good places of the same picture.
+that is too fine for the model from the most similar good places of the same image.
 """
 
 import numpy as np
@@ -101,14 +101,14 @@ def fill_from_surroundings(sample, hole):
 def transfer_grain(resampled, sample, denoised, hole):
     """Give a resampled region the grain of the most similar places outside of it.
 
-    A network leaves grain out of what it draws; what it leaves out of the picture itself, `sample - denoised`, shows
+    A network leaves grain out of what it draws; what it leaves out of the image itself, `sample - denoised`, shows
     how the grain looks. For each patch that touches the hole, the patch outside of it is found that the network sees as
     most similar, and what the network left out there is added. Overlapping patches are averaged under a Hann window.
 
     Args:
-        resampled (`torch.Tensor`): the picture with its hole redrawn by the network, (1, 3, height, width).
-        sample (`torch.Tensor`): the picture itself.
-        denoised (`torch.Tensor`): the picture as the network draws it.
+        resampled (`torch.Tensor`): the image with its hole redrawn by the network, (1, 3, height, width).
+        sample (`torch.Tensor`): the image itself.
+        denoised (`torch.Tensor`): the image as the network draws it.
         hole (`torch.Tensor`): 1 in the hole and 0 elsewhere, (1, 1, height, width).
 
     Returns:
@@ -139,7 +139,7 @@ def transfer_grain(resampled, sample, denoised, hole):
     total, weight = (F.fold(p.T[None], framed.shape[-2:], PATCH, stride=PATCH_STEP) for p in (patches, weights))
     added = (total / weight.clamp(min=1e-6))[..., PATCH:-PATCH, PATCH:-PATCH]
 
-    # The patch in whose middle a block lies; patches start at the frame's corner, one patch outside of the picture.
+    # The patch in whose middle a block lies; patches start at the frame's corner, one patch outside of the image.
     per_row = (framed.shape[-1] - PATCH) // PATCH_STEP + 1
     sources_per_row = (width - PATCH) // SOURCE_STEP + 1
     place = touched.nonzero()[:, 0]
@@ -154,13 +154,13 @@ def transfer_grain(resampled, sample, denoised, hole):
 
 
 def shift_detail(detail, offsets, rows, columns, scale):
-    """Detail of the picture at its own size, fetched from where the grain of the same place came from.
+    """Detail of the image at its own size, fetched from where the grain of the same place came from.
 
     Args:
         detail (`np.ndarray`): what the model's square does not hold, (height, width, channel).
         offsets (`np.ndarray`): from `transfer_grain`, in pixels of the square.
-        rows, columns (`np.ndarray`): int, (n,), places of the picture where detail is wanted.
-        scale (`tuple[float, float]`): height and width of the picture in those of the square.
+        rows, columns (`np.ndarray`): int, (n,), places of the image where detail is wanted.
+        scale (`tuple[float, float]`): height and width of the image in those of the square.
 
     Returns:
         `np.ndarray`: (n, channel); 0 where nothing is transferred.

@@ -1,15 +1,15 @@
-"""What good pictures look like to the score: normalisation of Eq. 11 and conformal p-values, as a component.
+"""What good images look like to the score: normalisation of Eq. 11 and conformal p-values, as a component.
 
-Fitted by `training/calibration.py` on held-out good pictures alone, in two disjoint halves: the first gives mean and
-standard deviation of the maps, the second only ranks scores. Where each picture shows another part, a new one's rank
-among those is uniform, so p-values and thresholds hold for any number of pictures (Vovk et al., "Algorithmic Learning
-in a Random World"): of good parts, at most `false_alarm_rate` are rejected. Where parts have several pictures, one of a
-new part is exchangeable with parts, not with pictures: each ranked part weighs one, and its pictures share that weight
+Fitted by `training/calibration.py` on held-out good images alone, in two disjoint halves: the first gives mean and
+standard deviation of the maps, the second only ranks scores. Where each image shows another part, a new one's rank
+among those is uniform, so p-values and thresholds hold for any number of images (Vovk et al., "Algorithmic Learning
+in a Random World"): of good parts, at most `false_alarm_rate` are rejected. Where parts have several images, one of a
+new part is exchangeable with parts, not with images: each ranked part weighs one, and its images share that weight
 (Lee, Barber and Willett, "Distribution-free inference with hierarchical data"; Dunn, Wasserman and Ramdas,
 "Distribution-free prediction sets for two-layer hierarchical models").
 
-A picture is measured in several parts: KL (Eq. 9), feature error (Eq. 10) and, beyond the paper, its distance from
-each reference of good features. Each is standardised, then the maps are blended as in Eq. 11. A picture's
+An image is measured in several parts: KL (Eq. 9), feature error (Eq. 10) and, beyond the paper, its distance from
+each reference of good features. Each is standardised, then the maps are blended as in Eq. 11. An image's
 score is the largest that the deciding parts give it, or their mean.
 """
 
@@ -29,7 +29,7 @@ SLACK = 1e-9
 """p-values are sums of weights: a rate is compared with them up to rounding."""
 
 NUM_ALPHAS = 21
-"""The largest map values of good pictures are kept for alpha = 0, 0.05, …, 1 and every subset of the timesteps."""
+"""The largest map values of good images are kept for alpha = 0, 0.05, …, 1 and every subset of the timesteps."""
 
 
 MAX_TIMESTEPS = 10
@@ -41,11 +41,11 @@ REFERENCES = {
     "memory": "the memory of good features",
     "coarse_gaussian": "the coarse Gaussian of good features",
 }
-"""Components that the features of a picture are compared with, in the order of their parts, and what they are called.
+"""Components that the features of an image are compared with, in the order of their parts, and what they are called.
 """
 
 IMAGE_RULES = ("max", "mean")
-"""How the scores that parts give a picture become one."""
+"""How the scores that parts give an image become one."""
 
 
 class Measurement(NamedTuple):
@@ -61,7 +61,7 @@ class Measurement(NamedTuple):
 
 
 class ScoreCalibration(Float32Component, ConfigMixin):
-    """Noise fields, normalisation of the maps and the scores of good pictures; always float32.
+    """Noise fields, normalisation of the maps and the scores of good images; always float32.
 
     Args:
         timesteps (`list[int]`): the calibrated T of Eq. 11.
@@ -69,22 +69,22 @@ class ScoreCalibration(Float32Component, ConfigMixin):
         grid_size (`int`): height and width of the score grid.
         alpha (`float`): weight of the pixel part in the map (Eq. 11), unless a caller asks for another.
         map_weights (`list[float]`): shares of the feature part in the map, adding to 1: feature error (Eq. 10), then
-            each reference of good features that the picture is compared with.
+            each reference of good features that the image is compared with.
         image_parts (`list[bool]`, *optional*): whether KL, feature error and each reference may decide the score of the
-            whole picture; by default all of them.
+            whole image; by default all of them.
         image_rule (`str`): "max" if the score is the largest that those parts give, "mean" if it is their mean.
         planted_pro, planted_image_auroc (`float`, *optional*): PRO and image AUROC of these choices on the defects
-            planted into good pictures that they were made on.
-        num_ranked (`int`): good pictures whose scores are ranked.
-        num_fitted (`int`): good pictures that the normalisation was fitted on.
-        num_groups (`int`, *optional*): parts that the ranked pictures show, where some show the same; None where each
+            planted into good images that they were made on.
+        num_ranked (`int`): good images whose scores are ranked.
+        num_fitted (`int`): good images that the normalisation was fitted on.
+        num_groups (`int`, *optional*): parts that the ranked images show, where some show the same; None where each
             shows a part of its own.
-        num_fitted_groups (`int`, *optional*): the same of the pictures that the normalisation was fitted on.
-        cross_fitted (`bool`): both parts are the same pictures, normalised in turn by the others. The rate is then an
+        num_fitted_groups (`int`, *optional*): the same of the images that the normalisation was fitted on.
+        cross_fitted (`bool`): both parts are the same images, normalised in turn by the others. The rate is then an
             estimate, not a guarantee.
-        bfloat16_deviation (`float`, *optional*): largest difference of a good picture's score between bfloat16 and
+        bfloat16_deviation (`float`, *optional*): largest difference of a good image's score between bfloat16 and
             float32, in standard deviations of the good scores; None if not measured.
-        ranks_bfloat16 (`bool`): whether the ranked pictures were scored in bfloat16 as well, so that verdicts in that
+        ranks_bfloat16 (`bool`): whether the ranked images were scored in bfloat16 as well, so that verdicts in that
             precision are ranked among scores in it.
 
     Raises:
@@ -183,7 +183,7 @@ class ScoreCalibration(Float32Component, ConfigMixin):
         """Check what was loaded.
 
         Raises:
-            ValueError: if a map or a score would be divided by what is not above 0, or a part has no picture.
+            ValueError: if a map or a score would be divided by what is not above 0, or a part has no image.
         """
         for name in ("kl_std", "feature_error_std", "reference_std", "part_score_std"):
             if not (getattr(self, name) > 0).all():
@@ -194,19 +194,19 @@ class ScoreCalibration(Float32Component, ConfigMixin):
 
     @property
     def num_ranked_groups(self):
-        """Parts that the ranked pictures show: what a promise can rest on."""
+        """Parts that the ranked images show: what a promise can rest on."""
         return self.config.num_ranked if self.config.num_groups is None else self.config.num_groups
 
     @property
     def weights(self):
-        """Weight of each ranked picture, float64, (n,): those of a part share 1 evenly."""
+        """Weight of each ranked image, float64, (n,): those of a part share 1 evenly."""
         if self.config.num_groups is None:
             return torch.ones(self.config.num_ranked, dtype=torch.float64, device=self.part_scores.device)
         return 1 / (self.ranked_groups[:, None] == self.ranked_groups).sum(dim=1).double()
 
     @property
     def image_parts(self):
-        """Whether each part (KL, feature error, references) may decide the score of the whole picture, `list[bool]`."""
+        """Whether each part (KL, feature error, references) may decide the score of the whole image, `list[bool]`."""
         return list(self.config.image_parts or [True] * self.part_scores.shape[-1])
 
     @property
@@ -219,7 +219,7 @@ class ScoreCalibration(Float32Component, ConfigMixin):
         return self.noise[self._indices(timesteps)]
 
     def standardize(self, measured, timesteps):
-        """Subtract the mean of good pictures, divide by their standard deviation, average over timesteps (Eq. 11).
+        """Subtract the mean of good images, divide by their standard deviation, average over timesteps (Eq. 11).
 
         KL and feature error have a mean and deviation for each timestep and place; a reference knows the place
         already, and has one for all.
@@ -229,7 +229,7 @@ class ScoreCalibration(Float32Component, ConfigMixin):
             timesteps (`list[int]`): a subset of the calibrated ones.
 
         Returns:
-            `torch.Tensor`: (batch, parts, grid, grid), in standard deviations of good pictures.
+            `torch.Tensor`: (batch, parts, grid, grid), in standard deviations of good images.
         """
         indices = self._indices(timesteps)
         kl = (measured.kl - self.kl_mean[indices]) / self.kl_std[indices]
@@ -244,14 +244,14 @@ class ScoreCalibration(Float32Component, ConfigMixin):
         return torch.stack([parts[:, 0], (parts[:, 1:] * weights).sum(dim=1)], dim=1)
 
     def image_score(self, parts, timesteps):
-        """Anomaly score of each picture: the worst places of each part, standardised, and of these `image_rule`.
+        """Anomaly score of each image: the worst places of each part, standardised, and of these `image_rule`.
 
         Args:
             parts (`torch.Tensor`): from `standardize`, (batch, parts, grid, grid).
             timesteps (`list[int]`): what the parts were measured at.
 
         Returns:
-            `torch.Tensor`: (batch,), in standard deviations of good pictures.
+            `torch.Tensor`: (batch,), in standard deviations of good images.
         """
         return self._combined_score(worst_mean(parts), timesteps)
 
@@ -264,7 +264,7 @@ class ScoreCalibration(Float32Component, ConfigMixin):
         return max(rate, 1 / (self.num_ranked_groups + 1))
 
     def p_value(self, anomaly_score, timesteps, bfloat16=False):
-        """Share of good parts whose pictures score at least as high, the picture's own part counted among them.
+        """Share of good parts whose images score at least as high, the image's own part counted among them.
 
         Args:
             anomaly_score (`torch.Tensor`): (batch,).
@@ -272,7 +272,7 @@ class ScoreCalibration(Float32Component, ConfigMixin):
             bfloat16 (`bool`): whether the network computed in bfloat16, so that it is ranked among such scores.
 
         Returns:
-            `torch.Tensor`: float64, (batch,), from 1 / (g + 1) to 1. A picture of a new good part has a p-value of at
+            `torch.Tensor`: float64, (batch,), from 1 / (g + 1) to 1. An image of a new good part has a p-value of at
             most p with probability at most p.
         """
         ranked = self.ranked_scores(timesteps, bfloat16)
@@ -281,11 +281,11 @@ class ScoreCalibration(Float32Component, ConfigMixin):
         return (1 + at_least) / (self.num_ranked_groups + 1)
 
     def ranked_scores(self, timesteps, bfloat16=False):
-        """Scores of the good pictures that a new one is ranked among, float32, (n,)."""
+        """Scores of the good images that a new one is ranked among, float32, (n,)."""
         return self._combined_score(self._table("part_scores", bfloat16)[self._subset(timesteps)], timesteps)
 
     def independent_scores(self, timesteps, bfloat16=False):
-        """Scores of one good picture of each part, float32, (g,): what tests of independent scores may look at."""
+        """Scores of one good image of each part, float32, (g,): what tests of independent scores may look at."""
         ranked = self.ranked_scores(timesteps, bfloat16)
         if self.config.num_groups is None:
             return ranked
@@ -293,11 +293,11 @@ class ScoreCalibration(Float32Component, ConfigMixin):
         return ranked[[groups.index(group) for group in range(self.config.num_groups)]]
 
     def image_threshold(self, false_alarm_rate, timesteps, bfloat16=False):
-        """A picture whose score is above this has a p-value of at most the (effective) rate."""
+        """An image whose score is above this has a p-value of at most the (effective) rate."""
         return self._conformal_quantile(self.ranked_scores(timesteps, bfloat16), false_alarm_rate)
 
     def pixel_threshold(self, false_alarm_rate, alpha, timesteps, bfloat16=False):
-        """Conformal quantile of the largest value in each good picture's anomaly map."""
+        """Conformal quantile of the largest value in each good image's anomaly map."""
         maxima = self._column(self._table("map_maxima", bfloat16), alpha, timesteps)
         return self._conformal_quantile(maxima, false_alarm_rate)
 
@@ -320,10 +320,10 @@ class ScoreCalibration(Float32Component, ConfigMixin):
         return combine(standardized[..., counting], self.config.image_rule)
 
     def _column(self, table, alpha, timesteps):
-        """Largest map values of the good pictures for one alpha and subset of timesteps, (n,).
+        """Largest map values of the good images for one alpha and subset of timesteps, (n,).
 
         Between two alphas of the table they are interpolated. The maximum is convex in alpha, so that this can only
-        overstate the good pictures' values: the promise holds for every alpha.
+        overstate the good images' values: the promise holds for every alpha.
         """
         rows = table[self._subset(timesteps)]
         place = alpha * (NUM_ALPHAS - 1)
@@ -338,7 +338,7 @@ class ScoreCalibration(Float32Component, ConfigMixin):
 
 
 def combine(part_scores, rule):
-    """The score of a picture, (…), from those of its parts, (…, parts), by one of `IMAGE_RULES`."""
+    """The score of an image, (…), from those of its parts, (…, parts), by one of `IMAGE_RULES`."""
     return part_scores.amax(dim=-1) if rule == "max" else part_scores.mean(dim=-1)
 
 

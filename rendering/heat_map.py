@@ -1,7 +1,7 @@
-"""Heat maps over pictures: colours of a fixed scale, outlines of masks, the scale's legend.
+"""Heat maps over images: colours of a fixed scale, outlines of masks, the scale's legend.
 
-The scale runs from 0, an average good picture, which stays transparent, to a saturation that belongs to the
-checkpoint: the same value has the same colour in every picture.
+The scale runs from 0, an average good image, which stays transparent, to a saturation that belongs to the
+checkpoint: the same value has the same colour in every image.
 """
 
 import numpy as np
@@ -26,7 +26,7 @@ PLASMA = np.array(
 """Ten equidistant colours of the colour map plasma: lightness rises throughout, so that it reads without hue."""
 
 MAX_OPACITY = 0.75
-"""Opacity at saturation; the picture still shows through."""
+"""Opacity at saturation; the image still shows through."""
 
 OUTLINE_COLOR = (0, 255, 255)
 """Cyan, which plasma does not hold."""
@@ -40,13 +40,13 @@ LEGEND_MARK = 2
 
 
 def saturation_of(pipe):
-    """Where a checkpoint's colours end, in standard deviations of good pictures, whatever false alarm rate is chosen.
+    """Where a checkpoint's colours end, in standard deviations of good images, whatever false alarm rate is chosen.
 
     Raises:
         ValueError: if the pipeline has no calibration.
     """
     if pipe.calibration is None:
-        raise ValueError("this checkpoint has no calibration; run training/calibration.py on good pictures first.")
+        raise ValueError("this checkpoint has no calibration; run training/calibration.py on good images first.")
     return SATURATION_FACTOR * pipe.calibration.pixel_threshold(None, pipe.alpha, pipe.config.timesteps)
 
 
@@ -57,12 +57,12 @@ def colormap(strength):
 
 
 def overlay(image, anomaly_map, saturation):
-    """Lay a heat map over its picture; opacity and colour rise linearly from 0 to saturation.
+    """Lay a heat map over its image; opacity and colour rise linearly from 0 to saturation.
 
     Args:
         image (`np.ndarray`): uint8 RGB, (height, width, 3).
-        anomaly_map (`np.ndarray`): float, (height, width), in standard deviations of good pictures. Values up to 0
-            leave the picture as it is.
+        anomaly_map (`np.ndarray`): float, (height, width), in standard deviations of good images. Values up to 0
+            leave the image as it is.
         saturation (`float`): value from which on the colour no longer changes, above 0.
 
     Returns:
@@ -72,7 +72,7 @@ def overlay(image, anomaly_map, saturation):
         ValueError: if the sizes differ or the saturation is not above 0.
     """
     if image.shape != (*anomaly_map.shape, 3):
-        raise ValueError(f"the picture's shape is {image.shape}, the map's {anomaly_map.shape}; they must agree.")
+        raise ValueError(f"the image's shape is {image.shape}, the map's {anomaly_map.shape}; they must agree.")
     if not saturation > 0:
         raise ValueError(f"saturation is {saturation}; it must be above 0.")
     strength = np.clip(anomaly_map / saturation, 0, 1).astype(np.float32)
@@ -81,13 +81,13 @@ def overlay(image, anomaly_map, saturation):
 
 
 def outline(image, mask, color=OUTLINE_COLOR, width=None):
-    """Draw the border of a mask's regions, inside of them, closed where they touch the picture's edge.
+    """Draw the border of a mask's regions, inside of them, closed where they touch the image's edge.
 
     Args:
         image (`np.ndarray`): uint8 RGB, (height, width, 3); it is left as it is.
         mask (`np.ndarray`): bool, (height, width).
         color (`tuple[int, int, int]`): RGB, 0 to 255.
-        width (`int`, *optional*): in pixels; by default 1 for every 400 pixels of the picture's longer side.
+        width (`int`, *optional*): in pixels; by default 1 for every 400 pixels of the image's longer side.
 
     Returns:
         `np.ndarray`: uint8 RGB, (height, width, 3).
@@ -118,20 +118,20 @@ def legend(saturation, threshold, height, width):
 
 
 def shrink(image, anomaly_map, max_side):
-    """Scale a picture and its map down together until the longer side has at most `max_side` pixels.
+    """Scale an image and its map down together until the longer side has at most `max_side` pixels.
 
     Args:
         image (`np.ndarray`): uint8 RGB, (height, width, 3).
         anomaly_map (`np.ndarray`): float32, (height, width).
-        max_side (`int`): in pixels; smaller pictures keep their size.
+        max_side (`int`): in pixels; smaller images keep their size.
 
     Returns:
-        `tuple[np.ndarray, np.ndarray]`: the picture, uint8 RGB, and the map, float32.
+        `tuple[np.ndarray, np.ndarray]`: the image, uint8 RGB, and the map, float32.
     """
     height, width = anomaly_map.shape
     if max(height, width) <= max_side:
         return image, anomaly_map
     factor = max_side / max(height, width)
     size = (max(1, round(width * factor)), max(1, round(height * factor)))
-    picture, values = (Image.fromarray(array).resize(size, Image.Resampling.BOX) for array in (image, anomaly_map))
-    return np.asarray(picture), np.asarray(values)
+    smaller, values = (Image.fromarray(array).resize(size, Image.Resampling.BOX) for array in (image, anomaly_map))
+    return np.asarray(smaller), np.asarray(values)

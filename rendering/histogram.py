@@ -1,4 +1,4 @@
-"""Two histograms over the same bins, as SVG in the colours of the page it stands in: a batch over good pictures."""
+"""Two histograms over the same bins, as SVG in the colours of the page it stands in: a batch over good images."""
 
 import html
 
@@ -16,12 +16,12 @@ EXPECTED_OPACITY = 0.22
 def score_bins(good, batch, threshold):
     """Edges of common bins, (BINS + 1,), and the shares of both samples in them, (BINS,) each.
 
-    The last bin holds all that lies beyond it too, so that one strange picture does not squeeze the others; the
+    The last bin holds all that lies beyond it too, so that one strange image does not squeeze the others; the
     threshold lies on an edge.
 
     Args:
         good, batch (`np.ndarray`): scores, (n,) and (m,), of which the first is not empty.
-        threshold (`float`): pictures that score above it are rejected.
+        threshold (`float`): images that score above it are rejected.
     """
     good, batch = np.asarray(good, float), np.asarray(batch, float)
     threshold = threshold if np.isfinite(threshold) else good.max()
@@ -38,7 +38,7 @@ def score_bins(good, batch, threshold):
 
 
 def histogram_svg(good, batch, threshold, name="this batch"):
-    """Draw both samples: good pictures as a pale ground, the batch as bars, the threshold as a dashed upright.
+    """Draw both samples: good images as a pale ground, the batch as bars, the threshold as a dashed upright.
 
     Args:
         good, batch, threshold: as for `score_bins`.
@@ -73,7 +73,7 @@ def histogram_svg(good, batch, threshold, name="this batch"):
     labels.append(f'<text x="{WIDTH - RIGHT}" y="{floor + 18}" text-anchor="end">and above</text>')
     return (
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="Histogram of scores: {html.escape(name)} over the '
-        'good pictures of the calibration" font-size="12" fill="currentColor" style="width: 100%; height: auto">'
+        'good images of the calibration" font-size="12" fill="currentColor" style="width: 100%; height: auto">'
         f'<text x="{LEFT - 6}" y="{TOP + 4}" text-anchor="end">{top:.0%}</text>'
         f'<text x="{LEFT - 6}" y="{floor}" text-anchor="end">0%</text>'
         f"{''.join(pale)}{''.join(drawn)}"

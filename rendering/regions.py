@@ -10,10 +10,10 @@ def find_regions(mask, anomaly_map, scale=1.0):
     Args:
         mask (`np.ndarray`): bool, (height, width).
         anomaly_map (`np.ndarray`): float, (height, width).
-        scale (`float`): pixels of the picture for one of the mask, along an edge.
+        scale (`float`): pixels of the image for one of the mask, along an edge.
 
     Returns:
-        `list[dict]`: x, y (left and top), width, height and area in pixels of the picture, int, and peak, the largest
+        `list[dict]`: x, y (left and top), width, height and area in pixels of the image, int, and peak, the largest
         value of the map.
     """
     labelled, count = label(mask, structure=np.ones((3, 3), int))

@@ -4,24 +4,24 @@ import numpy as np
 from PIL import Image
 
 GAP = 4
-"""White pixels between pictures that stand side by side."""
+"""White pixels between images that stand side by side."""
 
 
-def side_by_side(pictures):
-    """Pictures of one height in a row, white between them.
+def side_by_side(images):
+    """Images of one height in a row, white between them.
 
     Args:
-        pictures (`list[PIL.Image.Image]`): at least one.
+        images (`list[PIL.Image.Image]`): at least one.
 
     Returns:
         `PIL.Image.Image`: RGB.
     """
-    width = sum(picture.width for picture in pictures) + GAP * (len(pictures) - 1)
-    sheet = Image.new("RGB", (width, max(picture.height for picture in pictures)), "white")
+    width = sum(image.width for image in images) + GAP * (len(images) - 1)
+    sheet = Image.new("RGB", (width, max(image.height for image in images)), "white")
     left = 0
-    for picture in pictures:
-        sheet.paste(picture.convert("RGB"), (left, 0))
-        left += picture.width + GAP
+    for image in images:
+        sheet.paste(image.convert("RGB"), (left, 0))
+        left += image.width + GAP
     return sheet
 
 

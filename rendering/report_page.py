@@ -29,7 +29,7 @@ POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 """What a browser may load: nothing but what is in the page."""
 
 QUALITY = 88
-"""Of the pictures, WebP."""
+"""Of the images, WebP."""
 
 
 def page(title, lead, sections):
@@ -80,7 +80,7 @@ def command(text):
     return f"<pre>{html.escape(text)}</pre>"
 
 
-def picture(image, caption):
+def figure(image, caption):
     """A figure that holds a `PIL.Image.Image`; what it shows, no HTML, stands below it."""
     stream = io.BytesIO()
     image.convert("RGB").save(stream, "WEBP", quality=QUALITY)

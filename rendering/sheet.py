@@ -1,4 +1,4 @@
-"""Sheets of pictures, one captioned row for each: views of any kind, or input, truth and the parts of the map."""
+"""Sheets of images, one captioned row for each: views of any kind, or input, truth and the parts of the map."""
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
@@ -10,7 +10,7 @@ TEXT_HEIGHT = 16
 
 
 def view_sheet(rows, columns, cell=192):
-    """Draw views of pictures, a row for each picture.
+    """Draw views of images, a row for each image.
 
     Args:
         rows: (caption, views) each: views are `PIL.Image.Image`, at most one for each column. They keep their shapes.
@@ -38,7 +38,7 @@ def view_sheet(rows, columns, cell=192):
     return sheet
 
 
-def picture_sheet(rows, columns, saturation, cell=192):
+def map_sheet(rows, columns, saturation, cell=192):
     """Draw a sheet.
 
     Args:
@@ -46,17 +46,17 @@ def picture_sheet(rows, columns, saturation, cell=192):
             of float arrays of the image's size, of which the last is laid over the image.
         columns (`tuple[str]`): names of the columns: image, mask, then one for each map.
         saturation (`float`): value at which the colours saturate, the same for all rows.
-        cell (`int`): height and width of a picture on the sheet, in pixels.
+        cell (`int`): height and width of an image on the sheet, in pixels.
 
     Returns:
         `PIL.Image.Image`: RGB.
     """
     drawn = []
     for caption, image, mask, maps in rows:
-        pictures = [image, _grey(mask), *(_coloured(part, saturation) for part in maps[:-1])]
+        views = [image, _grey(mask), *(_coloured(part, saturation) for part in maps[:-1])]
         contour = np.asarray(Image.fromarray(mask.astype(np.uint8)).resize(image.shape[1::-1]), bool)
-        pictures.append(outline(overlay(image, maps[-1], saturation), contour))
-        drawn.append((caption, [Image.fromarray(picture).resize((cell, cell)) for picture in pictures]))
+        views.append(outline(overlay(image, maps[-1], saturation), contour))
+        drawn.append((caption, [Image.fromarray(view).resize((cell, cell)) for view in views]))
     return view_sheet(drawn, columns, cell)
 
 

@@ -1,4 +1,4 @@
-"""A real tiny pipeline, built and calibrated once per session on real pictures of magnetic tiles."""
+"""A real tiny pipeline, built and calibrated once per session on real images of magnetic tiles."""
 
 import os
 import shutil
@@ -42,7 +42,7 @@ def upload_folder(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tile_files():
-    """24 real pictures of good tiles."""
+    """24 real images of good tiles."""
     return find_good_images(TILES)
 
 
@@ -122,9 +122,9 @@ def shelf(tiny_checkpoint):
 @pytest.fixture(scope="session")
 def scratched():
     """A tile with a bright bar, which the tiny pipeline rejects and outlines: uint8, (height, width, 3)."""
-    picture = to_rgb(read_image(TILE)).copy()
-    picture[100:140, 40:80] = picture[100:140, 40:80].clip(min=130)
-    return picture
+    image = to_rgb(read_image(TILE)).copy()
+    image[100:140, 40:80] = image[100:140, 40:80].clip(min=130)
+    return image
 
 
 @pytest.fixture(scope="session")

@@ -93,7 +93,7 @@ def test_an_exported_checkpoint_gives_the_same_verdicts_without_pytorch_asprinte
         name, score, p_value, verdict = re.fullmatch(r"(.+): score (\S+), p-value (\S+), (\w+)", line).groups()
         assert name == path.name
         assert verdict == ("defect" if expected.is_anomalous[index] else "good")
-        # Pillow 13, which may have been installed there, enlarges pictures with other rounding than 12.
+        # Pillow 13, which may have been installed there, enlarges images with other rounding than 12.
         assert float(score) == pytest.approx(expected.anomaly_score[index], rel=0.05, abs=0.1)
         assert float(p_value) == pytest.approx(expected.p_value[index], abs=0.03)
         assert Image.open(tmp_path / "heat_maps" / f"{path.stem}.png").size == images[index].size

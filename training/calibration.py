@@ -1,8 +1,8 @@
-"""Fit a checkpoint's calibration to held-out good pictures (normalisation of Eq. 11, conformal ranks).
+"""Fit a checkpoint's calibration to held-out good images (normalisation of Eq. 11, conformal ranks).
 
     python training/calibration.py --model CKPT --data_dir FOLDER_OF_GOOD_IMAGES
 
-recalibrates a checkpoint on one's own good pictures without training: the remedy when camera or light changed.
+recalibrates a checkpoint on one's own good images without training: the remedy when camera or light changed.
 """
 
 import argparse
@@ -41,7 +41,7 @@ def main(argv=None):
     """Run the command; a user's mistake ends it with one sentence and exit status 1."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--model", required=True, help="checkpoint folder or Hub id")
-    parser.add_argument("--data_dir", required=True, help="good pictures the model was not trained on")
+    parser.add_argument("--data_dir", required=True, help="good images the model was not trained on")
     parser.add_argument("--category", help="what they show, for a checkpoint of several categories")
     parser.add_argument("--output_dir", help="for the recalibrated checkpoint; default --model's own folder")
     parser.add_argument("--all_good", action="store_true", help=ALL_GOOD_HELP)
@@ -50,8 +50,8 @@ def main(argv=None):
     parser.add_argument(
         "--alpha", type=float, help="weight of the pixel part in the map; default: chosen on planted defects"
     )
-    parser.add_argument("--batch_size", type=int, default=8, help="pictures per UNet call")
-    parser.add_argument("--seed", type=int, default=0, help="draws the noise fields and splits the pictures")
+    parser.add_argument("--batch_size", type=int, default=8, help="images per UNet call")
+    parser.add_argument("--seed", type=int, default=0, help="draws the noise fields and splits the images")
     args = parser.parse_args(argv)
     show_messages()
     keep_large_buffers()
@@ -91,7 +91,7 @@ def recalibrate(args):
 
 
 def check_enough(files, groups):
-    """Check that pictures that a model was not trained on are enough to calibrate it.
+    """Check that images that a model was not trained on are enough to calibrate it.
 
     Raises:
         ValueError: if there are fewer than `MIN_IMAGES`, or `MIN_HELD_OUT` parts.
@@ -99,8 +99,8 @@ def check_enough(files, groups):
     parts = count_parts(files, groups)
     if len(files) < MIN_IMAGES or parts < MIN_HELD_OUT:
         raise ValueError(
-            f"the model was not trained on {count_of(len(files), 'picture')} of {count_of(parts, 'part')}; at least "
-            f"{MIN_IMAGES} of {MIN_HELD_OUT} parts are needed: add good pictures of new parts."
+            f"the model was not trained on {count_of(len(files), 'image')} of {count_of(parts, 'part')}; at least "
+            f"{MIN_IMAGES} of {MIN_HELD_OUT} parts are needed: add good images of new parts."
         )
 
 

@@ -2,13 +2,13 @@
 
     python training/evaluate.py --model CKPT --data_dir CATEGORY
 
-`torchrun --nproc_per_node 2 training/evaluate.py …` shares the pictures out among processes, to the same figures.
+`torchrun --nproc_per_node 2 training/evaluate.py …` shares the images out among processes, to the same figures.
 
-Layouts are those of `pictures/layouts.py`. Everything is looked at before anything is scored: what cannot be read is
+Layouts are those of `images/layouts.py`. Everything is looked at before anything is scored: what cannot be read is
 left out, and what cannot be measured, such as pixels where nobody has marked the defect, is "not measured".
 
 Metrics are those of the paper's section 4.1 (AUROC, PRO up to 30 % false positives), on maps of the model's square
-with nearest masks and, as a second table, at each picture's native size; F1, detection rate and false alarm rate are
+with nearest masks and, as a second table, at each image's native size; F1, detection rate and false alarm rate are
 those of the calibrated verdict.
 """
 
@@ -33,7 +33,7 @@ from pipelines.checkpoint_loading import locate_checkpoint
 from pipelines.image_preprocessing import preprocess, to_rgb
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from rendering.heat_map import saturation_of
-from rendering.sheet import picture_sheet
+from rendering.sheet import map_sheet
 from rendering.words import count_of, one_line
 from training.data.good_images import in_batches
 from training.data.image_folders import shown_path
@@ -61,25 +61,25 @@ COMPUTED = {
     "kl_maps": "kl_map",
     "feature_maps": "feature_map",
 }
-"""What is kept of each picture's `AnomalyScoringOutput`, and its field there."""
+"""What is kept of each image's `AnomalyScoringOutput`, and its field there."""
 
 
 def evaluate(pipe, labelled, batch_size=8, false_alarm_rate=None, alpha=None, native=True):
-    """Score labelled pictures and measure.
+    """Score labelled images and measure.
 
     Several processes share the scoring out; each of them has to call this, and the main one measures.
 
     Args:
         pipe (`AnomalyScoringPipeline`): a calibrated pipeline.
-        labelled (`list[LabelledImage]`): test pictures.
-        batch_size (`int`): pictures per UNet call.
+        labelled (`list[LabelledImage]`): test images.
+        batch_size (`int`): images per UNet call.
         false_alarm_rate (`float`, *optional*): promised to good parts.
         alpha (`float`, *optional*): weight of the pixel part in the map.
-        native (`bool`): whether to measure at the pictures' own sizes as well.
+        native (`bool`): whether to measure at the images' own sizes as well.
 
     Returns:
         `tuple[dict, dict]`: report (see `format_report`; None on other processes) and what was computed: one array or
-        list per key of `COMPUTED` (maps on the model's square), masks and sizes. Seconds a picture are the median of
+        list per key of `COMPUTED` (maps on the model's square), masks and sizes. Seconds an image are the median of
         this process's batches, without reading files.
     """
     computed = _score(pipe, labelled, batch_size, false_alarm_rate, alpha)
@@ -130,10 +130,10 @@ def format_report(report):
     asked = "estimated at (too few good parts for a promise)" if report["is_estimate"] else "promised at most"
     lines = [
         f"alpha {report['alpha']}, timesteps {report['timesteps']}; "
-        f"pictures: {', '.join(f'{name} {count}' for name, count in report['pictures'].items())}",
+        f"images: {', '.join(f'{name} {count}' for name, count in report['pictures'].items())}",
         f"false alarm rate: {asked} {promised:.3f}, measured {_figure(measured)}",
-        *([f"pixels are not measured on {count_of(without, 'picture')} of defects without a mask"] if without else []),
-        f"{report['speed']['seconds_per_picture']:.3g} s a picture on {report['speed']['device']}",
+        *([f"pixels are not measured on {count_of(without, 'image')} of defects without a mask"] if without else []),
+        f"{report['speed']['seconds_per_picture']:.3g} s an image on {report['speed']['device']}",
         "",
     ]
     for columns in (square, native):
@@ -166,8 +166,8 @@ def _score(pipe, labelled, batch_size, false_alarm_rate, alpha):
         for places in in_batches(
             own or range(1), batch_size
         ):  # an empty share still runs one batch, so that all ranks gather equal shapes
-            pictures = [to_rgb(read_image(labelled[place].path), labelled[place].path.name) for place in places]
-            squares, sizes = preprocess(pictures, pipe.resolution, pipe.config.white_level)
+            images = [to_rgb(read_image(labelled[place].path), labelled[place].path.name) for place in places]
+            squares, sizes = preprocess(images, pipe.resolution, pipe.config.white_level)
             started = time.perf_counter()
             output = pipe((squares + 1) / 2, alpha=alpha, false_alarm_rate=false_alarm_rate, batch_size=batch_size)
             seconds.append((time.perf_counter() - started) / len(places))
@@ -187,7 +187,7 @@ def nearest_mask(mask, resolution):
 
 
 def _write_sheet(path, pipe, labelled, computed, rows_per_type):
-    """Draw input, truth, KL, features and blend of some pictures of every type, worst to best by score."""
+    """Draw input, truth, KL, features and blend of some images of every type, worst to best by score."""
     defects = np.array([item.defect for item in labelled])
     rows = []
     for name in sorted(set(defects), key=lambda defect: (defect != "good", defect)):
@@ -198,7 +198,7 @@ def _write_sheet(path, pipe, labelled, computed, rows_per_type):
             caption = f"{name}  score {computed['scores'][i]:.2f}  p {computed['p_values'][i]:.3f}"
             maps = [computed[key][i] for key in ("kl_maps", "feature_maps", "maps")]
             rows.append((caption, np.asarray(image.resize((pipe.resolution,) * 2)), computed["masks"][i], maps))
-    picture_sheet(rows, ("input", "truth", "KL", "features", "blend"), saturation=saturation_of(pipe)).save(path)
+    map_sheet(rows, ("input", "truth", "KL", "features", "blend"), saturation=saturation_of(pipe)).save(path)
 
 
 def _test_images(data_dir, folder):
@@ -207,7 +207,7 @@ def _test_images(data_dir, folder):
     kept = set(leave_out_trained_on(folder, [item.path for item in labelled]))
     labelled = [item for item in labelled if item.path in kept]
     if not labelled:
-        raise ValueError(f"the model was trained on every test picture of {shown_path(data_dir)}; give others.")
+        raise ValueError(f"the model was trained on every test image of {shown_path(data_dir)}; give others.")
     return labelled
 
 
@@ -215,10 +215,10 @@ def main(argv=None):
     """Run the command; a user's mistake ends it with one sentence and exit status 1."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--model", required=True, help="checkpoint folder or Hub id")
-    parser.add_argument("--category", help="what the pictures show, for a checkpoint of several categories")
+    parser.add_argument("--category", help="what the images show, for a checkpoint of several categories")
     parser.add_argument("--data_dir", required=True, help="category of a data set, such as one in MVTec-AD layout")
     parser.add_argument("--output_dir", help="for report.json and sheet.png; default outputs/evaluation/CATEGORY")
-    parser.add_argument("--batch_size", type=int, default=8, help="pictures per UNet call")
+    parser.add_argument("--batch_size", type=int, default=8, help="images per UNet call")
     parser.add_argument("--false_alarm_rate", type=float, help="promised to good parts; default 1 %%")
     parser.add_argument("--alpha", type=float, help="weight of the pixel part in the map; default the checkpoint's")
     parser.add_argument("--no_native", action="store_true", help="leave out the table at native size")
@@ -226,9 +226,9 @@ def main(argv=None):
     parser.add_argument(
         "--keep_examples",
         action="store_true",
-        help="leave test pictures with heat maps and repairs there as well; publishing shows them to everybody",
+        help="leave test images with heat maps and repairs there as well; publishing shows them to everybody",
     )
-    parser.add_argument("--sheet_rows", type=int, default=4, help="pictures of each type on the sheet")
+    parser.add_argument("--sheet_rows", type=int, default=4, help="images of each type on the sheet")
     args = parser.parse_args(argv)
     show_messages()
     keep_large_buffers()
@@ -258,7 +258,7 @@ def main(argv=None):
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     print(format_report(report))
-    print(f"report and picture sheet: {output_dir}")
+    print(f"report and image sheet: {output_dir}")
 
 
 if __name__ == "__main__":

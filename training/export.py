@@ -2,7 +2,7 @@
 
     python training/export.py --model CKPT --output_dir OUT
 
-OUT holds model.onnx (model.xml and model.bin) with the weights inside, and calibration.json: what of good pictures
+OUT holds model.onnx (model.xml and model.bin) with the weights inside, and calibration.json: what of good images
 turns scores into verdicts. `examples/score_onnx.py` scores with them.
 """
 
@@ -48,7 +48,7 @@ def export(pipe, output_dir, formats=("onnx",), category=None, timesteps=None):
         pipe (`AnomalyScoringPipeline`): a calibrated pipeline of a single category, on the CPU.
         output_dir (`str` or `Path`): created if it does not exist.
         formats (`list[str]`): "onnx" and "openvino".
-        category (`str`, *optional*): what the pictures show, noted in calibration.json.
+        category (`str`, *optional*): what the images show, noted in calibration.json.
         timesteps (`list[int]`, *optional*): T of Eq. 11, a subset of the calibrated ones.
 
     Returns:
@@ -86,9 +86,9 @@ def exported_calibration(pipe, timesteps=None, category=None):
     """What calibration.json holds, `dict`: how maps and scores are read.
 
     `image_thresholds` and `pixel_thresholds` hold n values each, those of the rates 1 / (n + 1), 2 / (n + 1), … of n
-    good parts that were ranked: a picture is rejected at a rate if its score lies above the threshold.
+    good parts that were ranked: an image is rejected at a rate if its score lies above the threshold.
     `false_alarm_rate` is the default, `saturation` where the colours of heat maps end, `white_level` the value of white
-    in 16-bit pictures.
+    in 16-bit images.
 
     Raises:
         ValueError: if the pipeline has no calibration, or not for these timesteps, or at timestep 0.
@@ -119,14 +119,14 @@ def exported_calibration(pipe, timesteps=None, category=None):
 
 @torch.no_grad()
 def _write_onnx(graph, path):
-    """One file with its weights inside, for any number of pictures."""
-    pictures = torch.rand(2, graph.pipe.resolution, graph.pipe.resolution, 3)
-    graph.eval()(pictures)  # references unpack their tables in the first call, which is not to be traced
+    """One file with its weights inside, for any number of images."""
+    images = torch.rand(2, graph.pipe.resolution, graph.pipe.resolution, 3)
+    graph.eval()(images)  # references unpack their tables in the first call, which is not to be traced
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about the exporter's own deprecations
         program = torch.onnx.export(
             graph,
-            (pictures,),
+            (images,),
             dynamo=True,
             dynamic_shapes=({0: "batch"},),
             input_names=[INPUT],
@@ -172,7 +172,7 @@ def main(argv=None):
     """Run the command; a user's mistake ends it with one sentence and exit status 1."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--model", required=True, help="checkpoint folder")
-    parser.add_argument("--category", help="what the pictures will show, for a checkpoint of several categories")
+    parser.add_argument("--category", help="what the images will show, for a checkpoint of several categories")
     parser.add_argument("--output_dir", required=True, help="for the model and its calibration")
     parser.add_argument("--format", nargs="+", choices=sorted(PACKAGES), default=["onnx"], help="what is written")
     parser.add_argument("--timesteps", type=int, nargs="+", help="T of Eq. 11; fewer are faster; default all")

@@ -1,10 +1,10 @@
-"""Repair every defective picture of a folder tree: what would the part look like without its defect?
+"""Repair every defective image of a folder tree: what would the part look like without its defect?
 
     python training/repair_folder.py --model CKPT --input_dir FOLDER --output_dir OUT
 
-OUT holds repairs.csv with a row for each picture and, for each that scoring rejects, in repaired/, which mirrors the
-folder tree: the repaired picture, what was changed (-mask), before beside after (-compared), the steps as a strip (Fig.
-7 of the paper, -strip) and as an animation (-steps). A picture that cannot be read is a row with its reason.
+OUT holds repairs.csv with a row for each image and, for each that scoring rejects, in repaired/, which mirrors the
+folder tree: the repaired image, what was changed (-mask), before beside after (-compared), the steps as a strip (Fig.
+7 of the paper, -strip) and as an animation (-steps). An image that cannot be read is a row with its reason.
 """
 
 import argparse
@@ -30,19 +30,19 @@ COLUMNS = ("file", "verdict", "anomaly_score", "repaired_score", "p_value", "ste
 
 
 def repair_folder(pipe, input_dir, output_dir, false_alarm_rate=0.05):
-    """Repair every picture below `input_dir` that scoring rejects.
+    """Repair every image below `input_dir` that scoring rejects.
 
     Args:
         pipe (`GradientDenoisePipeline`): a calibrated pipeline.
-        input_dir, output_dir (`Path`): where pictures are read and results written.
-        false_alarm_rate (`float`): pictures with a higher p-value are good, before and after the repair.
+        input_dir, output_dir (`Path`): where images are read and results written.
+        false_alarm_rate (`float`): images with a higher p-value are good, before and after the repair.
 
     Returns:
         `list[dict]`: the rows of repairs.csv. Verdicts: "good" was left alone, "repaired" passes now, "rejected" was
         changed and does not pass yet, "unreadable" tells why.
 
     Raises:
-        ValueError: if `input_dir` holds no pictures.
+        ValueError: if `input_dir` holds no images.
     """
     files = find_images(input_dir, output_dir, with_masks=False)
     rows = []
@@ -56,12 +56,12 @@ def repair_folder(pipe, input_dir, output_dir, false_alarm_rate=0.05):
             for path in tqdm(files, desc="repairing", unit="image"):
                 row = dict.fromkeys(COLUMNS, "") | {"file": as_text_cell(str(path.relative_to(input_dir)))}
                 try:
-                    picture = read_as_8_bits(path, pipe.config.white_level)
+                    image = read_as_8_bits(path, pipe.config.white_level)
                 except ValueError as error:
                     row |= {"verdict": "unreadable", "error": str(error)}
                 else:
                     target = output_dir / "repaired" / short_enough(str(path.relative_to(input_dir)))
-                    row |= _repair(pipe, picture, target, false_alarm_rate)
+                    row |= _repair(pipe, image, target, false_alarm_rate)
                 writer.writerow(row)
                 stream.flush()
                 rows.append(row)
@@ -72,13 +72,13 @@ def repair_folder(pipe, input_dir, output_dir, false_alarm_rate=0.05):
     return rows
 
 
-def _repair(pipe, picture, target, false_alarm_rate):
-    output = pipe(picture, false_alarm_rate=false_alarm_rate, return_steps=True)
+def _repair(pipe, image, target, false_alarm_rate):
+    output = pipe(image, false_alarm_rate=false_alarm_rate, return_steps=True)
     changed = output.masks[0].getextrema()[1] > 0
     if changed:
         target.parent.mkdir(parents=True, exist_ok=True)
         views = {"": output.images[0], "-mask": output.masks[0], "-strip": strip(output.steps[0])}
-        views["-compared"] = side_by_side([picture, output.images[0]])
+        views["-compared"] = side_by_side([image, output.images[0]])
         for suffix, view in views.items():
             view.save(target.with_name(f"{target.name}{suffix}.png"))
         save_animation(output.steps[0], target.with_name(f"{target.name}-steps.webp"))
@@ -98,8 +98,8 @@ def main(argv=None):
     """Run the command; a user's mistake ends it with one sentence and exit status 1."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--model", required=True, help="checkpoint folder or Hub id")
-    parser.add_argument("--category", help="what the pictures show, for a checkpoint of several categories")
-    parser.add_argument("--input_dir", required=True, help="folder tree of pictures")
+    parser.add_argument("--category", help="what the images show, for a checkpoint of several categories")
+    parser.add_argument("--input_dir", required=True, help="folder tree of images")
     parser.add_argument("--output_dir", required=True, help="for repairs.csv and repaired/")
     parser.add_argument(
         "--false_alarm_rate", type=float, default=0.05, help="good parts that may be taken for defective ones"

@@ -1,12 +1,12 @@
-"""Score unlabelled pictures, however many: a table with one row each, and heat maps over the pictures.
+"""Score unlabelled images, however many: a table with one row each, and heat maps over the images.
 
     python training/score_folder.py --model CKPT --input_dir FOLDER --output_dir OUT
     torchrun --standalone --nproc_per_node 2 training/score_folder.py --model CKPT --shards *.tar --output_dir OUT
 
-OUT holds scores.csv and overlays/, which mirrors the folder tree. A picture that cannot be read is a row with its
+OUT holds scores.csv and overlays/, which mirrors the folder tree. An image that cannot be read is a row with its
 reason, not an end. Killed at any moment, the same command goes on and ends with the table of an undisturbed run, with
-any number of processes: what is written is in `score_parts.py`, what is read in `picture_sources.py` and
-`picture_shards.py`, what a process does with it in `picture_batches.py` and `part_scoring.py`.
+any number of processes: what is written is in `score_parts.py`, what is read in `image_sources.py` and
+`image_shards.py`, what a process does with it in `image_batches.py` and `part_scoring.py`.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from training.cli.data_arguments import (
     settle_num_workers,
 )
 from training.data.hub_dataset import import_datasets, keep_revision, open_rows, pin_revision
-from training.inference.image_batches import PictureBatches, load_batches
+from training.inference.image_batches import ImageBatches, load_batches
 from training.inference.image_shards import open_shards
 from training.inference.image_sources import HubRows, list_folder
 from training.inference.parquet_files import import_parquet
@@ -51,7 +51,7 @@ from training.runtime.whole_files import whole_file
 from training.verify import hash_files
 
 PART_SIZE = 256
-"""Pictures of a part: what a process that is killed loses at most."""
+"""Images of a part: what a process that is killed loses at most."""
 
 LOOK_EVERY = 1.0
 """Seconds between two looks at what the other processes have finished."""
@@ -66,20 +66,20 @@ class Stopped(Exception):
     """Raised when the process has been asked to end."""
 
 
-def score_pictures(scorer, source, batch_size=8, num_workers=1, part_size=PART_SIZE):
-    """Score the pictures of a source, from where the parts that are finished end, and write the table.
+def score_images(scorer, source, batch_size=8, num_workers=1, part_size=PART_SIZE):
+    """Score the images of a source, from where the parts that are finished end, and write the table.
 
     Every process of a launch has to call this. SIGTERM ends it after the batch in hand.
 
     Args:
         scorer (`PartScorer`): scores this process's batches.
-        source: see `picture_sources.py`.
-        batch_size (`int`): pictures per UNet call.
-        num_workers (`int`): processes that read pictures, for each process that scores.
-        part_size (`int`): pictures of a part.
+        source: see `image_sources.py`.
+        batch_size (`int`): images per UNet call.
+        num_workers (`int`): processes that read images, for each process that scores.
+        part_size (`int`): images of a part.
 
     Returns:
-        `tuple[dict[str, int], float]` or None: number of pictures of each verdict, and pictures a second, on the main
+        `tuple[dict[str, int], float]` or None: number of images of each verdict, and images a second, on the main
         process; the others return when their share is done.
 
     Raises:
@@ -88,12 +88,12 @@ def score_pictures(scorer, source, batch_size=8, num_workers=1, part_size=PART_S
     """
     state, parts = PartialState(), scorer.parts
     own = range(state.process_index, source.num_runs, state.num_processes)
-    batches = PictureBatches(source, own, parts.finished, part_size, batch_size)
-    began, before = time.perf_counter(), parts.count_pictures(source.num_runs) if is_main_process() else 0
+    batches = ImageBatches(source, own, parts.finished, part_size, batch_size)
+    began, before = time.perf_counter(), parts.count_images(source.num_runs) if is_main_process() else 0
     with (
         noted_termination() as asked_to_end,
         tqdm(
-            total=source.num_pictures, initial=before, desc="scoring", unit="image", disable=not is_main_process()
+            total=source.num_images, initial=before, desc="scoring", unit="image", disable=not is_main_process()
         ) as progress,
     ):
         watch = _ProgressOfAll(progress, parts, part_size)
@@ -101,7 +101,7 @@ def score_pictures(scorer, source, batch_size=8, num_workers=1, part_size=PART_S
             if batch.failure:
                 raise ValueError(f"{batch.failure} The same command goes on from here.")
             scorer.score(batch)
-            watch.add(len(batch.pictures), batch.ends_part)
+            watch.add(len(batch.images), batch.ends_part)
             if asked_to_end.is_set():
                 raise Stopped
         if not is_main_process():
@@ -121,7 +121,7 @@ def score_pictures(scorer, source, batch_size=8, num_workers=1, part_size=PART_S
 
 
 class _ProgressOfAll:
-    """The main process's bar: its own pictures at once, those of the others by the parts that they finish."""
+    """The main process's bar: its own images at once, those of the others by the parts that they finish."""
 
     def __init__(self, progress, parts, part_size):
         self.progress, self.parts, self.part_size = progress, parts, part_size
@@ -186,7 +186,7 @@ def score(args):
         parts.hold(PartialState().process_index)
     PartialState().wait_for_everyone()  # or the main one might look for another before it shows that it is there
     scorer = PartScorer(pipe, parts, args.alpha, args.false_alarm_rate, not args.no_overlays, args.maps)
-    done = score_pictures(scorer, source, args.batch_size, args.dataloader_num_workers, args.part_size)
+    done = score_images(scorer, source, args.batch_size, args.dataloader_num_workers, args.part_size)
     if done is None:
         return None
     counts, speed = done
@@ -194,7 +194,7 @@ def score(args):
     count, unit = PartialState().num_processes, "GPUs"
     if device.type == "cpu":
         count, unit = count * torch.get_num_threads(), "cores"
-    return f"{speed:.3g} pictures a second, {speed / count:.3g} on each of {count} {unit}\n{_sentence(parts, counts)}"
+    return f"{speed:.3g} images a second, {speed / count:.3g} on each of {count} {unit}\n{_sentence(parts, counts)}"
 
 
 def _sentence(parts, counts):
@@ -202,7 +202,7 @@ def _sentence(parts, counts):
 
 
 def _open_source(args, parts, is_resumed):
-    """The pictures that the command line names; on the main process what is slow, or has to be the same for all."""
+    """The images that the command line names; on the main process what is slow, or has to be the same for all."""
     if args.input_dir is not None:
         return on_main_process(lambda: list_folder(args.input_dir, parts.folder, args.part_size, args.output_dir))
     if args.shards is not None:
@@ -219,13 +219,13 @@ def parse_args(argv=None):
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--model", required=True, help="checkpoint folder or Hub id")
-    parser.add_argument("--category", help="what the pictures show, for a checkpoint of several categories")
-    data = parser.add_argument_group("pictures, one of the first three")
-    data.add_argument("--input_dir", help="folder tree of pictures")
+    parser.add_argument("--category", help="what the images show, for a checkpoint of several categories")
+    data = parser.add_argument_group("images, one of the first three")
+    data.add_argument("--input_dir", help="folder tree of images")
     data.add_argument(
         "--shards",
         nargs="+",
-        help="Parquet files with a column of pictures (--image_column), or tar archives of WebDataset. A tar archive, "
+        help="Parquet files with a column of images (--image_column), or tar archives of WebDataset. A tar archive, "
         "and a row group of a Parquet file, is read by one process: let there be more of them than processes",
     )
     add_hub_options(data, STREAMING)
@@ -235,21 +235,21 @@ def parse_args(argv=None):
         "--output_dir",
         required=True,
         help="for the table and overlays/. The same command, run again, goes on with what is there, also with another "
-        "--batch_size or number of processes; scores of other pictures, settings or models are refused",
+        "--batch_size or number of processes; scores of other images, settings or models are refused",
     )
     written.add_argument(
         "--format", choices=FORMATS, default="csv", help="of the table: scores.csv for a spreadsheet, or scores.parquet"
     )
-    written.add_argument("--no_overlays", action="store_true", help="no heat maps over the pictures")
+    written.add_argument("--no_overlays", action="store_true", help="no heat maps over the images")
     written.add_argument(
         "--maps",
         action="store_true",
         help="keep the anomaly maps in maps/part-*.parquet, columns file and map, on the model's square: finer than "
         "that they are only interpolated. About 100 kB each, rounded to 11 bits; needs the package pyarrow",
     )
-    written.add_argument("--part_size", type=int, default=PART_SIZE, help="pictures that are written at once")
+    written.add_argument("--part_size", type=int, default=PART_SIZE, help="images that are written at once")
     scoring = parser.add_argument_group("scoring")
-    scoring.add_argument("--batch_size", type=int, default=8, help="pictures per UNet call")
+    scoring.add_argument("--batch_size", type=int, default=8, help="images per UNet call")
     scoring.add_argument("--false_alarm_rate", type=float, help="promised to good parts; default 1 %%")
     scoring.add_argument("--alpha", type=float, help="weight of the pixel part in the map; default the checkpoint's")
     add_num_workers(scoring)

@@ -1,8 +1,8 @@
-"""Train a diffusion model on pictures of good parts, calibrate it on held-out ones and save the whole pipeline.
+"""Train a diffusion model on images of good parts, calibrate it on held-out ones and save the whole pipeline.
 
     accelerate launch training/train.py --train_data_dir FOLDER_OF_GOOD_IMAGES --output_dir OUT
 
-Instead of a folder, `--dataset_name org/data` names a data set of the Hub (`hub_dataset.py`, `picture_stream.py`).
+Instead of a folder, `--dataset_name org/data` names a data set of the Hub (`hub_dataset.py`, `image_stream.py`).
 Noise prediction, learned variance and feature prediction follow the paper's section 3 and Eq. 10; see `losses.py`.
 Whoever wants to watch a run reads `OUT/progress.jsonl` (`progress.py`); SIGTERM ends it after one more checkpoint.
 """
@@ -51,7 +51,7 @@ from training.runtime.process import (
     use_all_cores,
 )
 
-OTHER_FAILURE = "Another process cannot read a picture."
+OTHER_FAILURE = "Another process cannot read an image."
 
 logger = logging.getLogger(__name__)
 
@@ -158,7 +158,7 @@ def train(args):
     if accelerator.is_main_process:
         for name, (training_files, held_out) in splits.items():
             more = " and more that are streamed" if args.streaming else ""
-            logger.info("%s: %d pictures%s to train on, %d held out", name, len(training_files), more, len(held_out))
+            logger.info("%s: %d images%s to train on, %d held out", name, len(training_files), more, len(held_out))
         start_trackers(accelerator, settings_to_record(args))
     progress = tqdm(
         total=args.max_train_steps,
@@ -203,11 +203,11 @@ def train(args):
             optimizer.zero_grad()
             lr_scheduler.step()
             ema.step(unet.parameters())
-            pictures = (step + 1 - start_step) * _global_batch(args, accelerator)
+            images = (step + 1 - start_step) * _global_batch(args, accelerator)
             progress.update()
             progress.set_postfix(
                 {name: f"{scalars[name]:.4f}" for name in LOSSES}
-                | {"images/s": f"{pictures / (time.perf_counter() - started):.1f}"}
+                | {"images/s": f"{images / (time.perf_counter() - started):.1f}"}
             )
             is_last = step + 1 == args.max_train_steps
             tracked = {name: scalars[name] for name in LOSSES} | {"lr": lr_scheduler.get_last_lr()[0]}
@@ -215,7 +215,7 @@ def train(args):
             if validation and (is_last or (step + 1) % args.validation_steps == 0):
                 validated = validation.measure(ema)
                 tracked |= {f"validation/{name}": validated[name] for name in SEPARATION}
-            log.log_step(step + 1, pictures, scalars, validated)
+            log.log_step(step + 1, images, scalars, validated)
             accelerator.log(tracked, step=step + 1)
             if validated and accelerator.trackers:
                 log_sheets(accelerator, validation.draw_sheets(), step + 1)
@@ -241,7 +241,7 @@ def train(args):
 
 
 def _read_batches(batches, count):
-    """The batches of a step, and None; or None, and the sentence of the picture that cannot be read any more."""
+    """The batches of a step, and None; or None, and the sentence of the image that cannot be read any more."""
     try:
         return [next(batches) for _ in range(count)], None
     except ValueError as error:

@@ -25,7 +25,7 @@ from training.evaluation.metrics import pixel_metrics
 
 
 class PlainFeatures(torch.nn.Module):
-    """An extractor whose only feature map, of stride 8, is the picture averaged over 8×8 pixels, 3 channels."""
+    """An extractor whose only feature map, of stride 8, is the image averaged over 8×8 pixels, 3 channels."""
 
     config = SimpleNamespace(feature_strides=[8])
     num_features = 3
@@ -54,12 +54,12 @@ class FineAndPlainFeatures(PlainFeatures):
         return torch.cat([sample[:, :2, ::8, ::8], super().raw_features(sample)], dim=1)
 
 
-def pictures(count, size, seed):
+def images(count, size, seed):
     return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
 def test_padim_is_the_mahalanobis_distance_to_the_good_features_of_the_same_place():
-    good, new = pictures(30, 32, 0), pictures(3, 32, 1)
+    good, new = images(30, 32, 0), images(3, 32, 1)
     extractor = PlainFeatures()
     maps = padim(extractor, good.split(7), new.split(2), None)
     assert maps.shape == (3, 4, 4)
@@ -71,7 +71,7 @@ def test_padim_is_the_mahalanobis_distance_to_the_good_features_of_the_same_plac
 
 
 def test_reduced_padim_draws_its_channels_with_the_generator():
-    good, new = pictures(10, 32, 0), pictures(2, 32, 1)
+    good, new = images(10, 32, 0), images(2, 32, 1)
     drawn = [
         padim(PlainFeatures(), [good], [new], torch.Generator().manual_seed(seed), num_channels=1) for seed in range(6)
     ]
@@ -81,14 +81,14 @@ def test_reduced_padim_draws_its_channels_with_the_generator():
 
 
 def test_padim_keeps_the_features_of_the_strides_that_are_named():
-    good, new = pictures(10, 32, 0), pictures(2, 32, 1)
+    good, new = images(10, 32, 0), images(2, 32, 1)
     coarse = padim(FineAndPlainFeatures(), [good], [new], None, strides=(8,))
     assert torch.equal(coarse, padim(PlainFeatures(), [good], [new], None))
     assert not torch.allclose(coarse, padim(FineAndPlainFeatures(), [good], [new], None), rtol=0.01)
 
 
-def test_patchcore_and_spade_know_good_pictures_again_and_find_a_foreign_patch():
-    good = pictures(1, 256, 0).expand(5, -1, -1, -1)
+def test_patchcore_and_spade_know_good_images_again_and_find_a_foreign_patch():
+    good = images(1, 256, 0).expand(5, -1, -1, -1)
     new = good[:1].clone()
     new[:, :, 64:96, 128:160] = 5.0
     for rival in (partial(patchcore, strides=(8,)), spade):
@@ -101,7 +101,7 @@ def test_patchcore_and_spade_know_good_pictures_again_and_find_a_foreign_patch()
 
 
 def test_spade_averages_the_nearest_five_features_of_the_gallery():
-    good, new = pictures(4, 256, 0), pictures(1, 256, 1)
+    good, new = images(4, 256, 0), images(1, 256, 1)
     extractor = PlainFeatures()
     gallery = extractor.raw_features(good).permute(0, 2, 3, 1).reshape(-1, 3).numpy()
     place = extractor.raw_features(new)[0, :, 7, 9].numpy()
@@ -111,7 +111,7 @@ def test_spade_averages_the_nearest_five_features_of_the_gallery():
 
 @pytest.fixture
 def judged():
-    """Maps of 24 pictures, half of them with one or two defects that the map sees dimly."""
+    """Maps of 24 images, half of them with one or two defects that the map sees dimly."""
     rng = np.random.default_rng(0)
     masks, maps = [], []
     for index in range(24):
@@ -135,7 +135,7 @@ def test_metrics_from_histograms_are_the_exact_ones(judged):
         assert binned[name] == pytest.approx(value, abs=0.01), name
 
 
-def test_standard_errors_are_those_of_the_exact_metrics_over_resampled_pictures(judged):
+def test_standard_errors_are_those_of_the_exact_metrics_over_resampled_images(judged):
     is_defective, scores, masks, maps = judged
     errors = standard_errors(is_defective, scores, masks, maps)
     rng = np.random.default_rng(1)
@@ -156,7 +156,7 @@ def result(name, method, seed, value, error):
     return about | metrics | {"standard_error": errors}
 
 
-def test_table_holds_means_over_seeds_with_the_error_of_pictures_and_seeds():
+def test_table_holds_means_over_seeds_with_the_error_of_images_and_seeds():
     results = [
         result("nut", "ours", 0, 0.8, 0.03),
         result("nut", "ours", 1, 0.9, 0.03),
@@ -237,7 +237,7 @@ def test_our_model_and_its_parts_are_measured_on_a_category(tiny_pipeline, tmp_p
         assert each["standard_error"].keys() == set(accuracy.METRICS)
 
 
-def test_a_category_of_deep_pictures_is_measured_by_its_own_white(tmp_path, monkeypatch):
+def test_a_category_of_deep_images_is_measured_by_its_own_white(tmp_path, monkeypatch):
     monkeypatch.setattr(category, "NUM_PLANTED", 8)
     for path in find_images(TILES):
         saved = tmp_path / path.relative_to(TILES).with_suffix(".png")

@@ -16,9 +16,9 @@ from benchmarks.calibration import (
     distance_from_uniform,
     find_held_out,
     format_table,
-    independent_pictures,
+    independent_images,
     main,
-    measure_pictures,
+    measure_images,
     split_p_values,
     summarize,
     wilson_interval,
@@ -34,8 +34,8 @@ from training.records.training_record import publishable_record, read_record, wr
 CALIBRATION = ScoreCalibration(timesteps=[5], resolution=8, grid_size=4)
 
 
-def pictures(count, seed, shift=0.0):
-    """Measurement of made-up pictures, each with its own level of normal errors."""
+def images(count, seed, shift=0.0):
+    """Measurement of made-up images, each with its own level of normal errors."""
     generator = torch.Generator().manual_seed(seed)
     level = torch.randn(count, 1, 1, 1, generator=generator) + shift
     kl, feature_error = (level + 0.1 * torch.randn(count, 1, 4, 4, generator=generator) for _ in range(2))
@@ -44,14 +44,14 @@ def pictures(count, seed, shift=0.0):
 
 @pytest.fixture(scope="module")
 def redrawn():
-    """160 exchangeable pictures, split anew each time."""
-    return split_p_values(CALIBRATION, pictures(160, seed=0), splits=200)
+    """160 exchangeable images, split anew each time."""
+    return split_p_values(CALIBRATION, images(160, seed=0), splits=200)
 
 
 def new_pool(seed, shift=0.0, splits=30):
-    """160 pictures that calibrate, 60 others that are new in every split."""
-    new = pictures(60, seed + 1000, shift)
-    return split_p_values(CALIBRATION, pictures(160, seed), new, splits=splits)
+    """160 images that calibrate, 60 others that are new in every split."""
+    new = images(60, seed + 1000, shift)
+    return split_p_values(CALIBRATION, images(160, seed), new, splits=splits)
 
 
 # measured rates
@@ -66,7 +66,7 @@ def test_parts_have_the_sizes_that_are_documented(redrawn):
     assert (pool.calibration.config.num_fitted, pool.calibration.config.num_ranked) == (64, 96)
 
 
-def test_exchangeable_pictures_are_rejected_as_often_as_the_ranks_allow_and_never_more_than_promised(redrawn):
+def test_exchangeable_images_are_rejected_as_often_as_the_ranks_allow_and_never_more_than_promised(redrawn):
     summary = summarize(redrawn)
     assert [row["asked"] for row in summary["rates"]] == list(RATES)
     for row in summary["rates"]:
@@ -80,7 +80,7 @@ def test_exchangeable_pictures_are_rejected_as_often_as_the_ranks_allow_and_neve
     assert 0.3 < summary["uniformity"]["median"] < 0.7
 
 
-def test_other_pictures_break_the_promise_and_the_table_says_so():
+def test_other_images_break_the_promise_and_the_table_says_so():
     kept, broken = summarize(new_pool(0)), summarize(new_pool(0, shift=1.5))
     assert all(row["kept"] for row in kept["rates"])
     assert kept["uniformity"]["median"] > 0.05
@@ -93,17 +93,17 @@ def test_other_pictures_break_the_promise_and_the_table_says_so():
     assert table.count("| broken |") == len(broken["rates"])
     assert "kept" not in table
     assert "| test/good | 0.100 | 0.100 | 0.093 |" in table  # 9 of 97
-    assert "64 pictures fitted, 96 ranked, 60 new" in table
+    assert "64 images fitted, 96 ranked, 60 new" in table
 
 
-def test_pictures_that_score_lower_keep_the_promise_but_are_not_uniform():
+def test_images_that_score_lower_keep_the_promise_but_are_not_uniform():
     summary = summarize(new_pool(0, shift=-1.5))
     assert all(row["kept"] for row in summary["rates"])
     assert summary["uniformity"]["median"] < 0.001
 
 
 def test_rates_too_small_to_be_promised_are_reported_once_as_the_smallest():
-    pool = split_p_values(CALIBRATION, pictures(20, seed=0), splits=5)
+    pool = split_p_values(CALIBRATION, images(20, seed=0), splits=5)
     assert pool.calibration.config.num_ranked == 9
     rows = summarize(pool)["rates"]
     assert [(row["asked"], row["promised"], row["exact"]) for row in rows] == [(0.01, 0.1, 0.1), (0.2, 0.2, 0.2)]
@@ -125,7 +125,7 @@ def test_smoothed_p_values_lie_within_one_rank_below_the_p_values(redrawn):
 
 def test_splits_follow_the_seed_alone_and_leave_the_calibration_as_it_is():
     before = {name: tensor.clone() for name, tensor in CALIBRATION.state_dict().items()}
-    first, again, other = (split_p_values(CALIBRATION, pictures(40, 0), splits=3, seed=s) for s in (0, 0, 1))
+    first, again, other = (split_p_values(CALIBRATION, images(40, 0), splits=3, seed=s) for s in (0, 0, 1))
     assert torch.equal(first.smoothed, again.smoothed)
     assert not torch.equal(first.p_values, other.p_values)
     for name, tensor in CALIBRATION.state_dict().items():
@@ -141,22 +141,22 @@ def test_wilson_interval_is_that_of_scipy():
         assert wilson_interval(rejected / count, count) == pytest.approx((expected.low, expected.high), abs=1e-4)
 
 
-def test_a_split_counts_as_the_independent_pictures_that_its_variance_says(redrawn):
+def test_a_split_counts_as_the_independent_images_that_its_variance_says(redrawn):
     by_split = (redrawn.p_values <= 0.2).double().mean(dim=1)
     exact = 14 / 73
-    variance = by_split.var().item()  # splits are independent given the pictures
-    assert exact * (1 - exact) / variance == pytest.approx(independent_pictures(redrawn) / 200, rel=0.25)
-    assert independent_pictures(redrawn) / 200 < 40  # new pictures of one split share their threshold
+    variance = by_split.var().item()  # splits are independent given the images
+    assert exact * (1 - exact) / variance == pytest.approx(independent_images(redrawn) / 200, rel=0.25)
+    assert independent_images(redrawn) / 200 < 40  # new images of one split share their threshold
 
 
-def test_intervals_of_the_same_new_pictures_hold_the_exact_rate_in_most_worlds():
+def test_intervals_of_the_same_new_images_hold_the_exact_rate_in_most_worlds():
     held = []
     for seed in range(40):
         pool = new_pool(seed, splits=4)
         for k in (1, 4, 9, 19):
             exact = k / 97
             measured = (pool.p_values <= exact + 1e-12).double().mean().item()
-            low, high = wilson_interval(measured, independent_pictures(pool))
+            low, high = wilson_interval(measured, independent_images(pool))
             held.append(low <= exact <= high)
     assert np.mean(held) > 0.9
 
@@ -167,13 +167,13 @@ def test_distance_from_uniform_is_that_of_scipy():
     assert distance_from_uniform(values).tolist() == pytest.approx(expected)
 
 
-# measured pictures
+# measured images
 
 
 def test_p_values_of_a_split_are_those_of_the_pipeline_with_its_calibration(tiny_checkpoint, tile_files):
     pipe = AnomalyScoringPipeline.from_pretrained(tiny_checkpoint)
     pipe.set_progress_bar_config(disable=True)
-    good, new = (measure_pictures(pipe, files) for files in (tile_files[:18], tile_files[18:]))
+    good, new = (measure_images(pipe, files) for files in (tile_files[:18], tile_files[18:]))
     pool = split_p_values(pipe.calibration, good, new, splits=2)
     pool.calibration.noise.copy_(pipe.calibration.noise)
     pipe.register_modules(calibration=pool.calibration)
@@ -184,7 +184,7 @@ def test_p_values_of_a_split_are_those_of_the_pipeline_with_its_calibration(tiny
 
 def test_normalisation_and_ranks_are_those_of_the_fit_itself(tiny_checkpoint, tile_files):
     pipe = AnomalyScoringPipeline.from_pretrained(tiny_checkpoint)
-    measured = measure_pictures(pipe, tile_files)
+    measured = measure_images(pipe, tile_files)
     again = ScoreCalibration.from_config(pipe.calibration.config)
     fit_image_ranks(again, measured, measured)
     for name, expected in pipe.calibration.state_dict().items():
@@ -231,7 +231,7 @@ def test_the_command_writes_json_and_plot_and_prints_the_table(held_out_checkpoi
 
 
 @pytest.mark.usefixtures("one_core")
-def test_without_test_pictures_only_the_held_out_ones_are_judged(held_out_checkpoint, tmp_path, caplog):
+def test_without_test_images_only_the_held_out_ones_are_judged(held_out_checkpoint, tmp_path, caplog):
     shutil.copytree(TILES / "train", tmp_path / "tiles" / "train")
     arguments = ["--model", str(held_out_checkpoint), "--data_dir", str(tmp_path / "tiles"), "--splits", "2"]
     with caplog.at_level("WARNING"):
@@ -246,7 +246,7 @@ def test_of_several_categories_the_one_asked_for_is_found(tile_files, tmp_path):
     assert find_held_out(tmp_path, TILES, "tile") == tile_files[:20]
 
 
-def test_pictures_that_a_published_record_does_not_name_are_found_by_its_seed(tile_files, tmp_path):
+def test_images_that_a_published_record_does_not_name_are_found_by_its_seed(tile_files, tmp_path):
     held_out = hold_out(tile_files, 0.9, 3)[1]
     settings = {"calibration_fraction": 0.9, "seed": 3}
     write_record(tmp_path, settings, None, None, {"tile": held_out})
@@ -299,7 +299,7 @@ def test_the_command_refuses_with_a_sentence_and_writes_nothing(held_out_checkpo
 # parts that come several times
 
 
-def test_whole_parts_held_out_keep_the_promise_for_new_parts_and_pictures_held_out_break_it():
+def test_whole_parts_held_out_keep_the_promise_for_new_parts_and_images_held_out_break_it():
     generator = torch.Generator().manual_seed(0)
     parts = torch.arange(60).repeat_interleave(5)
     own = torch.randn(60, 24, 2, 2, generator=generator)
@@ -310,13 +310,13 @@ def test_whole_parts_held_out_keep_the_promise_for_new_parts_and_pictures_held_o
         assert row.kept == (row.way == "by part"), row
         assert row.interval[0] <= row.measured <= row.interval[1]
     table = format_part_table(rows, 300, 60, 12)
-    assert "300 good pictures of 60 parts, 12 splits" in table
+    assert "300 good images of 60 parts, 12 splits" in table
     assert (table.count("| kept |"), table.count("| broken |")) == (3, 3)
 
 
-def test_a_checkpoint_calibrated_by_parts_is_split_by_pictures_all_the_same():
+def test_a_checkpoint_calibrated_by_parts_is_split_by_images_all_the_same():
     settings = {"num_ranked": 30, "num_groups": 10, "ranks_bfloat16": True}
     calibration = ScoreCalibration(timesteps=[5], resolution=8, grid_size=4, **settings)
-    pool = split_p_values(calibration, pictures(40, seed=0), splits=2)
+    pool = split_p_values(calibration, images(40, seed=0), splits=2)
     assert pool.calibration.config.num_groups is None
     assert pool.p_values.min() >= 1 / (pool.calibration.config.num_ranked + 1) - 1e-9

@@ -55,7 +55,7 @@ def test_figure_6_compares_kl_with_rgb(output):
     assert len(rows) == 4
 
 
-def test_rgb_difference_is_that_of_the_predicted_picture(tiny_pipeline, tile_files, monkeypatch):
+def test_rgb_difference_is_that_of_the_predicted_image(tiny_pipeline, tile_files, monkeypatch):
     samples = torch.stack([GoodImages(tile_files, 64)[index] for index in range(2)])
     sample = normalize_contrast(samples, tiny_pipeline.config.data_mean, tiny_pipeline.config.data_std)
     seen = []
@@ -77,7 +77,7 @@ def test_rgb_difference_is_that_of_the_predicted_picture(tiny_pipeline, tile_fil
 def test_rgb_is_standardised_place_by_place_as_kl_is(tiny_pipeline):
     generator = torch.Generator().manual_seed(0)
     scale = torch.ones(3, 16, 16)
-    scale[:, :8] = 3.0  # good pictures differ three times as much in their upper half
+    scale[:, :8] = 3.0  # good images differ three times as much in their upper half
     good, new = (scale * torch.rand(400, 3, 16, 16, generator=generator) for _ in range(2))
     standardized = paper.standardized_rgb(tiny_pipeline, good, new)
     assert standardized.shape == (400, 1, 16, 16)

@@ -20,7 +20,7 @@ def fingerprint(pipe, files):
 
 
 def repaired(pipe, files):
-    """Hash of a repaired picture; runs in the fresh processes too. Its mask takes in a quarter of the first picture."""
+    """Hash of a repaired image; runs in the fresh processes too. Its mask takes in a quarter of the first image."""
     import hashlib
 
     import numpy as np

@@ -18,11 +18,11 @@ pipe = AnomalyScoringPipeline.from_pretrained("team/tile", {options})
 """
 
 
-def run(process, load, pictures=None, **options):
-    """Load in a process, with a score's fingerprint as the answer if there are pictures; else alpha and dtype."""
+def run(process, load, images=None, **options):
+    """Load in a process, with a score's fingerprint as the answer if there are images; else alpha and dtype."""
     code = load.format(options=", ".join(f"{name}={value}" for name, value in options.items()))
-    if pictures:
-        code += f"{inspect.getsource(fingerprint)}\nanswer = fingerprint(pipe, {pictures!r})"
+    if images:
+        code += f"{inspect.getsource(fingerprint)}\nanswer = fingerprint(pipe, {images!r})"
     else:
         code += "answer = [pipe.alpha, str(pipe.unet.dtype), type(pipe).__name__]"
     status, printed, answer = process.run(code)

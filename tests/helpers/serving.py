@@ -41,7 +41,7 @@ def mcp_is_installed():
 
 
 def data_uri(path):
-    """A picture file as a data: URI."""
+    """An image file as a data: URI."""
     return f"data:image/png;base64,{base64.b64encode(Path(path).read_bytes()).decode()}"
 
 
@@ -67,7 +67,7 @@ def ask(url, endpoint, *data):
 
 
 def assert_same_verdict(numbers, output):
-    """Check a `Verdict` against the pipeline's own `AnomalyScoringOutput` of the same picture."""
+    """Check a `Verdict` against the pipeline's own `AnomalyScoringOutput` of the same image."""
     assert numbers["is_anomalous"] == output.is_anomalous[0]
     assert numbers["p_value"] == output.p_value[0]
     assert numbers["anomaly_score"] == pytest.approx(output.anomaly_score[0], abs=1e-4)

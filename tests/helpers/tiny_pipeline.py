@@ -20,7 +20,7 @@ def build_tiny_pipeline():
 
 
 class MirroredImages(GoodImages):
-    """Good tiles upside down: other pictures than those that calibrate, but good ones too."""
+    """Good tiles upside down: other images than those that calibrate, but good ones too."""
 
     def __getitem__(self, index):
         return super().__getitem__(index).flip(1)

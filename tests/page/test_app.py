@@ -39,7 +39,7 @@ def test_page_renders_in_a_browser(url, tmp_path):
     page = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
     assert "<title>Defect inspection</title>" in page
     assert "Is this part good?</h1>" in page
-    assert "Choose a picture, or click an example." in page
+    assert "Choose an image, or click an example." in page
 
 
 def test_only_the_service_is_documented(url, tmp_path):
@@ -87,7 +87,7 @@ def test_files_that_were_not_uploaded_are_not_read(url, tmp_path):
     outside = tmp_path / "outside.jpg"
     outside.write_bytes(TILE.read_bytes())
     upload(url, TILE)
-    for picture in (
+    for image in (
         {"path": str(outside), "meta": FILE},
         {"path": str(outside)},
         {"path": "../" + TILE.name},
@@ -98,8 +98,8 @@ def test_files_that_were_not_uploaded_are_not_read(url, tmp_path):
         7,
         [],
     ):
-        refusal = ask(url, "inspect", picture, "", 20)
-        assert refusal == "the request names no uploaded file; upload a picture first."
+        refusal = ask(url, "inspect", image, "", 20)
+        assert refusal == "the request names no uploaded file; upload an image first."
 
 
 def test_missing_checkpoint_ends_the_command_with_one_sentence(tmp_path):

@@ -73,7 +73,7 @@ def read_table(batch):
 
 def test_batch_gives_the_pipelines_own_results_and_a_broken_file_is_a_row(model, shelf, upload):
     files = find_images(TILES / "test")
-    uploads = [upload(path.name, path) for path in files] + [upload("broken.png", b"no picture")]
+    uploads = [upload(path.name, path) for path in files] + [upload("broken.png", b"no image")]
     batch = run(model, shelf, uploads)
     rows = read_table(batch)
     assert list(rows) == [path.name for path in files] + ["broken.png"]
@@ -88,7 +88,7 @@ def test_batch_gives_the_pipelines_own_results_and_a_broken_file_is_a_row(model,
         assert row["p_value"] == f"{expected.p_value[0]:.4f}"
         assert int(row["defect_pixels"]) == expected.pred_mask[0].sum()
     assert rows["broken.png"]["verdict"] == "unreadable"
-    assert rows["broken.png"]["error"] == "broken.png is not a picture in a known format."
+    assert rows["broken.png"]["error"] == "broken.png is not an image in a known format."
     with zipfile.ZipFile(batch.archive) as archive:
         assert len(archive.namelist()) == 2 * len(files)
         for path in files:
@@ -97,8 +97,8 @@ def test_batch_gives_the_pipelines_own_results_and_a_broken_file_is_a_row(model,
             assert Image.open(archive.open(f"overlays/{path.name}.png")).size == Image.open(path).size
 
 
-def test_table_is_worst_first_and_knows_each_rows_picture(model, shelf, upload):
-    uploads = [upload("broken.png", b"no picture")]
+def test_table_is_worst_first_and_knows_each_rows_image(model, shelf, upload):
+    uploads = [upload("broken.png", b"no image")]
     uploads += [upload(path.name, path) for path in find_images(TILES / "test")]
     cells = table_cells(run(model, shelf, uploads).rows)
     names = [upload["orig_name"] for upload in uploads]
@@ -112,7 +112,7 @@ def test_table_is_worst_first_and_knows_each_rows_picture(model, shelf, upload):
 
 def test_zip_members_stay_inside_and_keep_their_names(model, shelf, upload):
     names = ["sub/a.jpg", "../../outside.jpg", "/etc/a.jpg", "C:\\b.jpg", "=1+1.jpg", "sub/a.JPG"]
-    content = zipped([(name, a_tile()) for name in names] + [("notes.txt", "no picture")])
+    content = zipped([(name, a_tile()) for name in names] + [("notes.txt", "no image")])
     batch = run(model, shelf, [upload("parts.zip", content)])
     assert [row.result.file for row in batch.rows] == names
     assert all(row.result.verdict in ("good", "defect") for row in batch.rows)
@@ -129,7 +129,7 @@ def test_zip_members_stay_inside_and_keep_their_names(model, shelf, upload):
 def test_member_names_are_given_once():
     names = _MemberNames()
     claimed = [names.claim(name) for name in ("a.png", "A.png", "../a.png", "..", ".")]
-    assert claimed == ["a.png", "A.png-2", "a.png-3", "picture", "picture-2"]
+    assert claimed == ["a.png", "A.png-2", "a.png-3", "image", "image-2"]
 
 
 def test_a_bomb_and_an_encrypted_member_are_rows_with_their_reason(model, shelf, upload):
@@ -149,7 +149,7 @@ def test_stop_keeps_what_is_done(model, shelf, upload):
     content = zipped([(f"{number}.jpg", a_tile()) for number in range(40)])
     with shelf.turns.take():
         batch = Batch(model, shelf.turns, Folder([upload("parts.zip", content)], 100, 32), PERCENT)
-        while len(shelf.turns._waiting) < 2:  # the first pictures are read and wait for their turn
+        while len(shelf.turns._waiting) < 2:  # the first images are read and wait for their turn
             time.sleep(0.01)
         batch.stop()
     batch.wait()
@@ -162,11 +162,11 @@ def test_stop_keeps_what_is_done(model, shelf, upload):
 
 def test_batch_refuses_too_many_none_and_a_rate_out_of_range(model, shelf, upload):
     tile = upload("a.jpg", a_tile())
-    with refused(ValueError, "more than 2 pictures"):
+    with refused(ValueError, "more than 2 images"):
         Folder([tile] * 3, 2, 32)
-    with refused(ValueError, "more than 2 pictures"):  # the fourth is not even looked at
+    with refused(ValueError, "more than 2 images"):  # the fourth is not even looked at
         Folder([*[tile] * 3, {"path": "/missing"}], 2, 32)
-    with refused(ValueError, "no pictures"):
+    with refused(ValueError, "no images"):
         Folder([], 2, 32)
     for percent in (0, 101, "much", None, True):
         with refused(ValueError, "false alarm rate"):
@@ -231,7 +231,7 @@ def test_drift_is_said_in_plain_words_with_its_p_value():
     assert "No sign" in drift_words(batch, 0.3)
     assert "p-value 0.3" in drift_words(batch, 0.3)
     assert "Too few" in drift_words(_EndedBatch(np.zeros(5), 0), None)
-    assert "Most pictures are rejected" in drift_words(_EndedBatch(np.zeros(30), 28), None)
+    assert "Most images are rejected" in drift_words(_EndedBatch(np.zeros(30), 28), None)
 
 
 def test_histogram_counts_every_score_once_and_splits_at_the_threshold():
@@ -260,7 +260,7 @@ def test_recalibration_is_a_new_model_that_loads_again_and_leaves_the_old_one(sh
     assert name == "tiny, recalibrated"
     assert name in shelf.names
     assert any(total and 0 < measured <= total for measured, total, _ in seen)
-    assert "10 good pictures" in recalibration.promise
+    assert "10 good images" in recalibration.promise
     assert model.scoring(read_image(files[0])).anomaly_score[0] == before
     new = shelf.get(name)
     assert new.scoring.calibration.config.num_ranked == 10
@@ -270,7 +270,7 @@ def test_recalibration_is_a_new_model_that_loads_again_and_leaves_the_old_one(sh
     np.testing.assert_array_equal(loaded(dark).anomaly_score, new.scoring(dark).anomaly_score)
 
 
-def test_stopped_recalibration_leaves_nothing_and_too_few_pictures_are_refused(shelf, model, upload, tmp_path):
+def test_stopped_recalibration_leaves_nothing_and_too_few_images_are_refused(shelf, model, upload, tmp_path):
     folder = Folder([upload("parts.zip", zipped([(f"{n}.jpg", a_tile()) for n in range(8)]))], 100, 32)
     names = shelf.names
     with shelf.turns.take():
@@ -279,7 +279,7 @@ def test_stopped_recalibration_leaves_nothing_and_too_few_pictures_are_refused(s
     assert recalibration.result() is None
     assert shelf.names == names
     assert not (tmp_path / "models").exists()
-    with refused(ValueError, "7 readable pictures", "at least 8"):
+    with refused(ValueError, "7 readable images", "at least 8"):
         Recalibration(model, shelf, folder, list(range(7)), tmp_path / "models")
 
 

@@ -28,7 +28,7 @@ def test_twenty_files_with_a_broken_one_in_a_browser(url, browser, tiny_pipeline
     for number, source in enumerate(find_images(TILES / "train")[:18]):
         files.append(tmp_path / f"part {number}.jpg")
         shutil.copy(source, files[-1])
-    (tmp_path / "broken.png").write_bytes(b"no picture")
+    (tmp_path / "broken.png").write_bytes(b"no image")
     name = "<img src=x onerror=alert(1)>.jpg"
     (tmp_path / "more.zip").write_bytes(zipped([(name, a_tile())]))
     files += [tmp_path / "broken.png", tmp_path / "more.zip"]
@@ -40,7 +40,7 @@ def test_twenty_files_with_a_broken_one_in_a_browser(url, browser, tiny_pipeline
     page.click("#batch-start")
     page.locator("#batch-words h2").wait_for()
     assert "1 unreadable" in page.inner_text("#batch-words")
-    assert "20 pictures" in page.inner_text("#batch-words")
+    assert "20 images" in page.inner_text("#batch-words")
     assert "p-value" in page.inner_text("#drift")
     assert page.locator("#histogram svg").count() == 1
     assert page.locator("#batch-table [role=grid]").get_attribute("aria-rowcount") == "21"
@@ -77,7 +77,7 @@ def test_drifted_batch_is_recalibrated_in_a_browser(url, browser, tmp_path):
     page.click("#batch-start")
     page.locator("#drift h3").wait_for()
     if not page.locator("#all-good").is_visible():
-        page.get_by_text("Recalibrate on these pictures").click()
+        page.get_by_text("Recalibrate on these images").click()
     assert page.locator("#recalibrate").is_disabled()
     page.locator("#all-good input").check()
     page.locator("#recalibrate:not([disabled])").click()

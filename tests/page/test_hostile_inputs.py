@@ -63,19 +63,19 @@ def animation():
 
 
 FILES = {
-    "text.png": (b"no picture", "text.png is not a picture in a known format."),
-    "empty.png": (b"", "empty.png is not a picture in a known format."),
+    "text.png": (b"no image", "text.png is not an image in a known format."),
+    "empty.png": (b"", "empty.png is not an image in a known format."),
     "cut.jpg": (TILE.read_bytes()[:2000], "cut.jpg is damaged or cut short"),
     "bomb.png": (None, "bomb.png has too many pixels; crop it or scale it down first."),
-    "picture.svg": (SVG, "picture.svg is not a picture in a known format."),
-    "svg-as.png": (SVG, "svg-as.png is not a picture in a known format."),
-    "postscript.png": (EPS, "postscript.png is not a picture in a known format."),
-    "moving.gif": (animation(), "moving.gif is an animation; give one of its pictures."),
+    "image.svg": (SVG, "image.svg is not an image in a known format."),
+    "svg-as.png": (SVG, "svg-as.png is not an image in a known format."),
+    "postscript.png": (EPS, "postscript.png is not an image in a known format."),
+    "moving.gif": (animation(), "moving.gif is an animation; give one of its images."),
 }
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_files_that_are_no_good_picture_are_refused_in_one_sentence(url, tmp_path, name):
+def test_files_that_are_no_good_image_are_refused_in_one_sentence(url, tmp_path, name):
     content, sentence = FILES[name]
     (tmp_path / name).write_bytes(bomb(50_000) if content is None else content)
     assert (tmp_path / name).stat().st_size < 1_000_000
@@ -97,10 +97,10 @@ def zipped(path, members, **options):
 def test_zip_bomb_is_refused_member_by_member(url, tmp_path):
     path = upload(url, zipped(tmp_path / "bomb.zip", {"a.png": bytes(64 << 20)}))
     bombs = Folder([path], 10, 32)
-    with pytest.raises(ValueError, match="unpacks to 64 MB, more than a picture that is taken here") as caught:
+    with pytest.raises(ValueError, match="unpacks to 64 MB, more than an image that is taken here") as caught:
         bombs.read(0)
     assert_sentence(str(caught.value))
-    assert_sentence(ask(url, "inspect", path, "", 20), "bomb.zip is not a picture")
+    assert_sentence(ask(url, "inspect", path, "", 20), "bomb.zip is not an image")
 
 
 def test_paths_in_a_zip_write_nothing_and_read_nothing(url, folder, tmp_path):
@@ -112,11 +112,11 @@ def test_paths_in_a_zip_write_nothing_and_read_nothing(url, folder, tmp_path):
         link.create_system, link.external_attr = 3, 0o120777 << 16
         more.writestr(link, "/etc/passwd")
     before = set(folder.parent.rglob("*escaped*"))
-    pictures = Folder([upload(url, archive)], 10, 32)
-    assert pictures.names == [names[0], names[1], names[3]]
-    assert pictures.read(0).shape == pictures.read(1).shape
-    with pytest.raises(ValueError, match=r"^link\.png is not a picture in a known format\.$"):
-        pictures.read(2)
+    images = Folder([upload(url, archive)], 10, 32)
+    assert images.names == [names[0], names[1], names[3]]
+    assert images.read(0).shape == images.read(1).shape
+    with pytest.raises(ValueError, match=r"^link\.png is not an image in a known format\.$"):
+        images.read(2)
     assert set(folder.parent.rglob("*escaped*")) == before
 
 
@@ -249,7 +249,7 @@ def test_no_address_is_fetched(url, monkeypatch):
             httpx.get(f"{url}gradio_api/file={address}").json()["error"],
             httpx.get(f"{url}gradio_api/file={address.upper()}").json()["error"],
         ]
-        assert set(refusals) == {"Web addresses are not fetched; upload the picture itself."}
+        assert set(refusals) == {"Web addresses are not fetched; upload the image itself."}
         assert not _every_event_with(url, file)
         assert httpx.get(f"{url}gradio_api/proxy={address}").status_code == 400
     finally:
@@ -301,11 +301,11 @@ def test_nothing_but_the_pages_own_files_can_be_read(url, folder, path):
 
 
 def test_markup_in_a_file_name_is_no_markup_of_the_page(url, tmp_path):
-    (tmp_path / "text").write_bytes(b"no picture")
+    (tmp_path / "text").write_bytes(b"no image")
     uploaded = upload(url, tmp_path / "text", name="<img src=x onerror=alert(1)>.png")
     uploaded["orig_name"] = "<b>bold</b>.png"
     refusal = ask(url, "inspect", uploaded, "", 20)
-    assert_sentence(refusal, "is not a picture in a known format")
+    assert_sentence(refusal, "is not an image in a known format")
     assert "<" not in refusal
     numbers = ask(url, "inspect", upload(url, TILE, name="../../<script>alert(1)</script>.jpg"), "", 20)[0]
     assert "<" not in numbers["file"]
@@ -315,16 +315,16 @@ def test_markup_in_a_file_name_is_no_markup_of_the_page(url, tmp_path):
 def test_markup_in_a_sentence_of_the_page_is_text():
     @answer_in_one_sentence
     def refuse():
-        raise ValueError("<img src=x onerror=alert(1)>.png is no picture.")
+        raise ValueError("<img src=x onerror=alert(1)>.png is no image.")
 
     with pytest.raises(gr.Error) as caught:
         refuse()
     assert "<" not in caught.value.message
-    assert_sentence(caught.value.message, "img src=x", "is no picture.")
+    assert_sentence(caught.value.message, "img src=x", "is no image.")
 
 
 @pytest.mark.parametrize("name", ["text.png", "bomb.png"])
-def test_tab_repair_says_that_a_picture_cannot_be_read(url, tmp_path, name):
+def test_tab_repair_says_that_a_image_cannot_be_read(url, tmp_path, name):
     (tmp_path / name).write_bytes(FILES[name][0] or bomb(50_000))
     config = httpx.get(f"{url}config", timeout=60).json()
     tab = next(part["id"] for part in config["components"] if part["props"].get("label") == "Repair")

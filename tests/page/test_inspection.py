@@ -1,4 +1,4 @@
-"""What the page knows of a picture: the pipeline's own answer, at any rate, without a second forward pass."""
+"""What the page knows of an image: the pipeline's own answer, at any rate, without a second forward pass."""
 
 import json
 
@@ -55,7 +55,7 @@ def test_everything_is_rejected_at_a_hundred_per_cent_and_the_numbers_are_json(i
     assert "everything is outlined" in colour_scale(3.0, numbers["pixel_threshold"])
 
 
-def test_network_runs_once_for_a_picture_and_again_for_other_settings(inspector, shelf, scratched):
+def test_network_runs_once_for_a_image_and_again_for_other_settings(inspector, shelf, scratched):
     calls = []
     hook = shelf.get("tiny").scoring.unet.register_forward_hook(lambda *_: calls.append(1))
     try:
@@ -72,7 +72,7 @@ def test_network_runs_once_for_a_picture_and_again_for_other_settings(inspector,
     assert other.score == shelf.get("tiny").scoring(scratched, timesteps=[5], alpha=1.0).anomaly_score[0]
 
 
-def test_large_pictures_are_remembered_up_to_a_number_of_pixels(inspector, scratched, monkeypatch):
+def test_large_images_are_remembered_up_to_a_number_of_pixels(inspector, scratched, monkeypatch):
     monkeypatch.setattr("page.inspection.KEPT_PIXELS", 2 * scratched[..., 0].size)
     inspections = [inspector.inspect("tiny", scratched, name) for name in ("a.png", "b.png", "c.png")]
     assert inspector.inspect("tiny", scratched, "c.png") is inspections[2]
@@ -80,7 +80,7 @@ def test_large_pictures_are_remembered_up_to_a_number_of_pixels(inspector, scrat
     assert inspector.inspect("tiny", scratched, "a.png") is not inspections[0]
 
 
-def test_areas_of_a_large_picture_are_in_its_own_pixels(inspector, shelf, scratched):
+def test_areas_of_a_large_image_are_in_its_own_pixels(inspector, shelf, scratched):
     large = np.repeat(np.repeat(scratched, 12, axis=0), 12, axis=1)
     output = shelf.get("tiny").scoring(large, false_alarm_rate=0.2)
     inspection = inspector.inspect("tiny", large, "large.png")
@@ -135,7 +135,7 @@ def test_heat_map_and_outline_are_those_of_the_pipelines_map(inspector, tiny_pip
     output = tiny_pipeline(scratched, false_alarm_rate=0.2)
     inspection = inspector.inspect("tiny", scratched, "scratched.png")
     _, mask = inspector.judge(inspection, 20)
-    np.testing.assert_array_equal(inspection.picture, scratched)
+    np.testing.assert_array_equal(inspection.image, scratched)
     drawn = outline(overlay(scratched, output.anomaly_map[0], saturation_of(tiny_pipeline)), output.pred_mask[0])
     heat = inspector.outlined(inspection, mask)
     assert output.pred_mask[0].any()
@@ -153,10 +153,10 @@ def test_another_rate_moves_the_outline_and_no_colour(inspector, scratched):
     assert (heat != moved).any()
 
 
-def test_pictures_inspected_together_are_judged_as_alone(inspector, faint, scratched):
+def test_images_inspected_together_are_judged_as_alone(inspector, faint, scratched):
     together = inspector.inspect_together("tiny", [faint, scratched[:50]], ["faint.png", "cut.png"])
-    for inspection, picture, file in zip(together, (faint, scratched[:50]), ("faint.png", "cut.png"), strict=True):
-        alone = inspector.inspect("tiny", picture, file)
+    for inspection, image, file in zip(together, (faint, scratched[:50]), ("faint.png", "cut.png"), strict=True):
+        alone = inspector.inspect("tiny", image, file)
         assert (inspection.file, inspection.size) == (alone.file, alone.size)
         assert inspection.score == pytest.approx(alone.score, abs=1e-4)
         np.testing.assert_allclose(inspection.anomaly_map, alone.anomaly_map, atol=1e-3)
@@ -192,5 +192,5 @@ def test_regions_are_listed_largest_first_with_their_boxes_and_peaks():
         ("", "file"),
     ],
 )
-def test_results_are_named_after_the_picture_as_any_file_system_takes_it(name, stem):
+def test_results_are_named_after_the_image_as_any_file_system_takes_it(name, stem):
     assert file_stem(name) == stem

@@ -27,7 +27,7 @@ def url(tiny_checkpoint, tmp_path_factory):
 
 
 def ask_tool(url, name, arguments, query=""):
-    """Call a tool. Returns whether it failed, and what came back: JSON, pictures and sentences."""
+    """Call a tool. Returns whether it failed, and what came back: JSON, images and sentences."""
 
     async def call():
         async with (
@@ -52,7 +52,7 @@ def test_every_endpoint_is_a_described_tool(url):
 
     tools = {tool.name: tool for tool in asyncio.run(list_tools())}
     assert list(tools) == ["inspect", "inspect_batch", "repair", "models"]
-    assert "Find defects in a picture of a manufactured part" in tools["inspect"].description
+    assert "Find defects in an image of a manufactured part" in tools["inspect"].description
     for tool in tools.values():
         assert len(tool.description) > 50
         for argument in tool.inputSchema["properties"].values():
@@ -61,14 +61,14 @@ def test_every_endpoint_is_a_described_tool(url):
     assert "data:image/png;base64" in tools["inspect"].inputSchema["properties"]["picture"]["description"]
 
 
-def test_inspection_gives_the_pipelines_own_score_and_pictures(url, tiny_pipeline):
+def test_inspection_gives_the_pipelines_own_score_and_images(url, tiny_pipeline):
     output = tiny_pipeline(Image.open(TILE), false_alarm_rate=0.2)
-    for picture in (data_uri(TILE), upload(url, TILE)["path"]):
-        is_error, content = ask_tool(url, "inspect", {"picture": picture, "false_alarm_percent": 20})
+    for image in (data_uri(TILE), upload(url, TILE)["path"]):
+        is_error, content = ask_tool(url, "inspect", {"picture": image, "false_alarm_percent": 20})
         assert not is_error
         assert_same_verdict(json.loads(content[0].text), output)
-        pictures = [Image.open(io.BytesIO(base64.b64decode(part.data))) for part in content if part.type == "image"]
-        assert [picture.size for picture in pictures] == [output.anomaly_map[0].shape[::-1]] * 2
+        images = [Image.open(io.BytesIO(base64.b64decode(part.data))) for part in content if part.type == "image"]
+        assert [image.size for image in images] == [output.anomaly_map[0].shape[::-1]] * 2
 
 
 def test_lists_are_json(url, tiny_pipeline):
@@ -84,27 +84,27 @@ def test_lists_are_json(url, tiny_pipeline):
 @pytest.mark.parametrize(
     ("picture", "words"),
     [
-        ("http://127.0.0.1:9/x.png", "Web addresses are not fetched; upload the picture itself."),
-        ("https://example.com/x.png", "Web addresses are not fetched; upload the picture itself."),
-        ("/etc/passwd", "the request names no uploaded file; upload a picture first."),
-        (str(TILE), "the request names no uploaded file; upload a picture first."),
+        ("http://127.0.0.1:9/x.png", "Web addresses are not fetched; upload the image itself."),
+        ("https://example.com/x.png", "Web addresses are not fetched; upload the image itself."),
+        ("/etc/passwd", "the request names no uploaded file; upload an image first."),
+        (str(TILE), "the request names no uploaded file; upload an image first."),
         ({"path": str(TILE), "meta": FILE}, "is not of type 'string'"),
         ({"path": "http://127.0.0.1:9/x.png", "meta": FILE}, "is not of type 'string'"),
-        ("data:image/png;base64,AAAA", "is not a picture"),
+        ("data:image/png;base64,AAAA", "is not an image"),
     ],
 )
-def test_addresses_and_files_of_the_machine_are_refused(url, picture, words):
+def test_addresses_and_files_of_the_machine_are_refused(url, image, words):
     """A file object would make Gradio upload the machine's own file: the types keep it out, in every argument."""
     attempts = [
-        ("inspect", {"picture": picture}, ""),
-        ("inspect", {"picture": picture}, "?tools=inspect"),
-        ("repair", {"picture": data_uri(TILE), "mask": picture}, ""),
+        ("inspect", {"picture": image}, ""),
+        ("inspect", {"picture": image}, "?tools=inspect"),
+        ("repair", {"picture": data_uri(TILE), "mask": image}, ""),
     ]
     for name, arguments, query in attempts:
         is_error, content = ask_tool(url, name, arguments, query)
         assert is_error
         assert words in content[0].text or "is not valid under any of the given schemas" in content[0].text
-    is_error, content = ask_tool(url, "inspect_batch", {"pictures": [picture]})
+    is_error, content = ask_tool(url, "inspect_batch", {"pictures": [image]})
     assert words in content[0].text
-    is_error, content = ask_tool(url, "inspect", {"picture": picture}, "?tools=models")
+    is_error, content = ask_tool(url, "inspect", {"picture": image}, "?tools=models")
     assert is_error

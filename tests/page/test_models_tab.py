@@ -76,7 +76,7 @@ def test_results_are_kept_with_a_checkpoint_and_shown(page, checkpoint):
     results = measured_results(page.shelf.get("tile"))
     assert results["groups"]["break"] == FIGURES | {"false_alarm_rate": 0.005}
     words = results_html(results)
-    for figure in ("0.950", "0.765", "0.256", "0.769", "1.0%", "0.5%", "381 good pictures", "85 with defects", "59%"):
+    for figure in ("0.950", "0.765", "0.256", "0.769", "1.0%", "0.5%", "381 good images", "85 with defects", "59%"):
         assert figure in words
     assert "tile &amp; &lt;b&gt;more&lt;/b&gt;" in words
     forget_results(checkpoint)
@@ -162,7 +162,7 @@ def evaluate(checkpoint, environment, output_dir, *options):
 
 def test_the_evaluation_leaves_its_figures_with_the_checkpoint_if_it_is_asked_to(checkpoint, environment, tmp_path):
     evaluate(checkpoint, environment, tmp_path / "out", "--keep_with_model")
-    assert find_sheet(checkpoint) is None  # test pictures are published only if somebody says so
+    assert find_sheet(checkpoint) is None  # test images are published only if somebody says so
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     kept = read_results(checkpoint)
     assert kept["data"] == TILES.name
@@ -189,7 +189,7 @@ def test_the_evaluation_leaves_examples_with_the_checkpoint_if_it_is_asked_to(ch
 # What is shown
 
 
-def test_a_card_is_shown_without_the_picture_that_lies_beside_it(page, checkpoint):
+def test_a_card_is_shown_without_the_image_that_lies_beside_it(page, checkpoint):
     sheet = {None: "examples/sheet.webp"}
     result = {"category": None, "data": "d", **REPORT}
     (checkpoint / CARD).write_text(f"# Tiles\n\n{results_section([result], sheet)}\n\nThe end.")
@@ -202,7 +202,7 @@ def test_a_card_is_shown_without_the_picture_that_lies_beside_it(page, checkpoin
 
 def test_facts_and_card_are_those_of_the_model(page, checkpoint):
     facts, results, card, *_ = _show(page, "tile")
-    assert "24 good pictures" in facts
+    assert "24 good images" in facts
     assert "4 %" in facts
     assert "estimate, not a promise" in facts
     assert "Not measured" in results

@@ -70,17 +70,17 @@ def test_slider_moves_verdict_and_files_hold_what_is_shown(browser_page, shelf, 
     np.testing.assert_allclose(restored[inside], anomaly_map[inside], atol=1e-3)
 
 
-def test_good_part_is_accepted_and_nothing_is_offered_before_a_picture(browser_page):
+def test_good_part_is_accepted_and_nothing_is_offered_before_a_image(browser_page):
     assert browser_page.locator("#to-repair").is_disabled()
     choose(browser_page, TILE)
     assert "Accepted" in browser_page.locator("#verdict").inner_text()
     assert browser_page.locator("#to-repair").is_enabled()
 
 
-def test_file_that_is_no_picture_gets_a_sentence_and_the_page_goes_on(browser_page, tmp_path):
-    (tmp_path / "notes.png").write_text("no picture")
+def test_file_that_is_no_image_gets_a_sentence_and_the_page_goes_on(browser_page, tmp_path):
+    (tmp_path / "notes.png").write_text("no image")
     browser_page.locator("input[type=file]").first.set_input_files(str(tmp_path / "notes.png"))
-    browser_page.wait_for_selector("text=notes.png is not a picture in a known format.")
+    browser_page.wait_for_selector("text=notes.png is not an image in a known format.")
     browser_page.get_by_label("Remove Image").first.click()
     choose(browser_page, TILE)
 

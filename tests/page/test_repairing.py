@@ -1,4 +1,4 @@
-"""Repairs beside the page: the pipeline's own result, stopped when asked, others' pictures first."""
+"""Repairs beside the page: the pipeline's own result, stopped when asked, others' images first."""
 
 import threading
 import time
@@ -45,7 +45,7 @@ def test_failure_is_raised_where_the_result_is_asked_for(shelf, scratched):
         repair.result()
 
 
-def test_picture_too_large_to_repair_is_refused_at_once(shelf):
+def test_image_too_large_to_repair_is_refused_at_once(shelf):
     with pytest.raises(ValueError, match="at most 16 million"):
         Repair(shelf.get("tiny"), shelf.turns, np.broadcast_to(np.uint8(0), (5000, 4000, 3)), None, 0.2)
 
@@ -124,7 +124,7 @@ def test_turn_is_given_back_after_a_failure():
         pass
 
 
-def test_painted_mask_comes_back_at_the_pictures_own_size():
+def test_painted_mask_comes_back_at_the_images_own_size():
     size = (300, 600)
     rows, columns = _fit(size)
     assert (rows.stop - rows.start, columns.stop - columns.start) == (CANVAS // 2, CANVAS)

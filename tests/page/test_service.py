@@ -31,7 +31,7 @@ def client(url, tmp_path):
 
 
 def _save(name, path):
-    """One picture in the formats that come from cameras and image editors."""
+    """One image in the formats that come from cameras and image editors."""
     tile = Image.open(TILE).convert("L")
     if name.startswith("16-bit"):
         Image.fromarray(np.asarray(tile).astype(np.uint16) * 257).save(path)
@@ -49,7 +49,7 @@ def _save(name, path):
 
 
 @pytest.mark.parametrize("name", ["16-bit.png", "16-bit.tif", "alpha.png", "cmyk.jpg", "rotated.jpg", "one-pixel.png"])
-def test_pictures_are_inspected_as_they_were_uploaded(client, tiny_pipeline, tmp_path, name):
+def test_images_are_inspected_as_they_were_uploaded(client, tiny_pipeline, tmp_path, name):
     _save(name, tmp_path / name)
     output = tiny_pipeline(read_image(tmp_path / name), false_alarm_rate=0.2)
     numbers, overlay, mask = client.predict(handle_file(str(tmp_path / name)), "tiny", 20, api_name="/inspect")
@@ -59,14 +59,14 @@ def test_pictures_are_inspected_as_they_were_uploaded(client, tiny_pipeline, tmp
     np.testing.assert_array_equal(np.asarray(Image.open(mask)) > 0, output.pred_mask[0])
 
 
-def test_large_picture_is_inspected_whole_and_drawn_smaller(client, tiny_pipeline, tmp_path):
+def test_large_image_is_inspected_whole_and_drawn_smaller(client, tiny_pipeline, tmp_path):
     Image.open(TILE).resize((1500, 3000)).save(tmp_path / "large.png")
     numbers, overlay, mask = client.predict(handle_file(str(tmp_path / "large.png")), "", 20, api_name="/inspect")
     assert_same_verdict(numbers, tiny_pipeline(Image.open(tmp_path / "large.png"), false_alarm_rate=0.2))
     assert Image.open(overlay).size == Image.open(mask).size == (512, 1024)
 
 
-def test_every_way_to_give_a_picture_leads_to_the_same_answer(url, client, tiny_pipeline):
+def test_every_way_to_give_a_image_leads_to_the_same_answer(url, client, tiny_pipeline):
     output = tiny_pipeline(Image.open(CRACKED), false_alarm_rate=0.2)
     uploaded = upload(url, CRACKED)
     by_name = {"picture": data_uri(CRACKED), "model": "tiny", "false_alarm_percent": 20}
@@ -98,15 +98,15 @@ def test_without_a_rate_the_models_own_is_taken(url, client):
     assert model["smallest_false_alarm_percent"] <= model["default_false_alarm_percent"]
 
 
-def test_batch_gives_each_picture_its_own_verdict_or_reason_in_order(url, client, tiny_pipeline, tmp_path):
-    (tmp_path / "text.png").write_text("no picture")
+def test_batch_gives_each_image_its_own_verdict_or_reason_in_order(url, client, tiny_pipeline, tmp_path):
+    (tmp_path / "text.png").write_text("no image")
     _save("16-bit.png", tmp_path / "16-bit.png")
     files = [TILE, tmp_path / "text.png", CRACKED, tmp_path / "16-bit.png", *[TILE, CRACKED] * 4]
     entries = client.predict([handle_file(str(file)) for file in files], "", 20, api_name="/inspect_batch")
     assert len(entries) == len(files)
     for file, entry in zip(files, entries, strict=True):
         if file.name == "text.png":
-            assert entry == {"verdict": None, "error": "text.png is not a picture in a known format."}
+            assert entry == {"verdict": None, "error": "text.png is not an image in a known format."}
         else:
             assert entry["error"] == ""
             assert entry["verdict"]["file"] == file.name
@@ -130,11 +130,11 @@ def test_batch_is_scored_in_batches(tiny_checkpoint, tmp_path):
     ("pictures", "words"),
     [([], "at least one"), ("x", "at least one"), (None, "at least one"), (["x"] * 21, "at most 20")],
 )
-def test_batches_of_none_or_too_many_are_refused_in_one_sentence(url, pictures, words):
-    assert_sentence(ask(url, "inspect_batch", pictures, "", 20), words)
+def test_batches_of_none_or_too_many_are_refused_in_one_sentence(url, images, words):
+    assert_sentence(ask(url, "inspect_batch", images, "", 20), words)
 
 
-def test_repair_returns_the_pipelines_own_picture(client, url, tiny_pipeline, tmp_path):
+def test_repair_returns_the_pipelines_own_image(client, url, tiny_pipeline, tmp_path):
     pixels = np.array(Image.open(TILE).convert("RGB"))
     pixels[100:140, 40:80] = 255
     Image.fromarray(pixels).save(tmp_path / "bar.png")
@@ -155,8 +155,8 @@ def test_repair_changes_what_the_mask_marks(url, client, tmp_path):
     marked = Image.new("L", size)
     marked.paste(255, (20, 30, 50, 60))
     marked.save(tmp_path / "mask.png")
-    picture, mask = handle_file(str(TILE)), handle_file(str(tmp_path / "mask.png"))
-    answer, _, changed = client.predict(picture, "", 20, mask, api_name="/repair")
+    image, mask = handle_file(str(TILE)), handle_file(str(tmp_path / "mask.png"))
+    answer, _, changed = client.predict(image, "", 20, mask, api_name="/repair")
     assert answer["is_changed"]
     changed = np.asarray(Image.open(changed)) > 0
     assert changed[45, 35]
@@ -177,10 +177,10 @@ def test_rates_out_of_range_are_refused_in_one_sentence(client, endpoint, percen
 def test_data_uris_are_checked(url):
     too_large = "data:image/png;base64," + base64.b64encode(bytes(33 << 20)).decode()
     for uri, words in {
-        "data:text/html;base64,PGI+": "is no picture",
+        "data:text/html;base64,PGI+": "is no image",
         "data:image/png;base64,!!!": "cannot be read",
-        "data:image/png;base64,PGI+": "not a picture",
-        "data:image/svg+xml;utf8,<svg/>": "is no picture",
+        "data:image/png;base64,PGI+": "not an image",
+        "data:image/svg+xml;utf8,<svg/>": "is no image",
         too_large: "32 MB",
     }.items():
         assert_sentence(ask(url, "inspect", uri, "", 20), words)

@@ -246,4 +246,4 @@ def test_the_page_of_a_space_finds_a_defect_without_a_network_and_writes_nothing
     assert snapshot(app) | snapshot(base / "venv") == before
     assert written_by_user(*everybodys) == others
     kept = [path for path in space.rglob("*") if path.is_file() and app not in path.parents]
-    assert [path for path in kept if ".cache" not in path.parts] == []  # pictures and answers end with the page
+    assert [path for path in kept if ".cache" not in path.parts] == []  # images and answers end with the page

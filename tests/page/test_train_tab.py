@@ -109,7 +109,7 @@ def test_a_running_training_says_how_far_it_is_and_how_long_it_takes():
         "Step 250 of 1,000",
         "10 min so far",
         "about 30 min left",
-        "3.9 pictures a second",
+        "3.9 images a second",
     ):
         assert expected in words
     assert 'value="250" max="1000"' in words
@@ -122,14 +122,14 @@ def test_an_ended_training_says_what_became_of_it():
     assert "limit of" in describe_training(
         "tiles", status(state="stopped", message="The limit of 3 minutes was reached.")
     )
-    failed = describe_training("tiles", status(state="failed", message="it holds <b>3</b> pictures."))
-    assert "it holds &lt;b&gt;3&lt;/b&gt; pictures." in failed
+    failed = describe_training("tiles", status(state="failed", message="it holds <b>3</b> images."))
+    assert "it holds &lt;b&gt;3&lt;/b&gt; images." in failed
 
 
 def test_left_out_files_are_named_as_text():
     assert list_left_out([]) == ""
-    assert "1 file left out" in list_left_out(["<img src=x> is no picture."])
-    assert "<img" not in list_left_out(["<img src=x> is no picture."])
+    assert "1 file left out" in list_left_out(["<img src=x> is no image."])
+    assert "<img" not in list_left_out(["<img src=x> is no image."])
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ def uploaded():
     with zipfile.ZipFile(folder / "tiles.zip", "w") as archive:
         for path in find_good_images(TILES):
             archive.write(path, f"../line 1/{path.name}")
-    (folder / "torn.png").write_bytes(b"no picture")
+    (folder / "torn.png").write_bytes(b"no image")
     shutil.copy(find_good_images(TILES)[0], folder / "again.jpg")
     yield [{"path": str(folder / name)} for name in ("tiles.zip", "torn.png", "again.jpg")]
     shutil.rmtree(folder)
@@ -74,9 +74,9 @@ def test_a_training_is_watched_stopped_resumed_and_ends_as_a_model_that_scores(t
     assert looked_at[-1] == (26, 26)
     assert len(run.left_out) == 2
     assert_sentence(run.left_out[0], "torn.png")
-    assert_sentence(run.left_out[1], "again.jpg", "same picture")
-    pictures = sorted(path.name for path in (folder / "tiles-2.pictures" / "line 1").glob("*.jpg"))
-    assert len(pictures) == 24
+    assert_sentence(run.left_out[1], "again.jpg", "same image")
+    images = sorted(path.name for path in (folder / "tiles-2.pictures" / "line 1").glob("*.jpg"))
+    assert len(images) == 24
     assert {path.parent for path in folder.rglob("*.jpg")} == {folder / "tiles-2.pictures" / "line 1"}
     with refused(ValueError, "tiles-2", "running"):
         trainings.start("other", uploaded)
@@ -177,15 +177,15 @@ def test_numbers_of_steps_that_make_no_sense_are_refused(steps, trainings, uploa
 def test_too_few_too_many_and_foreign_files_are_refused_and_nothing_is_left(settings, uploaded):
     shelf, folder = ModelShelf(settings.models), Path(settings.trained_models)
     trainings = Trainings(replace(settings, max_training_pictures=20), shelf, OPTIONS)
-    with refused(ValueError, "more than 20 pictures"):
+    with refused(ValueError, "more than 20 images"):
         trainings.start("many", uploaded)
     with refused(ValueError, "no uploaded file"):
         trainings.start("foreign", [{"path": str(find_good_images(TILES)[0])}])
-    with refused(ValueError, "no pictures"):
+    with refused(ValueError, "no images"):
         trainings.start("none", None)
     with refused(ValueError, "preset"):
         trainings.start("preset", uploaded, "slow")
-    with refused(ValueError, "1 of 2 pictures", "8", "torn.png"):
+    with refused(ValueError, "1 of 2 images", "8", "torn.png"):
         trainings.start("few", uploaded[1:])
     assert not list(folder.glob("*"))
     assert trainings.latest is None

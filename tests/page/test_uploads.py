@@ -16,7 +16,7 @@ from page.batch import Batch
 from page.batch_html import batch_verdict
 from page.inspection import Inspector
 from page.model_shelf import ModelShelf
-from page.training_pictures import unpack_pictures
+from page.training_images import unpack_images
 from page.uploads import Folder
 from page.verdict import verdict
 from training.data.image_folders import find_images
@@ -45,7 +45,7 @@ def upload(tmp_path):
 
 
 def as_12_bits(path):
-    """The content of a 16-bit PNG of a picture, as a camera of 12 bits would store it."""
+    """The content of a 16-bit PNG of an image, as a camera of 12 bits would store it."""
     stream = io.BytesIO()
     Image.fromarray(np.asarray(Image.open(path).convert("L")).astype(np.uint16) * 16).save(stream, "PNG")
     return stream.getvalue()
@@ -55,18 +55,18 @@ def as_12_bits(path):
 def test_a_zip_of_a_data_set_gives_its_good_training_images_whatever_folder_was_packed(upload, tmp_path, root):
     files = find_images(TILES)
     given = Folder([upload({f"{root}{path.relative_to(TILES).as_posix()}": path for path in files})], 100, 32)
-    left_out = unpack_pictures(given, tmp_path / "unpacked")
+    left_out = unpack_images(given, tmp_path / "unpacked")
     good = sorted(path.read_bytes() for path in find_images(tmp_path / "unpacked"))
     assert good == sorted(path.read_bytes() for path in files if "train" in path.parts)
     assert len(left_out) == len(files) - len(good)
-    assert all("is not among the good pictures" in line for line in left_out)
+    assert all("is not among the good images" in line for line in left_out)
 
 
 @pytest.mark.parametrize("folder", ["NG", "defects", "test", "ground_truth", "bad parts"])
 def test_a_zip_of_one_folder_whose_name_says_that_it_holds_no_good_images_is_refused(upload, tmp_path, folder):
     given = Folder([upload({f"{folder}/{path.name}": path for path in find_images(TILES / "train")})], 100, 32)
-    with refused(ValueError, "may not hold good pictures alone", "24 pictures"):
-        unpack_pictures(given, tmp_path / "unpacked")
+    with refused(ValueError, "may not hold good images alone", "24 images"):
+        unpack_images(given, tmp_path / "unpacked")
 
 
 def test_a_batch_leaves_the_masks_of_a_data_set_out_and_says_so(shelf, upload):
@@ -91,7 +91,7 @@ def test_images_of_a_depth_that_the_model_does_not_know_are_marked_as_doubtful(s
     errors = [row.result.error for row in batch.rows]
     assert errors[0] == ""
     assert errors[1].startswith("b.png has values up to")
-    assert "Of 1 picture the depth does not fit" in batch_verdict(batch)
+    assert "Of 1 image the depth does not fit" in batch_verdict(batch)
 
     inspector, model = Inspector(shelf), shelf.get("tiny")
     deep = np.repeat(np.asarray(Image.open(io.BytesIO(as_12_bits(tile))))[..., None], 3, axis=-1)

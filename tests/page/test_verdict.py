@@ -56,11 +56,11 @@ def test_verdict_counts_the_good_parts_that_scored_as_high():
 
 def test_verdict_names_what_is_outlined():
     words = verdict(NUMBERS | {"defect_pixels": 5, "defect_share": 0.025, "regions": [REGION]}, CALIBRATION)
-    assert "outlined area, 5 pixels or 2.5% of the picture, in 1 place," in words
+    assert "outlined area, 5 pixels or 2.5% of the image, in 1 place," in words
     many = verdict(
         NUMBERS | {"defect_pixels": 1, "defect_share": 0.0004, "regions": [REGION] * MAX_REGIONS}, CALIBRATION
     )
-    assert "1 pixel or 0.040% of the picture, in at least 20 places," in many
+    assert "1 pixel or 0.040% of the image, in at least 20 places," in many
 
 
 def test_regions_are_listed_up_to_five_with_their_share():
@@ -85,4 +85,4 @@ def test_repair_says_what_it_has_come_to(accepted, changed, words):
     mask[0, :2] = changed
     said = repair_verdict(output, mask)
     assert words in said
-    assert ("2 pixels, 1.0% of the picture" in said) == changed
+    assert ("2 pixels, 1.0% of the image" in said) == changed

@@ -1,4 +1,4 @@
-"""What a calibration promises: conformal p-values and thresholds by hand, and its fit to held-out good pictures."""
+"""What a calibration promises: conformal p-values and thresholds by hand, and its fit to held-out good images."""
 
 import math
 from fractions import Fraction
@@ -39,7 +39,7 @@ def uniform(*shape, seed=0):
 
 @pytest.fixture(scope="module")
 def many_files(tile_files, tmp_path_factory):
-    """As many good pictures as a disjoint fit needs, at the model's own size: tiles with a little noise each."""
+    """As many good images as a disjoint fit needs, at the model's own size: tiles with a little noise each."""
     folder = tmp_path_factory.mktemp("many")
     rng = np.random.default_rng(0)
     for index in range(MIN_DISJOINT):
@@ -64,14 +64,14 @@ def scores_of(pipe, files, **options):
 
 
 def ranked_scores(calibration):
-    """Scores of the ranked good pictures at every timestep, highest first."""
+    """Scores of the ranked good images at every timestep, highest first."""
     count = calibration.config.num_ranked
     rates = [k / (count + 1) for k in range(1, count + 1)]
     return torch.tensor([calibration.image_threshold(rate, TIMESTEPS) for rate in rates])
 
 
 def measured(pipe, files):
-    """Measurement of pictures under the calibration's own noise."""
+    """Measurement of images under the calibration's own noise."""
     images = GoodImages(files, pipe.resolution)
     samples = torch.stack([images[index] for index in range(len(files))])
     noise = pipe.calibration.noise_fields(TIMESTEPS)
@@ -82,7 +82,7 @@ def measured(pipe, files):
 # p-values and thresholds, by hand
 
 
-def test_p_value_is_the_share_of_good_scores_at_least_as_high_the_picture_itself_included():
+def test_p_value_is_the_share_of_good_scores_at_least_as_high_the_image_itself_included():
     calibration = calibration_of([3.0, 1.0, 4.0, 2.0])
     scores = torch.tensor([0.0, 1.0, 1.5, 2.0, 4.0, 4.5])
     p_values = calibration.p_value(scores, [5])
@@ -154,7 +154,7 @@ def test_rate_one_rejects_everything():
 
 
 @pytest.mark.parametrize("distribution", ["continuous", "with ties"])
-def test_of_exchangeable_good_pictures_no_more_than_the_rate_is_rejected(distribution):
+def test_of_exchangeable_good_images_no_more_than_the_rate_is_rejected(distribution):
     count, trials = 19, 2000
     scores = torch.randn(trials, count + 1, generator=torch.Generator().manual_seed(0))
     if distribution == "with ties":
@@ -285,7 +285,7 @@ def test_calibration_follows_to_the_gpu_in_float32(tiny_checkpoint):
 # the fit
 
 
-def test_few_pictures_are_cross_fitted_and_the_description_says_so(tiny_pipeline):
+def test_few_images_are_cross_fitted_and_the_description_says_so(tiny_pipeline):
     config = tiny_pipeline.calibration.config
     assert config.cross_fitted
     assert config.num_ranked == config.num_fitted == 24
@@ -294,19 +294,19 @@ def test_few_pictures_are_cross_fitted_and_the_description_says_so(tiny_pipeline
     )
 
 
-def test_many_pictures_are_split_in_two_and_the_description_guarantees_the_rate(disjoint_pipeline):
+def test_many_images_are_split_in_two_and_the_description_guarantees_the_rate(disjoint_pipeline):
     config = disjoint_pipeline.calibration.config
     assert not config.cross_fitted
     assert config.num_fitted + config.num_ranked == MIN_DISJOINT
     assert_sentence(describe_promise(disjoint_pipeline.calibration), "16 + 24", "4.0%", "guaranteed")
 
 
-def test_ranked_pictures_and_those_that_fit_the_normalisation_are_disjoint(disjoint_pipeline, many_files):
+def test_ranked_images_and_those_that_fit_the_normalisation_are_disjoint(disjoint_pipeline, many_files):
     calibration = disjoint_pipeline.calibration
     scores = scores_of(disjoint_pipeline, many_files)
     ranked = ranked_scores(calibration)
     distances = (scores[:, None] - ranked[None]).abs()
-    # every ranked score is that of one picture; the others fitted the normalisation
+    # every ranked score is that of one image; the others fitted the normalisation
     owners = distances.argmin(dim=0).tolist()
     assert distances.min(dim=0).values.max() < 1e-3
     assert len(set(owners)) == len(ranked) == 24
@@ -319,14 +319,14 @@ def test_ranked_pictures_and_those_that_fit_the_normalisation_are_disjoint(disjo
     assert_standard(calibration, maps)
 
 
-def test_weights_are_chosen_without_a_look_at_the_ranked_pictures(disjoint_pipeline, many_files, tmp_path):
+def test_weights_are_chosen_without_a_look_at_the_ranked_images(disjoint_pipeline, many_files, tmp_path):
     ranked, fitted = hold_out(many_files, FITTED_SHARE, "ranks 0")
     files = []
     for path in many_files:
         files.append(tmp_path / path.parent.name / path.name)  # the split goes by these names
         files[-1].parent.mkdir(exist_ok=True)
-        picture = Image.open(path)
-        (ImageOps.invert(picture) if path in ranked else picture).save(files[-1])
+        image = Image.open(path)
+        (ImageOps.invert(image) if path in ranked else image).save(files[-1])
     other = fit_calibration(disjoint_pipeline, files, TIMESTEPS)
     calibration = disjoint_pipeline.calibration
     assert len(fitted) == other.config.num_fitted
@@ -336,7 +336,7 @@ def test_weights_are_chosen_without_a_look_at_the_ranked_pictures(disjoint_pipel
 
 
 def assert_standard(calibration, maps):
-    """The fitted pictures' maps have mean 0 and deviation 1 in every part and timestep, and so have their scores."""
+    """The fitted images' maps have mean 0 and deviation 1 in every part and timestep, and so have their scores."""
     kept = calibration.config.image_parts
     for index, timestep in enumerate(TIMESTEPS):
         single = Measurement(maps.kl[:, [index]], maps.feature_error[:, [index]], maps.reference)
@@ -351,11 +351,11 @@ def assert_standard(calibration, maps):
     calibration.register_to_config(image_parts=kept)
 
 
-def test_cross_fitted_normalisation_gives_the_fitted_pictures_maps_mean_0_and_deviation_1(tiny_pipeline, tile_files):
+def test_cross_fitted_normalisation_gives_the_fitted_images_maps_mean_0_and_deviation_1(tiny_pipeline, tile_files):
     assert_standard(tiny_pipeline.calibration, measured(tiny_pipeline, tile_files))
 
 
-def test_normalisation_levels_places_as_far_as_the_pictures_can_tell_them_apart():
+def test_normalisation_levels_places_as_far_as_the_images_can_tell_them_apart():
     def fitted(count):
         slope = torch.linspace(-3, 3, 8)[None, None, :, None]  # the lower half is always higher, and noisier
         maps = 5 + slope + (1 + slope.abs()) * torch.randn(count, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -371,12 +371,12 @@ def test_normalisation_levels_places_as_far_as_the_pictures_can_tell_them_apart(
     assert unevenness(raw) > 0.5
     assert unevenness(many) < 0.15
     assert many.std(dim=0).mean(dim=1).std() < 0.2 * raw.std(dim=0).mean(dim=1).std()
-    few_raw, few = fitted(5)  # five pictures say little about a place: it stays close to what all places have
+    few_raw, few = fitted(5)  # five images say little about a place: it stays close to what all places have
     assert unevenness(few) > 0.8 * unevenness(few_raw)
 
 
-def test_cross_fitting_ranks_no_picture_under_a_normalisation_that_has_seen_it(tiny_pipeline, tile_files):
-    # a picture's own normalisation flatters it: out of fold, good scores are higher on average
+def test_cross_fitting_ranks_no_image_under_a_normalisation_that_has_seen_it(tiny_pipeline, tile_files):
+    # an image's own normalisation flatters it: out of fold, good scores are higher on average
     in_sample = scores_of(tiny_pipeline, tile_files)
     ranked = ranked_scores(tiny_pipeline.calibration)
     assert ranked.mean() > in_sample.mean()
@@ -385,7 +385,7 @@ def test_cross_fitting_ranks_no_picture_under_a_normalisation_that_has_seen_it(t
 
 @pytest.mark.parametrize("alpha", [0.0, 0.45, 0.5, 1.0])
 @pytest.mark.parametrize("timesteps", [[5], [100, 5], [5, 50, 100]])
-def test_thresholds_of_a_fit_are_the_pipelines_own_scores_of_the_ranked_pictures(
+def test_thresholds_of_a_fit_are_the_pipelines_own_scores_of_the_ranked_images(
     disjoint_pipeline, many_files, alpha, timesteps
 ):
     output = disjoint_pipeline([Image.open(path) for path in many_files], timesteps=timesteps, alpha=alpha)

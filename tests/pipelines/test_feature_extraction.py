@@ -84,7 +84,7 @@ def test_pixels_are_normalised_as_the_backbone_was_trained(tiles):
     torch.testing.assert_close(imagenet.raw_features(tiles[:2]), expected, atol=1e-4, rtol=1e-4)
 
 
-def test_features_of_the_fitted_pictures_have_mean_0_and_deviation_1_in_every_channel(tiles):
+def test_features_of_the_fitted_images_have_mean_0_and_deviation_1_in_every_channel(tiles):
     extractor = load_pretrained_extractor("tf_efficientnet_lite0", 16)
     before = extractor(tiles)
     with tqdm(total=8, file=io.StringIO()) as progress:

@@ -39,10 +39,10 @@ def good(tile_files):
 @pytest.fixture(scope="module")
 def defective(good):
     """A good tile at three times the model's size with a white bar on it."""
-    picture = good.convert("RGB").resize((192, 200))
-    picture.putpixel((0, 0), (90, 91, 92))  # not quite grey
-    ImageDraw.Draw(picture).rectangle([80, 70, 98, 84], fill=(200, 200, 200))
-    return picture
+    image = good.convert("RGB").resize((192, 200))
+    image.putpixel((0, 0), (90, 91, 92))  # not quite grey
+    ImageDraw.Draw(image).rectangle([80, 70, 98, 84], fill=(200, 200, 200))
+    return image
 
 
 @pytest.fixture(scope="module")
@@ -66,8 +66,8 @@ def settings_of(**changes):
     return base | changes
 
 
-def repair_of(pipe, picture, mask=None, seed=0, **changes):
-    sample, _ = preprocess(picture, pipe.resolution)
+def repair_of(pipe, image, mask=None, seed=0, **changes):
+    sample, _ = preprocess(image, pipe.resolution)
     with torch.no_grad():
         return DefectRepair(pipe, sample, mask, 0.05, settings_of(**changes), torch.Generator().manual_seed(seed))
 
@@ -75,7 +75,7 @@ def repair_of(pipe, picture, mask=None, seed=0, **changes):
 # what a caller sees
 
 
-def test_a_good_picture_comes_back_untouched_without_a_step(pipe, scoring, good):
+def test_a_good_image_comes_back_untouched_without_a_step(pipe, scoring, good):
     assert scoring(good).p_value[0] > 0.05
     result = pipe(good, output_type="np")
     assert np.array_equal(result.images[0], np.asarray(good.convert("RGB")))
@@ -85,7 +85,7 @@ def test_a_good_picture_comes_back_untouched_without_a_step(pipe, scoring, good)
     assert result.num_resampled[0] == 0
 
 
-def test_what_scoring_finds_is_changed_and_nothing_else_at_the_pictures_own_size(output, defective):
+def test_what_scoring_finds_is_changed_and_nothing_else_at_the_images_own_size(output, defective):
     before, after, mask = np.asarray(defective), output.images[0], output.masks[0]
     assert after.shape == before.shape
     assert mask.shape == before.shape[:2]
@@ -96,7 +96,7 @@ def test_what_scoring_finds_is_changed_and_nothing_else_at_the_pictures_own_size
     assert changed > 20  # the bar is gone
 
 
-def test_scores_are_those_that_scoring_gives_the_same_pictures(output, scoring, defective):
+def test_scores_are_those_that_scoring_gives_the_same_images(output, scoring, defective):
     before, after = scoring([defective, Image.fromarray(output.images[0])]).anomaly_score
     assert output.anomaly_score[0] == pytest.approx(before, abs=1e-3)
     assert output.repaired_score[0] == pytest.approx(after, abs=1e-3)
@@ -109,7 +109,7 @@ def test_the_curve_holds_a_value_for_every_step_and_equation_13_brings_it_down(o
     assert distance[-2] < distance[resampled + 1]
 
 
-def test_the_same_picture_is_repaired_the_same_alone_in_a_list_and_again(pipe, output, defective, good):
+def test_the_same_image_is_repaired_the_same_alone_in_a_list_and_again(pipe, output, defective, good):
     both = pipe([good, defective], output_type="np", **QUICK)
     assert np.array_equal(both.images[1], output.images[0])
     assert both.repaired_score[1] == output.repaired_score[0]
@@ -123,17 +123,17 @@ def test_other_noise_gives_another_repair_reproducibly(pipe, output, defective):
     assert not np.array_equal(first, output.images[0])
 
 
-def test_the_callers_mask_is_what_is_changed_even_in_a_good_picture(pipe, good):
-    picture = good.convert("RGB").resize((192, 200))
+def test_the_callers_mask_is_what_is_changed_even_in_a_good_image(pipe, good):
+    image = good.convert("RGB").resize((192, 200))
     mask = bar_mask()
     for given in (mask, torch.from_numpy(mask), Image.fromarray(mask), Image.fromarray(mask.astype(np.uint8) * 255)):
-        result = pipe(picture, mask=given, output_type="np", strengths=(0.1,), num_gradient_steps=0)
+        result = pipe(image, mask=given, output_type="np", strengths=(0.1,), num_gradient_steps=0)
         assert result.masks[0][mask].min() > 0.9
         far = np.ones_like(mask)
         far[20:150, 10:180] = False
         assert not result.masks[0][far].any()
-        assert np.array_equal(result.images[0][far], np.asarray(picture)[far])
-        assert not np.array_equal(result.images[0][mask], np.asarray(picture)[mask])
+        assert np.array_equal(result.images[0][far], np.asarray(image)[far])
+        assert not np.array_equal(result.images[0][mask], np.asarray(image)[mask])
 
 
 def test_an_empty_mask_changes_nothing(pipe, defective):
@@ -142,13 +142,13 @@ def test_an_empty_mask_changes_nothing(pipe, defective):
     assert not result.is_accepted[0]
 
 
-def test_a_picture_that_is_defect_all_over_is_drawn_anew_as_a_whole(pipe, defective):
+def test_a_image_that_is_defect_all_over_is_drawn_anew_as_a_whole(pipe, defective):
     result = pipe(defective, mask=np.ones((200, 192)), output_type="np", **QUICK)
     assert result.masks[0].min() == 1
     assert np.isfinite(result.repaired_score).all()
 
 
-def test_grey_pictures_stay_grey_and_deep_ones_keep_their_depth(pipe):
+def test_grey_images_stay_grey_and_deep_ones_keep_their_depth(pipe):
     values = np.full((90, 80), 20000, dtype=np.uint16)
     values[30:60, 30:50] = 65535
     grey = pipe(Image.fromarray(values), output_type="np", strengths=(0.1,), num_gradient_steps=0)
@@ -160,16 +160,16 @@ def test_grey_pictures_stay_grey_and_deep_ones_keep_their_depth(pipe):
 
 
 def test_output_types_hold_the_same_values(pipe, output, defective):
-    pictures = pipe(defective, **QUICK)
+    images = pipe(defective, **QUICK)
     tensors = pipe(defective, output_type="pt", **QUICK)
-    assert np.array_equal(np.asarray(pictures.images[0]), output.images[0])
+    assert np.array_equal(np.asarray(images.images[0]), output.images[0])
     assert np.array_equal(tensors.images[0].permute(1, 2, 0).numpy(), output.images[0])
-    assert np.array_equal(np.asarray(pictures.masks[0]) > 0, output.masks[0] > 0)
+    assert np.array_equal(np.asarray(images.masks[0]) > 0, output.masks[0] > 0)
     plain = pipe(defective, output_type="np", return_dict=False, **QUICK)
     assert np.array_equal(plain[0][0], output.images[0])
 
 
-def test_steps_show_the_way_from_the_given_picture_to_the_repair(pipe, output, defective):
+def test_steps_show_the_way_from_the_given_image_to_the_repair(pipe, output, defective):
     result = pipe(defective, return_steps=True, **QUICK)
     assert len(result.steps[0]) == len(result.distance[0])
     assert all(step.size == (64, 64) for step in result.steps[0])
@@ -193,7 +193,7 @@ def test_a_callback_sees_every_step_and_can_stop_the_repair(pipe, defective):
         pipeline.interrupt = pipeline.interrupt or step == 1
 
     stopped = pipe(defective, callback_on_step_end=stop, output_type="np", **QUICK)
-    assert len(stopped.distance[0]) == 4  # the given picture, two steps, the result
+    assert len(stopped.distance[0]) == 4  # the given image, two steps, the result
     assert stopped.images[0].shape == (200, 192, 3)
     both = pipe([defective, defective], callback_on_step_end=stop, output_type="np", **QUICK)
     assert len(both.distance[1]) == 1  # stopped at the first, the second comes back as it is
@@ -216,7 +216,7 @@ def test_a_callback_sees_every_step_and_can_stop_the_repair(pipe, defective):
         ({"false_alarm_rate": 0}, ["false_alarm_rate"]),
         ({"output_type": "jpg"}, ["jpg"]),
         ({"mask": np.ones((5, 7))}, ["mask 0", "7×5", "192×200"]),
-        ({"mask": [np.ones((200, 192))] * 2}, ["1 pictures", "2 masks"]),
+        ({"mask": [np.ones((200, 192))] * 2}, ["1 images", "2 masks"]),
         ({"mask": np.ones((200, 192, 3))}, ["mask 0", "(200, 192, 3)"]),
         ({"mask": Image.new("RGB", (192, 200))}, ["mask 0", "one channel"]),
         ({"learning_rate": 10, "gradient_scale": 1}, ["learning_rate", "gradient_scale"]),
@@ -274,7 +274,7 @@ def test_equation_12_is_the_mahalanobis_distance_summed_over_places(pipe, defect
     assert pipe.eq12(sample, [1.0, 0.0, 0.0]).item() == pytest.approx(total.item() / channels, rel=1e-4)
 
 
-def test_a_grey_picture_descends_along_grey_gradients(pipe, good):
+def test_a_grey_image_descends_along_grey_gradients(pipe, good):
     mask = torch.ones(64, 64, dtype=torch.bool)
     repair = repair_of(pipe, good, mask, learning_rate=0.5, gradient_scale=0.1)
     moved = next(repair._descend(repair.sample))
@@ -315,7 +315,7 @@ def test_small_steps_of_equation_13_bring_the_distance_down(pipe, defective):
 
 @pytest.fixture
 def search(pipe, defective, monkeypatch):
-    """Repairs a picture in which scoring finds one place, then another; returns the holes that were redrawn."""
+    """Repairs an image in which scoring finds one place, then another; returns the holes that were redrawn."""
 
     def run(places, **changes):
         holes, found, resample = [], iter(places), DefectRepair._resample
@@ -475,7 +475,7 @@ def test_algorithm_1_is_a_setting(pipe, defective, monkeypatch):
 
 
 @pytest.mark.parametrize("size", [1, 3])
-def test_a_trained_model_removes_a_planted_defect_and_its_picture_is_accepted(size):
+def test_a_trained_model_removes_a_planted_defect_and_its_image_is_accepted(size):
     pipe = GradientDenoisePipeline.from_pretrained(ROOT / "checkpoints" / "magnetic-tile")
     pipe.set_progress_bar_config(disable=True)
     good = Image.open(ROOT / "examples" / "good-1.jpg").convert("RGB")
@@ -489,7 +489,7 @@ def test_a_trained_model_removes_a_planted_defect_and_its_picture_is_accepted(si
     marked = (np.asarray(good) != np.asarray(planted)).any(axis=-1)
     # At three times the size the comb is too faint on the square to be found as a whole.
     result = pipe(planted, mask=None if size == 1 else marked, output_type="np")
-    truth, before, after = (np.asarray(picture).astype(float) for picture in (good, planted, result.images[0]))
+    truth, before, after = (np.asarray(image).astype(float) for image in (good, planted, result.images[0]))
     assert ((after - truth) ** 2)[before != truth].sum() < 0.15 * ((before - truth) ** 2).sum()
     assert not np.array_equal(before, after)
     assert result.is_accepted[0]

@@ -356,7 +356,7 @@ def test_a_file_that_cannot_be_right_is_one_sentence_in_no_time(name, checkpoint
 
 
 def test_ranks_in_any_order_give_the_same_verdicts(checkpoint, tiny_pipeline, tile_files):
-    """The order of good pictures' scores is none that anything relies on."""
+    """The order of good images' scores is none that anything relies on."""
     tensors("calibration", part_scores=lambda t: t.flip(1), map_maxima=lambda t: t.flip(2))(checkpoint)
     pipe = AnomalyScoringPipeline.from_pretrained(checkpoint)
     scores = torch.linspace(-3, 3, 50)

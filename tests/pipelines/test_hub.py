@@ -25,18 +25,18 @@ WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 
 
 @pytest.fixture(scope="module")
-def pictures(tile_files):
+def images(tile_files):
     """Three real tiles of different sizes."""
     return [str(path) for path in tile_files[:3]]
 
 
 @pytest.fixture(scope="module")
-def expected(tiny_pipeline, pictures):
+def expected(tiny_pipeline, images):
     """Computed by one thread, as in the other processes: with more, sums round otherwise."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return fingerprint(tiny_pipeline, pictures)
+        return fingerprint(tiny_pipeline, images)
     finally:
         torch.set_num_threads(threads)
 
@@ -88,9 +88,9 @@ def _with(index, **settings):
 # Loading
 
 
-def test_a_stranger_loads_main_a_branch_a_cast_and_both_pipelines(server, stranger, pictures, expected, tiny_pipeline):
+def test_a_stranger_loads_main_a_branch_a_cast_and_both_pipelines(server, stranger, images, expected, tiny_pipeline):
     pull = partial(run, stranger, LOAD)
-    status, printed, answer = pull(pictures)
+    status, printed, answer = pull(images)
     assert status == 0, printed
     assert answer == expected
     assert pull(revision="'wide'")[2][0] == 0.75
@@ -111,9 +111,9 @@ def test_without_trust_diffusers_refuses_in_its_own_words(server, stranger):
     assert "trust_remote_code=True" in answer["message"]
 
 
-def test_our_own_class_loads_without_fetching_code(server, local, pictures, expected, tiny_pipeline):
+def test_our_own_class_loads_without_fetching_code(server, local, images, expected, tiny_pipeline):
     pull = partial(run, local, LOCAL)
-    status, printed, answer = pull(pictures)
+    status, printed, answer = pull(images)
     assert status == 0, printed
     assert answer == expected
     assert pull(revision="'wide'")[2][0] == 0.75
@@ -121,16 +121,16 @@ def test_our_own_class_loads_without_fetching_code(server, local, pictures, expe
     assert server.count("GET", r"\.safetensors|/cdn/") > 0
     assert server.count("GET", r"\.py$") == server.count("HEAD", r"\.py$") == 0
     asked = len(server.asked)
-    assert pull(pictures, local_files_only=True)[2] == expected
+    assert pull(images, local_files_only=True)[2] == expected
     assert len(server.asked) == asked
 
 
-def test_a_private_checkpoint_needs_its_token(server, local, pictures, expected, tmp_path):
+def test_a_private_checkpoint_needs_its_token(server, local, images, expected, tmp_path):
     server.repositories.get("model", "team/tile").private = True
     pull = partial(run, local, LOCAL, cache_dir=quoted(tmp_path))
     assert_sentence(pull()[2]["message"], "team/tile", "does not exist", "may not see it")
     assert_sentence(pull(token="'hf_secret_of_nobody'")[2]["message"], "does not know this token", "right to read")
-    status, printed, answer = pull(pictures, token=repr(TOKEN))
+    status, printed, answer = pull(images, token=repr(TOKEN))
     assert status == 0, printed
     assert answer == expected
     assert TOKEN not in printed
@@ -150,7 +150,7 @@ def test_what_is_pulled_is_what_was_pushed_byte_for_byte(server, tiny_checkpoint
 
 
 def test_offline_a_checkpoint_that_was_fetched_whole_loads_from_its_folder(
-    server, environment, pictures, expected, tmp_path
+    server, environment, images, expected, tmp_path
 ):
     home = tmp_path / "home"
     online = FreshProcess(server, home, environment, sees_repository=False)
@@ -160,7 +160,7 @@ def test_offline_a_checkpoint_that_was_fetched_whole_loads_from_its_folder(
     asked = len(server.asked)
     offline = FreshProcess(server, home, environment, sees_repository=False, HF_HUB_OFFLINE="1")
     _, _, folder = offline.run(fetch)
-    status, printed, answer = run(offline, LOAD.replace("team/tile", folder), pictures)
+    status, printed, answer = run(offline, LOAD.replace("team/tile", folder), images)
     assert status == 0, printed
     assert answer == expected
     # By its Hub id it does not, yet: diffusers 0.42 asks the Hub for the commit of remote code.
@@ -204,7 +204,7 @@ LASTING = [
 
 @pytest.mark.parametrize(("path", "fault", "words"), LASTING)
 def test_a_lasting_fault_is_one_sentence_leaves_nothing_that_loads_and_the_next_try_is_whole(
-    server, local, pictures, expected, tmp_path, path, fault, words
+    server, local, images, expected, tmp_path, path, fault, words
 ):
     pull = partial(run, local, LOCAL, cache_dir=quoted(tmp_path))
     server.fail("GET", path, **fault)
@@ -215,7 +215,7 @@ def test_a_lasting_fault_is_one_sentence_leaves_nothing_that_loads_and_the_next_
     assert TOKEN not in printed
     assert_sentence(pull(local_files_only=True)[2]["message"], "team/tile", "not in the cache")
     server.faults.clear()
-    status, printed, answer = pull(pictures)
+    status, printed, answer = pull(images)
     assert status == 0, printed
     assert answer == expected
 
@@ -229,8 +229,8 @@ def test_a_lasting_fault_is_one_sentence_leaves_nothing_that_loads_and_the_next_
         ("/cdn/", {"cut_after": 0}),
     ],
 )
-def test_a_passing_fault_is_ridden_out(server, local, pictures, expected, tmp_path, path, fault):
-    pull = partial(run, local, LOCAL, pictures, cache_dir=quoted(tmp_path))
+def test_a_passing_fault_is_ridden_out(server, local, images, expected, tmp_path, path, fault):
+    pull = partial(run, local, LOCAL, images, cache_dir=quoted(tmp_path))
     server.fail("GET", path, **fault, times=1)
     status, printed, answer = pull()
     assert status == 0, printed
@@ -275,7 +275,7 @@ def test_what_cannot_be_asked_for_is_a_sentence(server, local, name, options, wo
 
 
 def test_without_a_network_what_is_cached_loads_and_the_rest_is_a_sentence(
-    files, environment, expected, pictures, tmp_path
+    files, environment, expected, images, tmp_path
 ):
     with Hub().running() as gone:
         gone.repositories.create("model", "team/tile").put(files)
@@ -283,7 +283,7 @@ def test_without_a_network_what_is_cached_loads_and_the_rest_is_a_sentence(
         assert process.run("from huggingface_hub import snapshot_download\nsnapshot_download('team/tile')")[0] == 0
         process.close()
     process = FreshProcess(gone, tmp_path / "home", environment)
-    assert run(process, LOCAL, pictures)[2] == expected
+    assert run(process, LOCAL, images)[2] == expected
     answer = run(process, LOCAL.replace("team/tile", "team/other"))[2]
     assert_sentence(answer["message"], gone.url, "cannot be reached")
     process.close()
@@ -307,8 +307,8 @@ def test_nothing_but_what_is_read_is_fetched_and_nothing_of_absurd_size(server, 
     assert server.count("GET", "/resolve/") == asked
 
 
-def test_a_stranger_is_told_too_and_succeeds_later(server, stranger, pictures, expected, tmp_path):
-    pull = partial(run, stranger, LOAD, pictures, cache_dir=quoted(tmp_path))
+def test_a_stranger_is_told_too_and_succeeds_later(server, stranger, images, expected, tmp_path):
+    pull = partial(run, stranger, LOAD, images, cache_dir=quoted(tmp_path))
     server.fail("GET", "/cdn/", cut_after=100)
     status, printed, answer = pull()
     assert status == 2, printed

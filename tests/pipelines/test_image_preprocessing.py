@@ -1,4 +1,4 @@
-"""Every kind of picture that users have, as samples in [-1, 1]; and a sentence for what is no picture."""
+"""Every kind of image that users have, as samples in [-1, 1]; and a sentence for what is no image."""
 
 import io
 
@@ -15,7 +15,7 @@ SIZE = 16
 
 
 def single_sample(image, resolution=SIZE):
-    """The picture's sample, (3, resolution, resolution), after checking what holds for every sample."""
+    """The image's sample, (3, resolution, resolution), after checking what holds for every sample."""
     samples, sizes = preprocess(image, resolution)
     assert samples.shape == (1, 3, resolution, resolution)
     assert samples.dtype == torch.float32
@@ -32,7 +32,7 @@ def expected_sample(rgb):
 
 
 @pytest.mark.parametrize("mode", EIGHT_BIT_MODES)
-def test_pictures_of_every_8_bit_mode_become_what_pillow_shows_as_rgb(mode):
+def test_images_of_every_8_bit_mode_become_what_pillow_shows_as_rgb(mode):
     image = Image.fromarray(photo()).convert("P" if mode == "PA" else mode)
     image = image.convert(mode)
     expected = np.asarray(image.convert("RGB"))  # opaque throughout, so that alpha changes nothing
@@ -88,7 +88,7 @@ def test_16_bit_files_keep_more_than_8_bits():
         torch.testing.assert_close(sample[0], torch.from_numpy(values / 65535 * 2 - 1).float())
 
 
-def test_big_endian_16_bit_picture_and_array_are_read_by_value():
+def test_big_endian_16_bit_image_and_array_are_read_by_value():
     values = np.full((SIZE, SIZE), 0x1234, ">u2")
     image = Image.frombytes("I;16B", (SIZE, SIZE), values.tobytes())
     expected = torch.full((3, SIZE, SIZE), 0x1234 / 65535 * 2 - 1)
@@ -96,14 +96,14 @@ def test_big_endian_16_bit_picture_and_array_are_read_by_value():
     torch.testing.assert_close(single_sample(values), expected)
 
 
-def test_float_pictures_in_0_to_1_keep_their_values():
+def test_float_images_in_0_to_1_keep_their_values():
     values = np.linspace(0, 1, SIZE * SIZE, dtype=np.float32).reshape(SIZE, SIZE)
     sample = single_sample(Image.fromarray(values))
     torch.testing.assert_close(sample, torch.from_numpy(values * 2 - 1).expand(3, -1, -1))
 
 
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG", "TIFF"])
-def test_pictures_are_turned_upright_by_their_exif_orientation(file_format):
+def test_images_are_turned_upright_by_their_exif_orientation(file_format):
     stored = np.zeros((20, 40, 3), np.uint8)
     stored[:, :20] = 255  # the left half as stored is the upper half as shown
     exif = Image.Exif()
@@ -116,7 +116,7 @@ def test_pictures_are_turned_upright_by_their_exif_orientation(file_format):
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 300), (300, 1), (2, 257)])
-def test_tiny_and_very_elongated_pictures_are_accepted_at_their_own_size(height, width):
+def test_tiny_and_very_elongated_images_are_accepted_at_their_own_size(height, width):
     for image in (np.full((height, width), 51, np.uint8), np.full((height, width), 0.2)):
         samples, sizes = preprocess(image, SIZE)
         assert sizes == [(height, width)]
@@ -142,34 +142,34 @@ def test_channel_order_of_arrays_and_tensors_is_red_green_blue():
 
 
 @pytest.mark.parametrize("resolution", [SIZE, 10, 48])
-def test_the_same_picture_as_pil_array_and_tensor_gives_identical_samples(resolution):
-    picture = photo(23, 31)
-    tensor = torch.from_numpy(picture).permute(2, 0, 1)
-    expected = single_sample(Image.fromarray(picture), resolution)
-    for image in (picture, np.asfortranarray(picture), tensor, tensor.contiguous()):
+def test_the_same_image_as_pil_array_and_tensor_gives_identical_samples(resolution):
+    array = photo(23, 31)
+    tensor = torch.from_numpy(array).permute(2, 0, 1)
+    expected = single_sample(Image.fromarray(array), resolution)
+    for image in (array, np.asfortranarray(array), tensor, tensor.contiguous()):
         assert torch.equal(single_sample(image, resolution), expected)
-    grey = picture[..., 0]
+    grey = array[..., 0]
     expected = single_sample(Image.fromarray(grey), resolution)
     for image in (grey, grey[..., None], torch.from_numpy(grey), torch.from_numpy(grey)[None]):
         assert torch.equal(single_sample(image, resolution), expected)
 
 
 @pytest.mark.parametrize(("dtype", "rounding"), [("float32", 0), ("float64", 0), ("float16", 0.3), ("bfloat16", 1)])
-def test_float_tensors_give_the_samples_of_the_8_bit_picture_up_to_rounding(dtype, rounding):
-    picture = photo()
-    tensor = (torch.from_numpy(picture).permute(2, 0, 1) / 255).to(getattr(torch, dtype)).requires_grad_()
+def test_float_tensors_give_the_samples_of_the_8_bit_image_up_to_rounding(dtype, rounding):
+    image = photo()
+    tensor = (torch.from_numpy(image).permute(2, 0, 1) / 255).to(getattr(torch, dtype)).requires_grad_()
     grey_level = 2 / 255
-    torch.testing.assert_close(single_sample(tensor), single_sample(picture), atol=rounding * grey_level + 1e-6, rtol=0)
-    # resized, 8-bit pictures are rounded twice, after rows and after columns
+    torch.testing.assert_close(single_sample(tensor), single_sample(image), atol=rounding * grey_level + 1e-6, rtol=0)
+    # resized, 8-bit images are rounded twice, after rows and after columns
     torch.testing.assert_close(
-        single_sample(tensor, 10), single_sample(picture, 10), atol=(1 + rounding) * grey_level, rtol=0
+        single_sample(tensor, 10), single_sample(image, 10), atol=(1 + rounding) * grey_level, rtol=0
     )
 
 
 def test_four_axes_are_a_batch():
-    pictures = np.stack([photo(9, 12, seed) for seed in range(3)])
-    one_by_one = torch.stack([single_sample(picture) for picture in pictures])
-    for batch in (pictures, torch.from_numpy(pictures).permute(0, 3, 1, 2)):
+    images = np.stack([photo(9, 12, seed) for seed in range(3)])
+    one_by_one = torch.stack([single_sample(image) for image in images])
+    for batch in (images, torch.from_numpy(images).permute(0, 3, 1, 2)):
         samples, sizes = preprocess(batch, SIZE)
         assert torch.equal(samples, one_by_one)
         assert sizes == [(9, 12)] * 3
@@ -202,7 +202,7 @@ def test_shrinking_averages_instead_of_skipping_pixels():
     assert single_sample(stripes / np.float32(255)).abs().max() < 0.05
 
 
-def test_pictures_handed_over_are_left_as_they_are():
+def test_images_handed_over_are_left_as_they_are():
     array, tensor = np.full((SIZE, SIZE, 3), 0.25, np.float32), torch.full((3, SIZE, SIZE), 0.25)
     preprocess([array, tensor], SIZE)
     assert (array == 0.25).all()
@@ -221,7 +221,7 @@ def test_contrast_normalisation_gives_mean_0_and_deviation_one_half():
 
 
 @pytest.mark.parametrize("images", [[], (), np.zeros((0, 4, 4, 3), np.uint8), torch.zeros(0, 3, 4, 4)])
-def test_no_picture_at_all_is_refused(images):
+def test_no_image_at_all_is_refused(images):
     with refused(ValueError, "empty"):
         preprocess(images, SIZE)
 
@@ -239,7 +239,7 @@ def test_enormous_arrays_are_refused_before_they_are_copied(image):
         preprocess(image, SIZE)
 
 
-def test_enormous_pil_pictures_are_refused_before_they_are_decoded():
+def test_enormous_pil_images_are_refused_before_they_are_decoded():
     image = Image.open(io.BytesIO(b"P5 8001 8000 255\n"))  # a header alone: to decode it would fail
     assert image.width * image.height > MAX_PIXELS
     with refused(ValueError, "8001×8000"):
@@ -259,7 +259,7 @@ def test_a_png_with_a_broken_chunk_is_refused_when_it_is_decoded():
     stream = io.BytesIO()
     Image.fromarray(photo(256, 256)).save(stream, "PNG")
     first, second, *rest = stream.getvalue().split(b"IDAT")
-    assert rest, "the picture should fill several chunks"
+    assert rest, "the image should fill several chunks"
     damaged = first + b"IDAT" + second + b"\x00\x01\x02\x03" + b"IDAT".join(rest)
     with refused(ValueError, "image 0", "cannot be decoded"):
         preprocess(Image.open(io.BytesIO(damaged)), SIZE)
@@ -297,12 +297,12 @@ def with_value(value, dtype="float32"):
         (Image.new("RGB", (0, 7)), "0×7"),
     ],
 )
-def test_values_and_shapes_that_are_no_picture_are_refused_with_a_sentence(image, word):
+def test_values_and_shapes_that_are_no_image_are_refused_with_a_sentence(image, word):
     with refused(ValueError, "image 1", word):
         preprocess([photo(), image], SIZE)
 
 
 @pytest.mark.parametrize("image", ["part.png", None, 3.5, b"bytes", {"image": 1}])
-def test_objects_that_are_no_picture_are_refused_by_their_type(image):
+def test_objects_that_are_no_image_are_refused_by_their_type(image):
     with refused(TypeError, "image 0", type(image).__name__):
         preprocess(image, SIZE)

@@ -1,4 +1,4 @@
-"""AnomalyScoringPipeline through its public call: reproducible scores, maps at the picture's size, clear refusals."""
+"""AnomalyScoringPipeline through its public call: reproducible scores, maps at the image's size, clear refusals."""
 
 import numpy as np
 import pytest
@@ -44,8 +44,8 @@ def output(pipe, tiles):
 
 
 @pytest.fixture(scope="module")
-def strange_pictures():
-    """A picture of each kind that scores far from good tiles, with its (height, width)."""
+def strange_images():
+    """An image of each kind that scores far from good tiles, with its (height, width)."""
     rng = np.random.default_rng(0)
     return [
         (Image.fromarray(rng.integers(0, 256, (50, 31, 3)).astype(np.uint8)), (50, 31)),
@@ -64,7 +64,7 @@ def deviation(pipe):
     return float(np.std(quantiles))
 
 
-def test_the_same_picture_scores_the_same_alone_in_any_batch_and_at_any_place(pipe, tiles, output):
+def test_the_same_image_scores_the_same_alone_in_any_batch_and_at_any_place(pipe, tiles, output):
     tolerance = SAME * deviation(pipe)
     assert np.ptp(output.anomaly_score) > 10 * tolerance
     for index, tile in enumerate(tiles):
@@ -98,9 +98,9 @@ def test_other_noise_moves_scores_a_little_and_reproducibly(pipe, tiles, output)
     assert np.abs(other(1) - output.anomaly_score).mean() < 2 * deviation(pipe)
 
 
-def test_maps_and_masks_come_back_at_each_pictures_own_size(pipe, strange_pictures, tiles):
-    output = pipe([image for image, _ in strange_pictures] + tiles)
-    sizes = [size for _, size in strange_pictures] + [(tile.height, tile.width) for tile in tiles]
+def test_maps_and_masks_come_back_at_each_images_own_size(pipe, strange_images, tiles):
+    output = pipe([image for image, _ in strange_images] + tiles)
+    sizes = [size for _, size in strange_images] + [(tile.height, tile.width) for tile in tiles]
     assert len(set(sizes)) > 7
     for name, dtype in (("anomaly_map", np.float32), ("kl_map", np.float32), ("feature_map", np.float32)):
         maps = getattr(output, name)
@@ -136,7 +136,7 @@ def test_alpha_0_and_1_leave_one_part_of_the_map_alone_and_the_score_as_it_is(pi
         np.testing.assert_array_equal(other.p_value, output.p_value)
 
 
-def test_the_score_combines_each_parts_worst_hundredth_in_deviations_of_good_pictures(pipe, tile_files):
+def test_the_score_combines_each_parts_worst_hundredth_in_deviations_of_good_images(pipe, tile_files):
     samples, _ = preprocess(Image.open(tile_files[0]), 64)
     timesteps, calibration = [5, 50, 100], pipe.calibration
     parts = calibration.standardize(pipe.measure(samples, timesteps, calibration.noise_fields(timesteps)), timesteps)
@@ -205,12 +205,12 @@ def test_order_of_timesteps_does_not_matter(pipe, tiles):
     assert forwards.image_threshold == backwards.image_threshold
 
 
-def test_accepted_pictures_have_empty_masks_and_rejected_ones_mark_what_exceeds_the_threshold(
-    pipe, tiles, strange_pictures
+def test_accepted_images_have_empty_masks_and_rejected_ones_mark_what_exceeds_the_threshold(
+    pipe, tiles, strange_images
 ):
-    pictures = tiles + [image for image, _ in strange_pictures]
+    images = tiles + [image for image, _ in strange_images]
     for rate in (None, 0.3, 1.0):
-        result = pipe(pictures, false_alarm_rate=rate)
+        result = pipe(images, false_alarm_rate=rate)
         for anomalous, mask, anomaly_map in zip(result.is_anomalous, result.pred_mask, result.anomaly_map, strict=True):
             np.testing.assert_array_equal(mask, (anomaly_map > result.pixel_threshold) & anomalous)
         assert result.is_anomalous.tolist() == (result.p_value <= result.false_alarm_rate + 1e-12).tolist()
@@ -218,14 +218,14 @@ def test_accepted_pictures_have_empty_masks_and_rejected_ones_mark_what_exceeds_
         if rate == 1.0:
             assert result.is_anomalous.all()
         else:
-            assert 0 < result.is_anomalous.sum() < len(pictures)
+            assert 0 < result.is_anomalous.sum() < len(images)
             assert not any(
                 mask.any() for mask, bad in zip(result.pred_mask, result.is_anomalous, strict=True) if not bad
             )
             assert any(mask.any() for mask in result.pred_mask)
 
 
-def test_an_accepted_pictures_mask_is_empty_even_where_its_map_exceeds_the_pixel_threshold(pipe, output):
+def test_an_accepted_images_mask_is_empty_even_where_its_map_exceeds_the_pixel_threshold(pipe, output):
     peak = torch.zeros(3, 4)
     peak[1, 2] = output.pixel_threshold + 1
     scores = torch.tensor([output.image_threshold - 1, output.image_threshold + 1])
@@ -234,11 +234,11 @@ def test_an_accepted_pictures_mask_is_empty_even_where_its_map_exceeds_the_pixel
     assert [mask.nonzero().tolist() for mask in verdicts["pred_mask"]] == [[], [[1, 2]]]
 
 
-def test_deciding_again_at_another_rate_equals_a_new_call_at_that_rate(pipe, tiles, strange_pictures):
-    pictures = tiles + [image for image, _ in strange_pictures]
-    first = pipe(pictures, alpha=0.3, timesteps=[5, 50], output_type="pt")
+def test_deciding_again_at_another_rate_equals_a_new_call_at_that_rate(pipe, tiles, strange_images):
+    images = tiles + [image for image, _ in strange_images]
+    first = pipe(images, alpha=0.3, timesteps=[5, 50], output_type="pt")
     for rate in (None, 0.04, 0.3, 1.0):
-        again = pipe(pictures, alpha=0.3, timesteps=[5, 50], false_alarm_rate=rate, output_type="pt")
+        again = pipe(images, alpha=0.3, timesteps=[5, 50], false_alarm_rate=rate, output_type="pt")
         verdicts = pipe.decide(first.anomaly_map, torch.from_numpy(first.anomaly_score), 0.3, [5, 50], rate)
         for name in ("false_alarm_rate", "image_threshold", "pixel_threshold"):
             assert verdicts[name] == getattr(again, name)
@@ -256,9 +256,9 @@ def test_the_default_rate_is_the_smallest_that_the_calibration_can_promise(pipe,
     assert pipe(np.zeros((8, 8)), false_alarm_rate=0.25).false_alarm_rate == 0.25
 
 
-def test_output_types_hold_the_same_values(pipe, tiles, strange_pictures, output):
-    pictures = [*tiles[:2], strange_pictures[0][0]]
-    arrays, tensors, images = (pipe(pictures, output_type=kind) for kind in ("np", "pt", "pil"))
+def test_output_types_hold_the_same_values(pipe, tiles, strange_images, output):
+    given = [*tiles[:2], strange_images[0][0]]
+    arrays, tensors, images = (pipe(given, output_type=kind) for kind in ("np", "pt", "pil"))
     assert arrays.pred_mask[2].any()
     for name in ("anomaly_map", "kl_map", "feature_map", "pred_mask"):
         for array, tensor, image in zip(*(getattr(kind, name) for kind in (arrays, tensors, images)), strict=True):
@@ -291,7 +291,7 @@ def test_a_plain_tuple_holds_the_fields_in_their_order(pipe, tiles, output):
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 7, 8])
-def test_one_network_call_takes_all_timesteps_of_a_batch_of_pictures(pipe, tiles, batch_size):
+def test_one_network_call_takes_all_timesteps_of_a_batch_of_images(pipe, tiles, batch_size):
     unet_batches, extractor_batches = [], []
     handles = [
         pipe.unet.register_forward_hook(lambda _, arguments, __: unet_batches.append(len(arguments[0]))),
@@ -343,7 +343,7 @@ def test_arguments_out_of_range_are_refused_with_a_sentence_before_any_network_r
     assert not calls
 
 
-def test_what_is_no_picture_is_refused_with_a_sentence(pipe, tiles):
+def test_what_is_no_image_is_refused_with_a_sentence(pipe, tiles):
     with refused(ValueError, "empty"):
         pipe([])
     with refused(TypeError, "image 1", "str"):
@@ -397,7 +397,7 @@ def test_bfloat16_runs_by_itself_only_where_calibration_found_the_scores_to_agre
         assert scores("auto", 0.001) == exact
 
 
-def test_convolutions_keep_all_bits_while_a_picture_is_measured_and_not_beyond(pipe, tiles):
+def test_convolutions_keep_all_bits_while_a_image_is_measured_and_not_beyond(pipe, tiles):
     allowed = []
     hooks = [
         network.register_forward_pre_hook(lambda *_: allowed.append(torch.backends.cudnn.allow_tf32))

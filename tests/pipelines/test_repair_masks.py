@@ -80,7 +80,7 @@ def test_a_feathered_mask_is_full_on_the_mask_and_exactly_nothing_far_from_it():
     assert 0 < soft[32, 41] < 0.5
 
 
-def test_a_hole_in_an_even_picture_is_filled_evenly_and_the_rest_is_kept():
+def test_a_hole_in_an_even_image_is_filled_evenly_and_the_rest_is_kept():
     sample = torch.full((1, 3, 32, 32), 0.25)
     hole = hole_in_the_middle()
     torch.testing.assert_close(fill_from_surroundings(sample + 5 * hole, hole), sample)
@@ -96,7 +96,7 @@ def test_a_hole_in_a_ramp_is_filled_between_its_sides():
     assert (ramp.mean() - ramp).abs()[hole.expand_as(ramp) > 0].max() > 0.28  # what a plain mean would miss by
 
 
-def test_the_fill_takes_odd_sizes_and_a_picture_that_is_all_hole():
+def test_the_fill_takes_odd_sizes_and_a_image_that_is_all_hole():
     sample = torch.rand(1, 3, 37, 21)
     filled = fill_from_surroundings(sample, torch.ones(1, 1, 37, 21))
     assert torch.equal(filled, torch.zeros_like(sample))
@@ -141,7 +141,7 @@ def test_detail_is_fetched_from_where_the_grain_came_from():
     assert found[:, 0].tolist() == [detail[2, 26, 0], detail[9, 33, 0], 0]
 
 
-def test_without_a_free_patch_the_picture_stays_without_grain():
+def test_without_a_free_patch_the_image_stays_without_grain():
     sample = torch.rand(1, 3, 32, 32)
     resampled = torch.zeros_like(sample)
     found, offsets = transfer_grain(resampled, sample, resampled, torch.ones(1, 1, 32, 32))

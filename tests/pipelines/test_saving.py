@@ -76,7 +76,7 @@ print("ANSWER" + json.dumps(answer))
 
 
 @pytest.fixture(scope="module")
-def pictures(tile_files):
+def images(tile_files):
     """Three real tiles of different sizes."""
     return [str(path) for path in tile_files[:3]]
 
@@ -104,21 +104,21 @@ def workplace(tmp_path_factory):
 
 
 def filled(script, **values):
-    """A script of this file with its folders and pictures, running on as many threads as this process."""
+    """A script of this file with its folders and images, running on as many threads as this process."""
     return script.format(root=ROOT, threads=torch.get_num_threads(), **values)
 
 
 @pytest.fixture(scope="module")
-def foreign(tiny_checkpoint, half_checkpoint, bare_checkpoint, pictures, workplace):
+def foreign(tiny_checkpoint, half_checkpoint, bare_checkpoint, images, workplace):
     """What a process that has never seen this repository makes of the checkpoints: answers and stderr."""
     folders = {"folder": tiny_checkpoint, "half": half_checkpoint, "bare": bare_checkpoint}
-    return run_fresh(filled(SCORING + FOREIGN, files=pictures, **folders), workplace)
+    return run_fresh(filled(SCORING + FOREIGN, files=images, **folders), workplace)
 
 
 @pytest.fixture(scope="module")
-def expected(tiny_pipeline, pictures):
+def expected(tiny_pipeline, images):
     """The fingerprint of the pipeline that was saved, from this process."""
-    return fingerprint(tiny_pipeline, pictures)
+    return fingerprint(tiny_pipeline, images)
 
 
 def copy_of(checkpoint, tmp_path):
@@ -154,18 +154,16 @@ def test_a_checkpoint_saved_again_by_a_foreign_process_scores_the_same_there(for
 
 
 def test_the_local_class_scores_both_bit_by_bit_alike_without_remote_code(
-    foreign, expected, tiny_checkpoint, pictures, workplace
+    foreign, expected, tiny_checkpoint, images, workplace
 ):
-    answer, _ = run_fresh(filled(SCORING + LOCAL, files=pictures, folder=tiny_checkpoint), workplace)
+    answer, _ = run_fresh(filled(SCORING + LOCAL, files=images, folder=tiny_checkpoint), workplace)
     assert answer[str(tiny_checkpoint)] == expected
     assert answer["resaved"] == expected
     assert answer["remote_modules"] == []
 
 
-def test_a_foreign_process_repairs_like_this_one_with_the_second_pipeline_of_the_folder(
-    foreign, tiny_pipeline, pictures
-):
-    expected = repaired(GradientDenoisePipeline.from_pipe(tiny_pipeline), pictures)
+def test_a_foreign_process_repairs_like_this_one_with_the_second_pipeline_of_the_folder(foreign, tiny_pipeline, images):
+    expected = repaired(GradientDenoisePipeline.from_pipe(tiny_pipeline), images)
     assert foreign[0]["repair"] == ["GradientDenoisePipeline", expected]
     assert foreign[0]["from_pipe"] == expected
 
@@ -180,16 +178,16 @@ def test_a_foreign_process_saves_all_that_it_loaded(foreign, tiny_checkpoint, wo
 
 
 def test_half_precision_is_read_as_float32_and_scores_alike_here_and_in_a_foreign_process(
-    foreign, half_checkpoint, tiny_pipeline, pictures
+    foreign, half_checkpoint, tiny_pipeline, images
 ):
     answer, _ = foreign
     assert answer["half_types"] == ["torch.float32"]
     pipe = AnomalyScoringPipeline.from_pretrained(half_checkpoint)
     assert {parameter.dtype for parameter in pipe.unet.parameters()} == {torch.float32}
     assert {parameter.dtype for parameter in pipe.feature_extractor.parameters()} == {torch.float32}
-    assert fingerprint(pipe, pictures) == answer["half"]
-    images = [Image.open(path) for path in pictures]
-    moved = torch.from_numpy(pipe(images).anomaly_score - tiny_pipeline(images).anomaly_score)
+    assert fingerprint(pipe, images) == answer["half"]
+    opened = [Image.open(path) for path in images]
+    moved = torch.from_numpy(pipe(opened).anomaly_score - tiny_pipeline(opened).anomaly_score)
     assert moved.abs().max() < 0.05
 
 
@@ -204,7 +202,7 @@ def test_a_checkpoint_without_calibration_loads_everywhere(foreign, bare_checkpo
     assert AnomalyScoringPipeline.from_pretrained(bare_checkpoint).calibration is None
 
 
-def test_the_local_class_runs_no_code_of_the_checkpoint(tiny_checkpoint, expected, pictures, tmp_path):
+def test_the_local_class_runs_no_code_of_the_checkpoint(tiny_checkpoint, expected, images, tmp_path):
     folder, marker = copy_of(tiny_checkpoint, tmp_path), tmp_path / "marker"
     poison = f"open({str(marker)!r}, 'w').write('executed')\n"
     poisoned = list(folder.rglob("*.py"))
@@ -213,7 +211,7 @@ def test_the_local_class_runs_no_code_of_the_checkpoint(tiny_checkpoint, expecte
         path.write_text(poison + path.read_text())
     pipe = AnomalyScoringPipeline.from_pretrained(folder)
     assert not marker.exists()
-    assert fingerprint(pipe, pictures) == expected
+    assert fingerprint(pipe, images) == expected
     pipe.save_pretrained(tmp_path / "clean")
     assert not any(poison in path.read_text() for path in (tmp_path / "clean").rglob("*.py"))
     load = f"DiffusionPipeline.from_pretrained({str(folder)!r}, trust_remote_code=True)"
@@ -297,18 +295,18 @@ def test_half_precision_leaves_the_normalisation_of_pixels_and_features_exact(ti
         ([False, True, False, False, False], "max", "is what feature error gives it."),
     ],
 )
-def test_the_model_card_says_what_decides_a_pictures_score(tiny_checkpoint, tmp_path, parts, rule, words):
+def test_the_model_card_says_what_decides_a_images_score(tiny_checkpoint, tmp_path, parts, rule, words):
     pipe = AnomalyScoringPipeline.from_pretrained(tiny_checkpoint)
     pipe.calibration.register_to_config(image_parts=parts, image_rule=rule)
     pipe.save_pretrained(tmp_path)
-    assert f"A picture's score {words}" in (tmp_path / "README.md").read_text()
+    assert f"An image's score {words}" in (tmp_path / "README.md").read_text()
 
 
 def test_the_model_card_states_what_the_calibration_promises_and_survives_a_later_save(
     tiny_checkpoint, bare_checkpoint, tiny_pipeline, tmp_path
 ):
     card = (tiny_checkpoint / "README.md").read_text()
-    assert "24 good pictures" in card
+    assert "24 good images" in card
     assert "4 %" in card
     assert "cross-fitting" in card
     weight = tiny_pipeline.calibration.config.map_weights[1] * (1 - tiny_pipeline.alpha)
@@ -362,14 +360,14 @@ def test_a_save_that_fails_leaves_the_former_checkpoint_as_it_was(tiny_checkpoin
     assert not contents(tmp_path / "new")
 
 
-def test_saving_over_a_checkpoint_replaces_it_whole(tiny_checkpoint, tiny_pipeline, expected, pictures, tmp_path):
+def test_saving_over_a_checkpoint_replaces_it_whole(tiny_checkpoint, tiny_pipeline, expected, images, tmp_path):
     folder = copy_of(tiny_checkpoint, tmp_path)
     for path in folder.rglob("*"):
         if path.is_file():
             path.write_bytes(b"old")
     tiny_pipeline.save_pretrained(folder)
     assert contents(folder) == contents(tiny_checkpoint)
-    assert fingerprint(AnomalyScoringPipeline.from_pretrained(folder), pictures) == expected
+    assert fingerprint(AnomalyScoringPipeline.from_pretrained(folder), images) == expected
 
 
 def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path):

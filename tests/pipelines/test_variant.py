@@ -39,23 +39,23 @@ def stranger(server, environment, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def pictures(tile_files):
+def images(tile_files):
     return [str(path) for path in tile_files[:2]]
 
 
 @pytest.fixture(scope="module")
-def without_variant(stranger, pictures):
+def without_variant(stranger, images):
     """What the checkpoint scores when nobody asks for a variant."""
-    status, printed, answer = run(stranger, LOAD, pictures)
+    status, printed, answer = run(stranger, LOAD, images)
     assert status == 0, printed
     return answer
 
 
 def test_both_pipelines_load_from_the_hub_in_half_precision_without_a_warning(
-    server, stranger, pictures, without_variant
+    server, stranger, images, without_variant
 ):
     asked = len(server.asked)
-    status, printed, answer = run(stranger, LOAD, pictures, **FP16)
+    status, printed, answer = run(stranger, LOAD, images, **FP16)
     assert status == 0, printed
     assert answer == without_variant
     assert "mixture" not in printed
@@ -66,29 +66,29 @@ def test_both_pipelines_load_from_the_hub_in_half_precision_without_a_warning(
     assert answer[2] == "GradientDenoisePipeline"
 
 
-def test_a_folder_loads_by_either_name(stranger, half_checkpoint, pictures, without_variant):
+def test_a_folder_loads_by_either_name(stranger, half_checkpoint, images, without_variant):
     load = LOAD.replace("team/tile", str(half_checkpoint))
     for options in ({}, FP16):
-        status, printed, answer = run(stranger, load, pictures, **options)
+        status, printed, answer = run(stranger, load, images, **options)
         assert status == 0, printed
         assert answer == without_variant
 
 
-def test_what_a_stranger_saves_in_half_precision_loads_by_either_name(stranger, pictures, without_variant, tmp_path):
+def test_what_a_stranger_saves_in_half_precision_loads_by_either_name(stranger, images, without_variant, tmp_path):
     save = LOAD.format(options="") + f"pipe.save_pretrained({quoted(tmp_path / 'again')}, variant='fp16')"
     status, printed, _ = stranger.run(save)
     assert status == 0, printed
     for options in ({}, FP16):
-        status, printed, answer = run(stranger, LOAD.replace("team/tile", str(tmp_path / "again")), pictures, **options)
+        status, printed, answer = run(stranger, LOAD.replace("team/tile", str(tmp_path / "again")), images, **options)
         assert status == 0, printed
         assert answer == without_variant
 
 
-def test_our_own_class_takes_the_same_files_with_a_variant_as_without(server, stranger, pictures, without_variant):
+def test_our_own_class_takes_the_same_files_with_a_variant_as_without(server, stranger, images, without_variant):
     asked = len(server.asked)
     load = f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n{LOCAL}sys.path.pop(0)\n"
     for options in (FP16, {}):
-        status, printed, answer = run(stranger, load, pictures, **options)
+        status, printed, answer = run(stranger, load, images, **options)
         assert status == 0, printed
         assert answer == without_variant
     assert not [path for _, path in server.asked[asked:] if path.endswith(HALF_PRECISION_WEIGHTS)]
@@ -102,13 +102,13 @@ casts = ({}, dict(dtype=torch.float16), dict(torch_dtype=torch.bfloat16), dict(d
 answer = []
 for cast in casts:
     pipe = DiffusionPipeline.from_pretrained("team/tile", trust_remote_code=True, variant="fp16", **cast)
-    score = pipe(Image.open(PICTURE)).anomaly_score.item()
+    score = pipe(Image.open(IMAGE)).anomaly_score.item()
     answer.append([str(pipe.unet.dtype), str(pipe.calibration.dtype), score])
 """
 
 
-def test_a_variant_can_be_cast_and_placed(stranger, pictures):
-    status, printed, answer = stranger.run(CAST.replace("PICTURE", repr(pictures[0])))
+def test_a_variant_can_be_cast_and_placed(stranger, images):
+    status, printed, answer = stranger.run(CAST.replace("IMAGE", repr(images[0])))
     assert status == 0, printed
     dtypes, calibrations, scores = zip(*answer, strict=True)
     assert dtypes == ("torch.float32", "torch.float16", "torch.bfloat16", "torch.float32")

@@ -1,4 +1,4 @@
-"""What the page draws: colours that mean the same in every picture, outlines, the scale."""
+"""What the page draws: colours that mean the same in every image, outlines, the scale."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import pytest
 from rendering.heat_map import MAX_OPACITY, OUTLINE_COLOR, PLASMA, legend, outline, overlay, shrink
 
 
-def test_average_good_map_leaves_the_picture_unchanged():
+def test_average_good_map_leaves_the_image_unchanged():
     image = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
     np.testing.assert_array_equal(overlay(image, np.zeros((5, 7), np.float32), 3.0), image)
     np.testing.assert_array_equal(overlay(image, np.full((5, 7), -2.0), 3.0), image)
@@ -43,7 +43,7 @@ def test_outline_is_the_border_of_the_mask_and_nothing_else():
     np.testing.assert_array_equal(outline(image, np.zeros_like(mask)), image)
 
 
-def test_outline_is_closed_at_the_pictures_edge_and_as_wide_as_asked():
+def test_outline_is_closed_at_the_images_edge_and_as_wide_as_asked():
     drawn = outline(np.zeros((8, 8, 3), np.uint8), np.ones((8, 8), bool), width=2)
     lined = (drawn == OUTLINE_COLOR).all(axis=-1)
     assert lined.sum() == 64 - 16
@@ -59,7 +59,7 @@ def test_legend_runs_from_grey_to_the_saturated_colour_and_marks_the_threshold()
     assert np.flatnonzero(marked).tolist() == [23, 24, 25, 26, 27]
 
 
-def test_shrink_keeps_small_pictures_and_halves_large_ones_with_their_maps():
+def test_shrink_keeps_small_images_and_halves_large_ones_with_their_maps():
     image = np.zeros((4, 8, 3), np.uint8)
     image[:, 4:] = 200
     anomaly_map = np.arange(32, dtype=np.float32).reshape(4, 8)

@@ -67,11 +67,11 @@ def test_a_category_keeps_the_settings_of_the_whole(unified, negative_files, cap
     assert view.alpha == 0.2
     assert list(view.config.timesteps) == CATEGORY_TIMESTEPS
     assert view.unet is loaded.unet
-    pictures = [Image.open(path) for path in negative_files[:2]]
+    images = [Image.open(path) for path in negative_files[:2]]
     for is_disabled in (False, True):
         loaded.set_progress_bar_config(disable=is_disabled)
         capfd.readouterr()
-        loaded(pictures, category="negative", batch_size=1)
+        loaded(images, category="negative", batch_size=1)
         assert ("2/2" in capfd.readouterr().err) != is_disabled
 
 

@@ -1,4 +1,4 @@
-"""Pictures from folders: finding and reading them, holding some out, and the endless rotated sequence."""
+"""Images from folders: finding and reading them, holding some out, and the endless rotated sequence."""
 
 import io
 import logging
@@ -25,8 +25,8 @@ from training.data.training_data import find_training_data
 SIZE = 16
 
 
-def write_pictures(folder, count, size=(SIZE, SIZE), suffix=".png"):
-    """`count` constant grey pictures, each of its own level: 0, 8, 16, …"""
+def write_images(folder, count, size=(SIZE, SIZE), suffix=".png"):
+    """`count` constant grey images, each of its own level: 0, 8, 16, …"""
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / f"part_{index:03d}{suffix}" for index in range(count)]
     for index, path in enumerate(files):
@@ -35,32 +35,32 @@ def write_pictures(folder, count, size=(SIZE, SIZE), suffix=".png"):
 
 
 def level(sample):
-    """Index of the picture of `write_pictures` that a sample shows, after checking that it is still constant."""
+    """Index of the image of `write_images` that a sample shows, after checking that it is still constant."""
     torch.testing.assert_close(sample, sample[0, 0, 0].expand_as(sample), atol=1e-5, rtol=0)
     return round((sample.mean().item() + 1) / 2 * 255 / 8)
 
 
 @pytest.fixture
-def pictures(tmp_path):
-    return GoodImages(write_pictures(tmp_path / "good", 10), SIZE)
+def images(tmp_path):
+    return GoodImages(write_images(tmp_path / "good", 10), SIZE)
 
 
-def test_a_flat_folder_and_its_subfolders_are_searched_for_every_kind_of_picture_file(tmp_path):
-    files = write_pictures(tmp_path, 3) + write_pictures(tmp_path / "b", 2, suffix=".TIFF")
-    files += write_pictures(tmp_path / "a" / "deep", 2, suffix=".jpeg")
-    (tmp_path / "notes.txt").write_text("no picture")
+def test_a_flat_folder_and_its_subfolders_are_searched_for_every_kind_of_image_file(tmp_path):
+    files = write_images(tmp_path, 3) + write_images(tmp_path / "b", 2, suffix=".TIFF")
+    files += write_images(tmp_path / "a" / "deep", 2, suffix=".jpeg")
+    (tmp_path / "notes.txt").write_text("no image")
     (tmp_path / "folder.png").mkdir()
     assert find_images(tmp_path) == sorted(files)
     assert find_images(str(tmp_path)) == sorted(files)
 
 
-def test_good_pictures_come_from_a_flat_folder_or_from_train_good_of_a_category(tmp_path):
-    flat = write_pictures(tmp_path / "flat", MIN_IMAGES)
+def test_good_images_come_from_a_flat_folder_or_from_train_good_of_a_category(tmp_path):
+    flat = write_images(tmp_path / "flat", MIN_IMAGES)
     assert find_good_images(tmp_path / "flat") == flat
     category = tmp_path / "category"
-    good = write_pictures(category / "train" / "good", MIN_IMAGES + 1)
+    good = write_images(category / "train" / "good", MIN_IMAGES + 1)
     for unwanted in ("test/good", "test/scratch", "ground_truth/scratch"):
-        write_pictures(category / unwanted, 2)
+        write_images(category / unwanted, 2)
     assert find_good_images(category) == good
 
 
@@ -69,28 +69,28 @@ def test_the_fixture_tiles_are_all_found(tile_files):
     assert {path.parent.parts[-2:] for path in tile_files} == {("train", "good")}
 
 
-def test_missing_empty_and_pictureless_folders_are_refused_with_a_sentence(tmp_path):
+def test_missing_empty_and_imageless_folders_are_refused_with_a_sentence(tmp_path):
     empty = tmp_path / "empty"
     empty.mkdir()
     texts = tmp_path / "texts"
     texts.mkdir()
     for index in range(20):
         (texts / f"{index}.txt").write_text("text")
-    regular_file = write_pictures(tmp_path / "one", 1)[0]
+    regular_file = write_images(tmp_path / "one", 1)[0]
     for folder in (tmp_path / "missing", empty, texts, regular_file):
         for find in (find_images, find_good_images):
             with refused(ValueError, str(folder)):
                 find(folder)
 
 
-def test_too_few_pictures_are_refused_with_both_numbers(tmp_path):
-    write_pictures(tmp_path, 3)
+def test_too_few_images_are_refused_with_both_numbers(tmp_path):
+    write_images(tmp_path, 3)
     with refused(ValueError, " 3 ", str(MIN_IMAGES)):
         find_good_images(tmp_path)
 
 
 def test_damaged_files_among_good_ones_are_left_out_with_a_warning_each(tmp_path, caplog):
-    good = write_pictures(tmp_path, MIN_IMAGES)
+    good = write_images(tmp_path, MIN_IMAGES)
     whole = good[0].read_bytes()
     (tmp_path / "truncated.png").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "text.png").write_text("this is text")
@@ -103,15 +103,15 @@ def test_damaged_files_among_good_ones_are_left_out_with_a_warning_each(tmp_path
         assert_sentence(next(message for message in messages if name in message), "left out")
 
 
-def test_damaged_files_do_not_count_towards_the_pictures_that_are_needed(tmp_path):
-    write_pictures(tmp_path, MIN_IMAGES - 1)
+def test_damaged_files_do_not_count_towards_the_images_that_are_needed(tmp_path):
+    write_images(tmp_path, MIN_IMAGES - 1)
     (tmp_path / "text.png").write_text("this is text")
     with refused(ValueError, str(MIN_IMAGES - 1)):
         find_good_images(tmp_path)
 
 
 def test_reading_names_the_file_that_cannot_be_read(tmp_path):
-    path = write_pictures(tmp_path, 1, size=(64, 64))[0]
+    path = write_images(tmp_path, 1, size=(64, 64))[0]
     assert read_image(path).size == (64, 64)
     broken = tmp_path / "broken.png"
     broken.write_bytes(path.read_bytes()[:-30])
@@ -128,7 +128,7 @@ def test_reading_names_the_file_that_cannot_be_read(tmp_path):
             read_image(unreadable)
 
 
-def test_a_picture_from_a_file_is_the_sample_that_the_pipeline_sees(tmp_path):
+def test_a_image_from_a_file_is_the_sample_that_the_pipeline_sees(tmp_path):
     rng = np.random.default_rng(0)
     upside_down = Image.Exif()
     upside_down[0x0112] = 3
@@ -147,7 +147,7 @@ def test_a_picture_from_a_file_is_the_sample_that_the_pipeline_sees(tmp_path):
     assert not torch.equal(images[2], images[2].flip(-1, -2))
 
 
-def test_held_out_pictures_and_the_rest_are_disjoint_and_complete(tile_files):
+def test_held_out_images_and_the_rest_are_disjoint_and_complete(tile_files):
     for fraction, expected in ((0.25, 6), (0.5, 12), (0.01, 4), (0.99, 20)):
         training, held_out = hold_out(tile_files, fraction, 0)
         assert len(held_out) == expected
@@ -167,19 +167,19 @@ def test_the_split_follows_seed_and_names_but_not_the_order_or_place_of_the_file
     assert [[path.name for path in part] for part in copies] == [[path.name for path in part] for part in split]
 
 
-def test_at_least_four_pictures_fall_on_either_side_of_the_split(tmp_path):
-    files = write_pictures(tmp_path, MIN_IMAGES)
+def test_at_least_four_images_fall_on_either_side_of_the_split(tmp_path):
+    files = write_images(tmp_path, MIN_IMAGES)
     for fraction in (0.01, 0.25, 0.99):
         training, held_out = hold_out(files, fraction, 0)
         assert len(training) == len(held_out) == 4
 
 
-def test_every_picture_comes_once_before_any_comes_again(pictures):
-    sequence = ShuffledRotatedImages([pictures], 3 * len(pictures), rotation_degrees=0, seed=0)
+def test_every_image_comes_once_before_any_comes_again(images):
+    sequence = ShuffledRotatedImages([images], 3 * len(images), rotation_degrees=0, seed=0)
     shown = [level(sequence[place][0]) for place in range(len(sequence))]
-    epochs = [shown[start : start + len(pictures)] for start in range(0, len(shown), len(pictures))]
+    epochs = [shown[start : start + len(images)] for start in range(0, len(shown), len(images))]
     for epoch in epochs:
-        assert sorted(epoch) == list(range(len(pictures)))
+        assert sorted(epoch) == list(range(len(images)))
     assert len({tuple(epoch) for epoch in epochs}) == 3
 
 
@@ -194,9 +194,9 @@ def test_a_sequence_taken_up_at_any_place_is_the_tail_of_the_whole(tile_files):
             assert tail[place][2] == whole[start + place][2] == start + place
 
 
-def test_categories_take_turns_however_many_pictures_they_have(tmp_path):
+def test_categories_take_turns_however_many_images_they_have(tmp_path):
     few, many = (
-        GoodImages(write_pictures(tmp_path / name, count), SIZE) for name, count in (("few", MIN_IMAGES), ("many", 20))
+        GoodImages(write_images(tmp_path / name, count), SIZE) for name, count in (("few", MIN_IMAGES), ("many", 20))
     )
     sequence = ShuffledRotatedImages([few, many], 40, rotation_degrees=0, seed=0)
     assert [label for _, label, _ in sequence] == [0, 1] * 20
@@ -208,7 +208,7 @@ def test_categories_take_turns_however_many_pictures_they_have(tmp_path):
 
 def test_folders_of_the_same_name_cannot_be_two_categories(tmp_path):
     for parent in ("left", "right"):
-        write_pictures(tmp_path / parent / "part", MIN_IMAGES)
+        write_images(tmp_path / parent / "part", MIN_IMAGES)
     found = find_categories([tmp_path / "left" / "part", tmp_path / "right"])
     assert list(found) == ["part", "right"]
     with pytest.raises(ValueError, match="must differ"):
@@ -225,8 +225,8 @@ def test_order_and_rotations_follow_the_seed(tile_files):
     assert not torch.equal(first, other)
 
 
-def test_spawned_worker_processes_serve_the_same_sequence(pictures):
-    sequence = ShuffledRotatedImages([pictures], 12, rotation_degrees=5, seed=0)
+def test_spawned_worker_processes_serve_the_same_sequence(images):
+    sequence = ShuffledRotatedImages([images], 12, rotation_degrees=5, seed=0)
     loader = DataLoader(
         sequence, batch_size=4, num_workers=1, multiprocessing_context=multiprocessing.get_context("spawn")
     )
@@ -235,9 +235,9 @@ def test_spawned_worker_processes_serve_the_same_sequence(pictures):
 
 
 @pytest.mark.parametrize("degrees", [1, 5, 45])
-def test_rotation_leaves_a_constant_picture_constant_up_to_its_corners(pictures, degrees):
-    sequence = ShuffledRotatedImages([pictures], 2 * len(pictures), rotation_degrees=degrees, seed=0)
-    assert sorted(level(sequence[place][0]) for place in range(len(pictures))) == list(range(len(pictures)))
+def test_rotation_leaves_a_constant_image_constant_up_to_its_corners(images, degrees):
+    sequence = ShuffledRotatedImages([images], 2 * len(images), rotation_degrees=degrees, seed=0)
+    assert sorted(level(sequence[place][0]) for place in range(len(images))) == list(range(len(images)))
 
 
 @pytest.mark.parametrize("limit", [2.0, 10.0])
@@ -259,7 +259,7 @@ def test_rotations_use_their_range_both_ways_and_never_exceed_it(tmp_path, limit
     assert min(angles) < -0.7 * limit
 
 
-def test_no_rotation_serves_the_pictures_untouched(tile_files):
+def test_no_rotation_serves_the_images_untouched(tile_files):
     images = GoodImages(tile_files[:8], SIZE)
     sequence = ShuffledRotatedImages([images], 8, rotation_degrees=0, seed=0)
     untouched = [images[index] for index in range(8)]
@@ -267,8 +267,8 @@ def test_no_rotation_serves_the_pictures_untouched(tile_files):
         assert sum(torch.equal(sequence[place][0], sample) for sample in untouched) == 1
 
 
-def test_the_next_picture_stands_in_for_one_that_disappears_from_a_training(tmp_path, caplog):
-    files = write_pictures(tmp_path, 20)
+def test_the_next_image_stands_in_for_one_that_disappears_from_a_training(tmp_path, caplog):
+    files = write_images(tmp_path, 20)
     images, strict = GoodImages(files, SIZE, replaces_unreadable=True), GoodImages(files, SIZE)
     for path in (files[3], files[4], files[19]):
         path.unlink()
@@ -283,7 +283,7 @@ def test_the_next_picture_stands_in_for_one_that_disappears_from_a_training(tmp_
 
 
 def test_of_a_large_folder_only_heads_are_read_but_what_is_held_out_is_decoded(tmp_path, monkeypatch):
-    files = write_pictures(tmp_path, 40, size=(64, 64))
+    files = write_images(tmp_path, 40, size=(64, 64))
     for path in files[::2]:
         path.write_bytes(path.read_bytes()[:-30])
     (tmp_path / "text.png").write_text("text")
@@ -300,8 +300,8 @@ def test_of_a_large_folder_only_heads_are_read_but_what_is_held_out_is_decoded(t
     assert 0 < len(held_out) < 10
 
 
-def test_no_more_pictures_are_held_out_than_calibration_has_a_use_for(tmp_path, monkeypatch):
-    write_pictures(tmp_path, 30)
+def test_no_more_images_are_held_out_than_calibration_has_a_use_for(tmp_path, monkeypatch):
+    write_images(tmp_path, 30)
     monkeypatch.setattr("training.data.training_data.MAX_HELD_OUT", 6)
     arguments = parse_args(
         ["--train_data_dir", str(tmp_path), "--output_dir", str(tmp_path / "out"), "--groups", "none"]

@@ -29,7 +29,7 @@ from training.inference.scoring_graph import ScoringGraph
 
 FORMATS = ["onnx"] + ["openvino"] * (importlib.util.find_spec("openvino") is not None)
 TOLERANCE = 1e-4
-"""In standard deviations of good pictures."""
+"""In standard deviations of good images."""
 
 TOLERANCES = {"onnx": TOLERANCE, "openvino": 5e-3}
 """OpenVINO's exponential keeps about four digits of KL at small timesteps."""
@@ -43,7 +43,7 @@ def load(folder, name):
 
 @pytest.fixture(scope="module")
 def files():
-    """Six test pictures of tiles, good and defective, each of its own size."""
+    """Six test images of tiles, good and defective, each of its own size."""
     return find_images(TILES / "test")[::3][:6]
 
 
@@ -89,10 +89,10 @@ def test_the_graph_scores_as_the_pipeline_does_whatever_has_no_weight(tiny_check
         ([0.2, 0.3, 0.3, 0.2], None, "mean"),
     ):
         pipe.calibration.register_to_config(map_weights=weights, image_parts=parts, image_rule=rule)
-        pictures = [read_image(path) for path in files[:2]]
-        expected = pipe(pictures, timesteps=timesteps)
+        images = [read_image(path) for path in files[:2]]
+        expected = pipe(images, timesteps=timesteps)
         graph = ScoringGraph(pipe, timesteps)
-        squares = np.stack([to_square(picture, pipe.resolution) for picture in pictures])
+        squares = np.stack([to_square(image, pipe.resolution) for image in images])
         scores, p_values, maps = graph(torch.from_numpy(squares))
         np.testing.assert_allclose(scores, expected.anomaly_score, atol=TOLERANCE)
         np.testing.assert_array_equal(p_values, expected.p_value)
@@ -105,9 +105,9 @@ def test_a_pipeline_without_references_has_a_graph_too(tiny_checkpoint, files):
     loaded = AnomalyScoringPipeline.from_pretrained(tiny_checkpoint, **dict.fromkeys(REFERENCES), alpha=0.5)
     calibration = type(loaded.calibration)(resolution=64, grid_size=16, num_ranked=4)
     loaded.register_modules(calibration=calibration)
-    picture = read_image(files[0])
-    scores, _, _ = ScoringGraph(loaded)(torch.from_numpy(to_square(picture, 64)[None]))
-    np.testing.assert_allclose(scores, loaded(picture).anomaly_score, rtol=1e-5)
+    image = read_image(files[0])
+    scores, _, _ = ScoringGraph(loaded)(torch.from_numpy(to_square(image, 64)[None]))
+    np.testing.assert_allclose(scores, loaded(image).anomaly_score, rtol=1e-5)
 
 
 # the files
@@ -119,13 +119,13 @@ def test_other_runtimes_agree_with_the_pipeline_in_any_batch(scoring, exported, 
     model = load(exported, name)
     found = benchmark.compare(scoring, {name: model}, files, batch_size)[name]
     assert found["verdicts"] == 0
-    assert found["pictures"] == len(files)
+    assert found["images"] == len(files)
     assert found["score"] < TOLERANCES[name]
     assert found["map"] < TOLERANCES[name]
     assert found["p_value"] < 1e-6
 
 
-def test_they_agree_on_pictures_of_12_bits_in_16(scoring, exported, files, tmp_path):
+def test_they_agree_on_images_of_12_bits_in_16(scoring, exported, files, tmp_path):
     pipe = AnomalyScoringPipeline.from_pipe(scoring, white_level=4095)
     pipe.set_progress_bar_config(disable=True)
     for path in files[:2]:
@@ -176,7 +176,7 @@ def test_the_calibration_holds_what_verdicts_need(scoring, exported):
         assert calibration["pixel_thresholds"][rank - 1] == expected
 
 
-def test_one_file_holds_the_weights_and_takes_any_number_of_pictures(exported):
+def test_one_file_holds_the_weights_and_takes_any_number_of_images(exported):
     import onnx
 
     model = onnx.load(exported / "model.onnx", load_external_data=False)
@@ -252,10 +252,10 @@ def test_a_failed_export_leaves_the_former_whole(tiny_pipeline, exported, monkey
     assert {path: path.read_bytes() for path in exported.iterdir()} == before
 
 
-# what the example does to pictures
+# what the example does to images
 
 
-def every_kind_of_picture():
+def every_kind_of_image():
     for mode in EIGHT_BIT_MODES:
         yield mode, Image.fromarray(photo(40, 24)).convert("P" if mode == "PA" else mode).convert(mode)
     translucent = Image.fromarray(photo(40, 24)).convert("RGBA")
@@ -271,8 +271,8 @@ def every_kind_of_picture():
     yield "rotated", saved_and_reopened(Image.fromarray(photo(40, 24)), "JPEG", exif=exif)
 
 
-@pytest.mark.parametrize(("kind", "image"), every_kind_of_picture())
-def test_the_example_reads_every_kind_of_picture_as_the_pipeline_does(kind, image):
+@pytest.mark.parametrize(("kind", "image"), every_kind_of_image())
+def test_the_example_reads_every_kind_of_image_as_the_pipeline_does(kind, image):
     samples, _ = preprocess(image, 16)
     np.testing.assert_allclose(to_square(image, 16), samples[0].permute(1, 2, 0) / 2 + 0.5, atol=1e-6)
 

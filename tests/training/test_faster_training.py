@@ -38,7 +38,7 @@ class Niceness:
 
 
 @pytest.mark.skipif(not hasattr(os, "nice"), reason="this system has no niceness")
-def test_processes_that_read_pictures_stand_back_and_the_one_that_trains_does_not():
+def test_processes_that_read_images_stand_back_and_the_one_that_trains_does_not():
     before = os.nice(0)
     (found,) = next(iter(DataLoader(Niceness(), num_workers=1, worker_init_fn=stand_back))).tolist()
     assert found == min(before + READER_NICENESS, 19)

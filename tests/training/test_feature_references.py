@@ -14,7 +14,7 @@ from pipelines.model_checks import check_fit
 from pipelines.score_calibration import REFERENCES
 from training.data.good_images import GoodImages
 from training.fitting.feature_references import (
-    PRIOR_PICTURES,
+    PRIOR_IMAGES,
     REGULARIZATION,
     fill_memory,
     fit_feature_reference,
@@ -44,12 +44,12 @@ def test_gaussian_distance_is_the_mahalanobis_distance_of_the_cell_a_place_lies_
     features = normal(2, 5, 6, 6, seed=2)
     distance = gaussian(features)
     assert distance.shape == (2, 6, 6)
-    for picture, row, column in ((0, 0, 0), (1, 0, 5), (0, 3, 2), (1, 5, 4), (1, 2, 2)):
+    for image, row, column in ((0, 0, 0), (1, 0, 5), (0, 3, 2), (1, 5, 4), (1, 2, 2)):
         cell = (row // 2) * 3 + column // 2
         expected = mahalanobis(
-            features[picture, :, row, column], gaussian.mean[:, row, column], np.linalg.inv(covariance[cell].double())
+            features[image, :, row, column], gaussian.mean[:, row, column], np.linalg.inv(covariance[cell].double())
         )
-        assert distance[picture, row, column].item() == pytest.approx(expected / 5**0.5, rel=5e-3)
+        assert distance[image, row, column].item() == pytest.approx(expected / 5**0.5, rel=5e-3)
 
 
 def test_a_gaussian_of_fewer_channels_looks_at_the_last_ones():
@@ -144,12 +144,12 @@ def test_a_places_distance_does_not_depend_on_the_batch_it_comes_in():
 # the fit
 
 
-def test_shrinkage_weighs_the_common_covariance_like_a_fixed_number_of_pictures():
+def test_shrinkage_weighs_the_common_covariance_like_a_fixed_number_of_images():
     covariance = covariances(4, 3).double()
     few, many = shrink(covariance, 1), shrink(covariance, 10**9)
     regular = REGULARIZATION * torch.eye(3, dtype=torch.float64)
     torch.testing.assert_close(many, covariance + regular)
-    weight = 1 / (1 + PRIOR_PICTURES)
+    weight = 1 / (1 + PRIOR_IMAGES)
     torch.testing.assert_close(few, weight * covariance + (1 - weight) * covariance.mean(dim=0) + regular)
 
 
@@ -174,7 +174,7 @@ def test_memory_of_candidates_is_whitened_and_keeps_a_candidate_at_distance_zero
     assert memory(features).max() < 1e-2
 
 
-def test_fit_equals_moments_computed_picture_by_picture(tiny_pipeline, tile_files):
+def test_fit_equals_moments_computed_image_by_image(tiny_pipeline, tile_files):
     extractor = tiny_pipeline.feature_extractor
     images = GoodImages(tile_files, 64)
     features = torch.stack([extractor(images[index][None])[0] for index in range(len(images))])

@@ -17,7 +17,7 @@ TIMESTEPS = [5, 50, 100]
 
 
 def grouped(scores, groups, **settings):
-    """A calibration filled by hand: good scores, and the part that each picture shows."""
+    """A calibration filled by hand: good scores, and the part that each image shows."""
     calibration = ScoreCalibration(
         timesteps=[5], resolution=8, grid_size=2, num_ranked=len(scores), num_groups=max(groups) + 1, **settings
     )
@@ -28,7 +28,7 @@ def grouped(scores, groups, **settings):
     return calibration
 
 
-def test_each_part_weighs_one_and_its_pictures_share_that_weight():
+def test_each_part_weighs_one_and_its_images_share_that_weight():
     calibration = grouped([1.0, 2.0, 3.0, 4.0, 5.0], [0, 0, 0, 1, 2])
     p_values = calibration.p_value(torch.tensor([0.5, 1.5, 2.5, 3.5, 4.5, 5.5]), [5])
     expected = [4, 3 + 2 / 3, 3 + 1 / 3, 3, 2, 1]
@@ -39,7 +39,7 @@ def test_each_part_weighs_one_and_its_pictures_share_that_weight():
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_a_picture_is_above_the_threshold_just_where_its_p_value_is_within_the_rate(seed):
+def test_a_image_is_above_the_threshold_just_where_its_p_value_is_within_the_rate(seed):
     rng = np.random.default_rng(seed)
     groups = np.sort(rng.integers(0, 9, 60))
     groups = np.unique(groups, return_inverse=True)[1].tolist()
@@ -53,22 +53,22 @@ def test_a_picture_is_above_the_threshold_just_where_its_p_value_is_within_the_r
         assert calibration.pixel_threshold(rate, 0.3, [5]) == calibration.image_threshold(rate, [5])
 
 
-def test_of_new_parts_no_more_are_rejected_than_promised_and_by_pictures_there_would_be():
-    """Parts differ more than pictures of a part, and the worst parts have the most pictures left out or many."""
+def test_of_new_parts_no_more_are_rejected_than_promised_and_by_images_there_would_be():
+    """Parts differ more than images of a part, and the worst parts have the most images left out or many."""
     rng = np.random.default_rng(0)
     rejected = {"parts": [], "pictures": []}
     for _ in range(4000):
         sizes = rng.integers(1, 13, 12)
-        levels = rng.normal(size=13) - 0.15 * np.append(sizes, 6)  # parts with many pictures look better
+        levels = rng.normal(size=13) - 0.15 * np.append(sizes, 6)  # parts with many images look better
         scores = np.concatenate(
             [level + 0.1 * rng.normal(size=size) for level, size in zip(levels, sizes, strict=False)]
         )
         new = torch.tensor([levels[-1] + 0.15 * 6 - 0.15 * rng.integers(1, 13)], dtype=torch.float32)
         groups = np.repeat(np.arange(12), sizes).tolist()
         by_part = grouped(scores, groups)
-        by_picture = ScoreCalibration([5], 8, 2, num_ranked=len(scores))
-        by_picture.part_scores.copy_(by_part.part_scores)
-        for name, calibration in (("parts", by_part), ("pictures", by_picture)):
+        by_image = ScoreCalibration([5], 8, 2, num_ranked=len(scores))
+        by_image.part_scores.copy_(by_part.part_scores)
+        for name, calibration in (("parts", by_part), ("pictures", by_image)):
             rejected[name].append(calibration.p_value(new, [5]).item() <= 0.2)
     assert np.mean(rejected["parts"]) <= 0.2 + 3 * (0.16 / 4000) ** 0.5
     assert np.mean(rejected["pictures"]) > 0.2 + 3 * (0.16 / 4000) ** 0.5
@@ -87,7 +87,7 @@ def test_ranks_of_parts_are_saved_and_damaged_ones_are_refused(tmp_path):
 
 @pytest.fixture(scope="module")
 def parts(tile_files, tmp_path_factory):
-    """Good pictures of 24 parts, two of each: a tile, and the same with a little noise."""
+    """Good images of 24 parts, two of each: a tile, and the same with a little noise."""
     folder, rng, files = tmp_path_factory.mktemp("parts"), np.random.default_rng(0), []
     for index, path in enumerate(tile_files):
         pixels = np.asarray(Image.open(path).convert("L").resize((64, 64)), np.float32)
@@ -108,7 +108,7 @@ def pipe(tiny_checkpoint, parts):
     return pipe
 
 
-def test_no_part_fits_and_ranks_and_each_ranked_picture_knows_its_part(pipe, parts):
+def test_no_part_fits_and_ranks_and_each_ranked_image_knows_its_part(pipe, parts):
     files, groups = parts
     ranked, fitted = split_held_out(files, 0, groups)
     assert {groups[path] for path in ranked} & {groups[path] for path in fitted} == set()
@@ -122,14 +122,14 @@ def test_no_part_fits_and_ranks_and_each_ranked_picture_knows_its_part(pipe, par
     assert "guaranteed for new good parts" in said
 
 
-def test_too_few_parts_are_cross_fitted_part_by_part_however_many_pictures(tiny_checkpoint, parts):
+def test_too_few_parts_are_cross_fitted_part_by_part_however_many_images(tiny_checkpoint, parts):
     files, _ = parts
     groups = {path: f"{int(path.name[:2]) % 10}" for path in files}
     pipe = AnomalyScoringPipeline.from_pretrained(tiny_checkpoint, calibration=None)
     calibration = fit_calibration(pipe, files, [5], groups=groups)
     assert calibration.config.cross_fitted
     assert calibration.num_ranked_groups == 10
-    assert_sentence(describe_promise(calibration), "48 good pictures of 10 parts", "9.1%", "20 or more parts")
+    assert_sentence(describe_promise(calibration), "48 good images of 10 parts", "9.1%", "20 or more parts")
 
 
 def test_the_words_of_the_page_speak_of_parts(pipe):
@@ -146,7 +146,7 @@ def test_the_words_of_the_page_speak_of_parts(pipe):
     }
     said = verdict(numbers, config)
     assert f"Of {config.num_groups} good parts" in said
-    assert f"in {config.num_ranked} pictures, about 1.5 scored as high" in said
+    assert f"in {config.num_ranked} images, about 1.5 scored as high" in said
 
 
 # precision
@@ -155,7 +155,7 @@ def test_the_words_of_the_page_speak_of_parts(pipe):
 def test_a_verdict_in_bfloat16_is_ranked_among_scores_in_bfloat16(pipe, parts):
     files, groups = parts
     ranked, _ = split_held_out(files, 0, groups)
-    pictures = [Image.open(path) for path in ranked]
+    images = [Image.open(path) for path in ranked]
     calibration = pipe.calibration
     assert not torch.equal(calibration.part_scores, calibration.bfloat16_part_scores)
     for precision, bfloat16 in (("no", False), ("bf16", True)):
@@ -168,7 +168,7 @@ def test_a_verdict_in_bfloat16_is_ranked_among_scores_in_bfloat16(pipe, parts):
         }
         scoring = AnomalyScoringPipeline(**settings)
         scoring.set_progress_bar_config(disable=True)
-        output = scoring(pictures)
+        output = scoring(images)
         own = calibration.ranked_scores(TIMESTEPS, bfloat16)
         np.testing.assert_allclose(output.anomaly_score, own.numpy(), atol=2e-3)
         assert output.image_threshold == calibration.image_threshold(None, TIMESTEPS, bfloat16)

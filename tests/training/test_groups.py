@@ -14,7 +14,7 @@ from sentences import refused
 from training.calibration import check_enough
 from training.cli.arguments import parse_args
 from training.data.groups import find_groups
-from training.data.hub_images import HubPicture
+from training.data.hub_images import HubImage
 from training.data.image_folders import find_images
 from training.data.near_identical import LookAlikes, describe_images, find_near_identical, group_descriptors
 from training.data.run_record import describe_run, restore_groups, restore_splits
@@ -29,7 +29,7 @@ from training.records.image_record import (
 
 
 def rendered(seed, size=96):
-    """A picture of texture that no other seed gives: blobs of every size, uint8, (size, size)."""
+    """An image of texture that no other seed gives: blobs of every size, uint8, (size, size)."""
     rng = np.random.default_rng(seed)
     grey = sum(
         np.asarray(Image.fromarray(rng.normal(size=(n, n)).astype(np.float32)).resize((size, size), 3)) / (k + 1)
@@ -52,9 +52,9 @@ def as_jpeg(grey):
     return np.asarray(Image.open(stream))
 
 
-def save(folder, pictures):
-    """Save pictures by name, `dict[str, np.ndarray]`, and return their paths."""
-    for name, grey in pictures.items():
+def save(folder, images):
+    """Save images by name, `dict[str, np.ndarray]`, and return their paths."""
+    for name, grey in images.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(grey).save(path)
@@ -64,10 +64,10 @@ def save(folder, pictures):
 @pytest.fixture(scope="module")
 def twins(tmp_path_factory):
     """16 parts; four of them come again: as a copy, under other light, shifted, as a JPEG decoded and saved again."""
-    pictures = {f"{seed:02d}.png": rendered(seed) for seed in range(16)}
+    images = {f"{seed:02d}.png": rendered(seed) for seed in range(16)}
     again = [lambda grey: grey, under_other_light, shifted, as_jpeg]
-    pictures |= {f"{seed:02d} (again).png": change(rendered(seed)) for seed, change in enumerate(again)}
-    return save(tmp_path_factory.mktemp("twins"), pictures)
+    images |= {f"{seed:02d} (again).png": change(rendered(seed)) for seed, change in enumerate(again)}
+    return save(tmp_path_factory.mktemp("twins"), images)
 
 
 # found
@@ -83,7 +83,7 @@ def test_what_is_found_is_said_in_one_line_and_kept_together(twins, caplog):
     caplog.set_level(logging.INFO)
     groups = find_groups(twins, name="plates", shows_progress=False)
     (said,) = [line for line in caplog.messages if "parts" in line]
-    assert said == "plates: 20 pictures are of about 16 parts: near-identical ones are kept on one side of every split"
+    assert said == "plates: 20 images are of about 16 parts: near-identical ones are kept on one side of every split"
     for seed in range(20):
         training, held_out = hold_out(twins, 0.25, seed, groups)
         assert {groups[image] for image in training} & {groups[image] for image in held_out} == set()
@@ -91,22 +91,22 @@ def test_what_is_found_is_said_in_one_line_and_kept_together(twins, caplog):
         assert sorted(training + held_out) == twins
 
 
-def test_copies_of_one_picture_are_one_part_however_many(tmp_path):
+def test_copies_of_one_image_are_one_part_however_many(tmp_path):
     images = save(tmp_path, {f"{index}.png": rendered(0) for index in range(12)})
     assert len(set(find_near_identical(images, shows_progress=False))) == 1
-    with refused(ValueError, "12 pictures are of 1 part", "at least 8 parts", "--groups none"):
+    with refused(ValueError, "12 images are of 1 part", "at least 8 parts", "--groups none"):
         find_groups(images, shows_progress=False)
     assert find_groups(images, "none") is None
 
 
-def test_many_pictures_of_few_parts_are_told_apart(tmp_path):
-    """More pictures of a part than are compared as neighbours."""
+def test_many_images_of_few_parts_are_told_apart(tmp_path):
+    """More images of a part than are compared as neighbours."""
     rng = np.random.default_rng(0)
-    pictures = {}
+    arrays = {}
     for part, take in itertools.product(range(9), range(14)):
         noisy = rendered(part) * rng.uniform(0.7, 1.0) + rng.normal(0, 2, (96, 96))
-        pictures[f"{part}-{take:02d}.png"] = noisy.clip(0, 255).astype(np.uint8)
-    images = save(tmp_path, pictures)
+        arrays[f"{part}-{take:02d}.png"] = noisy.clip(0, 255).astype(np.uint8)
+    images = save(tmp_path, arrays)
     labels = find_near_identical(images, shows_progress=False)
     assert len({(image.name[0], label) for image, label in zip(images, labels, strict=True)}) == len(set(labels))
     assert 9 <= len(set(labels)) <= 24  # a noisy take may stay alone; no two parts are taken for one
@@ -122,20 +122,20 @@ def test_real_tiles_are_grouped_by_the_frames_that_follow_each_other(tile_files)
     assert 12 <= count_parts(tile_files, groups) < 24
 
 
-def test_a_picture_that_cannot_be_read_is_like_no_other(twins, tmp_path):
+def test_a_image_that_cannot_be_read_is_like_no_other(twins, tmp_path):
     broken = tmp_path / "broken.png"
-    broken.write_bytes(b"no picture")
+    broken.write_bytes(b"no image")
     labels = find_near_identical([*twins, broken], shows_progress=False)
     assert list(labels).count(labels[-1]) == 1
 
 
-def test_descriptors_of_unlike_pictures_group_nothing_whatever_the_number():
+def test_descriptors_of_unlike_images_group_nothing_whatever_the_number():
     rows = torch.randn(300, 64, generator=torch.Generator().manual_seed(0)).half()
     described = describe_images([])._replace(features=rows, digests=[str(index) for index in range(300)])
     assert len(set(group_descriptors(described))) == 300
 
 
-def test_a_stream_knows_another_picture_of_a_part_that_is_held_out(twins):
+def test_a_stream_knows_another_image_of_a_part_that_is_held_out(twins):
     sample = [image for image in twins if "again" not in image.name]
     alike = LookAlikes(sample, sample[:4])
     for image in twins:
@@ -153,12 +153,12 @@ def test_a_regular_expression_names_the_part_in_the_file_name(tmp_path, caplog):
     assert {groups[image] for image in images[:3]} == {"00"}
     assert count_parts(images, groups) == 9
     assert part_numbers(images, groups) == [part for part in range(9) for _ in range(3)]
-    assert "27 pictures are of 9 parts: those of one part are kept on one side of every split" in caplog.messages
+    assert "27 images are of 9 parts: those of one part are kept on one side of every split" in caplog.messages
     for rule, words in {
         r"part\d+": ["no group in parentheses"],
         r"part(\d+": ["no regular expression"],
-        r"(light[01])": ["no group for 9 pictures", "part00_light2.png"],
-        r"(p)": ["27 pictures are of 1 part"],
+        r"(light[01])": ["no group for 9 images", "part00_light2.png"],
+        r"(p)": ["27 images are of 1 part"],
     }.items():
         with refused(ValueError, *words):
             find_groups(images, rule)
@@ -176,19 +176,19 @@ def test_a_table_of_files_and_parts_is_read_however_much_of_the_path_it_names(tm
 
 
 @pytest.mark.parametrize("row", ["morning/{}.png", "/plant/morning/{}.png", "C:\\morning\\{}.png"])
-def test_a_picture_never_takes_the_part_of_a_file_of_the_same_name_in_another_folder(tmp_path, row):
+def test_a_image_never_takes_the_part_of_a_file_of_the_same_name_in_another_folder(tmp_path, row):
     images = [tmp_path / folder / f"{index}.png" for folder in ("morning", "evening") for index in range(9)]
     table = tmp_path / "parts.csv"
     table.write_text("".join(f"{row.format(index)},{index}\n" for index in range(9)))
     of_morning = row.startswith("morning")
-    with refused(ValueError, f"no group for {9 if of_morning else 18} pictures", "folder"):
+    with refused(ValueError, f"no group for {9 if of_morning else 18} images", "folder"):
         find_groups(images, str(table))
     if of_morning:
         assert find_groups(images[:9], str(table))[images[3]] == "3"
 
 
 def test_the_part_of_a_row_is_told_by_its_file_name_where_that_is_all_that_is_known(tmp_path):
-    rows = [HubPicture(place, f"row {place}", f"key {place}", bytes, None, f"{place}.png") for place in range(18)]
+    rows = [HubImage(place, f"row {place}", f"key {place}", bytes, None, f"{place}.png") for place in range(18)]
     table = tmp_path / "parts.csv"
     table.write_text("".join(f"train/good/{place}.png,{place // 2}\n" for place in range(18)))
     assert [*find_groups(rows, str(table)).values()] == [str(place // 2) for place in range(18)]
@@ -198,11 +198,11 @@ def test_the_part_of_a_row_is_told_by_its_file_name_where_that_is_all_that_is_kn
         find_groups(rows, str(table))
 
 
-def test_a_table_that_leaves_pictures_out_or_contradicts_itself_is_refused(tmp_path):
+def test_a_table_that_leaves_images_out_or_contradicts_itself_is_refused(tmp_path):
     images = [tmp_path / f"{index}.png" for index in range(16)]
     table = tmp_path / "parts.csv"
     table.write_text("".join(f"{index}.png,{index}\n" for index in range(14)))
-    with refused(ValueError, "no group for 2 pictures", "14.png, 15.png"):
+    with refused(ValueError, "no group for 2 images", "14.png, 15.png"):
         find_groups(images, str(table))
     table.write_text("".join(f"{index}.png,{index}\n" for index in range(16)) + "3.png,7\n")
     with refused(ValueError, "names 3.png in 2 groups"):
@@ -213,7 +213,7 @@ def test_a_table_that_leaves_pictures_out_or_contradicts_itself_is_refused(tmp_p
 
 
 def test_a_column_of_a_data_set_names_the_part():
-    rows = [HubPicture(place, f"row {place}", f"key {place}", bytes, f"part {place // 3}") for place in range(27)]
+    rows = [HubImage(place, f"row {place}", f"key {place}", bytes, f"part {place // 3}") for place in range(27)]
     groups = find_groups(rows)
     training, held_out = hold_out(rows, 0.25, 0, groups)
     assert (len(training), len(held_out)) == (15, 12)
@@ -234,12 +234,12 @@ def test_without_groups_the_split_is_the_one_of_earlier_versions(tmp_path):
 
 @pytest.mark.parametrize("seed", range(12))
 def test_whoever_trains_a_checkpoint_further_holds_out_nothing_that_it_knows(tmp_path, seed):
-    """With the same folder and another seed, and with one that has grown by other pictures of old and new parts."""
+    """With the same folder and another seed, and with one that has grown by other images of old and new parts."""
     checkpoint = tmp_path / "checkpoint"
     checkpoint.mkdir()
     (checkpoint / "model_index.json").write_text("{}")
-    pictures = {f"{part:02d}-{take}.png": rendered(100 * part + take, 16) for part in range(24) for take in range(2)}
-    images = save(tmp_path / "parts", pictures)
+    arrays = {f"{part:02d}-{take}.png": rendered(100 * part + take, 16) for part in range(24) for take in range(2)}
+    images = save(tmp_path / "parts", arrays)
     groups = find_groups(images, r"^(\d+)-")
     split = hold_out(images, 0.25, 0, groups)
     write_image_record(checkpoint, {"parts": split}, shows_progress=False)
@@ -283,15 +283,15 @@ def test_of_a_checkpoint_trained_on_a_stream_nothing_new_is_left_out_but_only_it
 
 def test_too_few_parts_that_a_model_was_not_trained_on_are_refused_before_anything_is_measured(tmp_path):
     images = [tmp_path / f"{index}.png" for index in range(12)]
-    with refused(ValueError, "12 pictures of 3 parts", "at least 8 of 4 parts"):
+    with refused(ValueError, "12 images of 3 parts", "at least 8 of 4 parts"):
         check_enough(images, {image: str(index % 3) for index, image in enumerate(images)})
     check_enough(images, {image: str(index % 4) for index, image in enumerate(images)})
 
 
-def test_pictures_of_one_name_in_folders_of_one_name_come_back_to_their_side_of_a_resumed_split(tmp_path):
+def test_images_of_one_name_in_folders_of_one_name_come_back_to_their_side_of_a_resumed_split(tmp_path):
     places = [(lot, index) for lot in range(2) for index in range(9)]
-    pictures = {f"lot{lot}/good/{index:02d}.png": rendered(100 * lot + index, 32) for lot, index in places}
-    images = save(tmp_path / "parts", pictures)
+    arrays = {f"lot{lot}/good/{index:02d}.png": rendered(100 * lot + index, 32) for lot, index in places}
+    images = save(tmp_path / "parts", arrays)
     groups = {image: f"{image.parts[-3]} {image.name}" for image in images}
     split = hold_out(images, 0.3, 1, groups)
     arguments = parse_args(["--train_data_dir", "x", "--output_dir", "y"])

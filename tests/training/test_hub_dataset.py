@@ -39,8 +39,8 @@ args = parse_args({options} + ["--output_dir", "out", "--groups", "none"])
 folder, former = Path({output!r}), {former}
 data = find_training_data(args, folder, folder / "checkpoint-1" if former else None, former)
 ((category, (training, held_out)),) = data.splits.items()
-def pixels(pictures):
-    images = GoodImages(pictures, 64)
+def pixels(images):
+    images = GoodImages(images, 64)
     return [hashlib.sha256(images[index].numpy().tobytes()).hexdigest() for index in range(len(images))]
 answer = dict(
     category=category, revision=data.revision, run=describe_run(args, data.splits, data.groups, 8),
@@ -51,7 +51,7 @@ answer = dict(
 
 
 def table(contents, labels=None):
-    """A table of embedded pictures, `list` of name and bytes, with their labels in three ways."""
+    """A table of embedded images, `list` of name and bytes, with their labels in three ways."""
     columns = {"image": [{"bytes": content, "path": name} for name, content in contents]}
     features = {"image": datasets.Image()}
     if labels is not None:
@@ -146,12 +146,12 @@ def count(answer):
     return sum(len(part) for part in answer["names"])
 
 
-def test_a_folder_of_this_machine_and_the_same_pictures_on_the_hub_are_the_same_training_pictures(read):
+def test_a_folder_of_this_machine_and_the_same_images_on_the_hub_are_the_same_training_images(read):
     here = found(read, "--train_data_dir", TILES)
     folder, embedded = (found(read, "--dataset_name", f"team/{name}") for name in ("folder", "parquet"))
     assert folder["category"] == "folder"
     assert sorted(chain(*here["pixels"])) == sorted(chain(*folder["pixels"])) == sorted(chain(*embedded["pixels"]))
-    assert folder["pixels"] == embedded["pixels"]  # split alike too: by what the pictures hold
+    assert folder["pixels"] == embedded["pixels"]  # split alike too: by what the images hold
     assert [len(part) for part in embedded["names"]] == [18, 6]
     assert all(name.startswith("row ") and ".jpg" in name for name in embedded["names"][0])
     other = found(read, "--dataset_name", "team/parquet", "--seed", 1)
@@ -199,9 +199,9 @@ def test_a_resumed_run_keeps_to_the_commit_it_began_with(read, hub, contents, tm
 
 
 @pytest.mark.parametrize("streaming", [[], ["--streaming"]])
-def test_a_picture_that_lies_in_a_file_of_this_machine_is_not_read(read, streaming):
+def test_a_image_that_lies_in_a_file_of_this_machine_is_not_read(read, streaming):
     _, refusal, said = read("--dataset_name", "team/elsewhere", *streaming)
-    assert_sentence(refusal["message"], "holds 0 readable pictures")
+    assert_sentence(refusal["message"], "holds 0 readable images")
     assert said.count("which is no file of team/elsewhere") == 24
 
 
@@ -243,7 +243,7 @@ def streamed(hub, process, environment, contents, tmp_path_factory):
     variables = environment | environment_of(hub, folder / "home")
     done = launch(variables, *told, "--dataloader_num_workers", "1", "--output_dir", whole)
     assert done.returncode == 0, done.stderr
-    assert "line: 14 pictures and more that are streamed to train on, 4 held out" in done.stderr
+    assert "line: 14 images and more that are streamed to train on, 4 held out" in done.stderr
     resumed.mkdir()
     shutil.copytree(whole / "checkpoint-1", resumed / "checkpoint-1")
     shutil.copy(whole / "dataset_revision.txt", resumed)
@@ -301,7 +301,7 @@ def test_a_downloaded_data_set_makes_a_whole_checkpoint(process, tmp_path):
         (["team/parquet", "--dataset_split", "night"], ["no split night", "--dataset_split", "train"]),
         (["team/parquet", "--dataset_split", "night", "--streaming"], ["no split night", "--dataset_split", "train"]),
         (["team/parquet", "--image_column", "photo"], ["no column photo", "--image_column", "image"]),
-        (["team/mixed", "--image_column", "kind"], ["kind", "no pictures", "--image_column"]),
+        (["team/mixed", "--image_column", "kind"], ["kind", "no images", "--image_column"]),
         (["team/mixed", "--label_column", "grade", "--good_label", "good"], ["no column grade", "label, kind"]),
         (["team/mixed", "--label_column", "label", "--good_label", "fine"], ["no label fine", "good, cracked"]),
         (["team/mixed", "--label_column", "is_good", "--good_label", "fine"], ["fine", "is_good holds bool"]),

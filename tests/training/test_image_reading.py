@@ -31,7 +31,7 @@ def save_pages(path, sizes, **options):
 @pytest.mark.parametrize(
     "sizes", [[(16, 12), (160, 120)], [(160, 120), (80, 60), (16, 12)], [(16, 12), (160, 120), (9, 9)]]
 )
-def test_of_a_tiff_with_a_thumbnail_the_picture_itself_is_read(tmp_path, sizes):
+def test_of_a_tiff_with_a_thumbnail_the_image_itself_is_read(tmp_path, sizes):
     path = save_pages(tmp_path / "pages.tif", sizes)
     assert read_image(path).size == (160, 120)
     assert np.array_equal(np.asarray(read_image(path)), shades((160, 120)))
@@ -84,7 +84,7 @@ def test_colour_of_12_bits_in_16_is_refused_and_of_all_16_is_read(tmp_path):
 
 @pytest.fixture
 def deep(tmp_path):
-    """Ten pictures of a camera with 12 bits, and the same in 8 bits."""
+    """Ten images of a camera with 12 bits, and the same in 8 bits."""
     for index in range(10):
         values = shades((64, 64), 4000 - 10 * index, np.uint16)
         Image.fromarray(values).save(tmp_path / f"{index}.png")
@@ -105,26 +105,26 @@ def test_the_white_of_12_bits_is_found_in_the_training_images(deep, tmp_path):
     assert sample.mean() > -0.1
 
 
-def test_the_white_of_a_checkpoint_scales_every_picture_and_is_kept(tiny_pipeline, deep, tmp_path, caplog):
+def test_the_white_of_a_checkpoint_scales_every_image_and_is_kept(tiny_pipeline, deep, tmp_path, caplog):
     pipe = AnomalyScoringPipeline.from_pipe(tiny_pipeline, white_level=4095)
     pipe.save_pretrained(tmp_path / "model")
     pipe = AnomalyScoringPipeline.from_pretrained(tmp_path / "model")
     pipe.set_progress_bar_config(disable=True)
     assert pipe.config.white_level == 4095
-    picture = np.asarray(Image.open(deep[0]))
-    bright = (picture / 4095 * 65535).round().astype(np.uint16)
+    image = np.asarray(Image.open(deep[0]))
+    bright = (image / 4095 * 65535).round().astype(np.uint16)
     expected = tiny_pipeline(bright).anomaly_score
-    np.testing.assert_allclose(pipe(picture).anomaly_score, expected, atol=1e-3)
+    np.testing.assert_allclose(pipe(image).anomaly_score, expected, atol=1e-3)
     np.testing.assert_allclose(pipe(Image.open(deep[0])).anomaly_score, expected, atol=1e-3)
     assert not caplog.messages
     pipe(bright)
     assert "values up to" in caplog.messages[-1]
     assert "takes 4095 for white" in caplog.messages[-1]
-    tiny_pipeline(picture)
+    tiny_pipeline(image)
     assert "fewer bits" in caplog.messages[-1]
 
 
-def test_deep_pictures_are_shown_as_bright_as_they_are_scored(deep):
+def test_deep_images_are_shown_as_bright_as_they_are_scored(deep):
     rgb = to_rgb(read_image(deep[0]))
     assert rgb.dtype == np.uint16
     assert as_uint8(rgb, 4095).max() == round(4000 / 4095 * 255)
@@ -133,12 +133,12 @@ def test_deep_pictures_are_shown_as_bright_as_they_are_scored(deep):
     torch.testing.assert_close(samples[0], samples[1], atol=0.01, rtol=0)
 
 
-def test_a_repair_of_a_deep_picture_is_as_bright_as_the_picture(tiny_pipeline, deep):
+def test_a_repair_of_a_deep_image_is_as_bright_as_the_image(tiny_pipeline, deep):
     repair = GradientDenoisePipeline.from_pipe(tiny_pipeline, white_level=4095)
     repair.set_progress_bar_config(disable=True)
-    picture = np.asarray(Image.open(deep[0]))
-    output = repair(picture, mask=np.zeros(picture.shape, bool), output_type="np")
-    np.testing.assert_allclose(output.images[0][..., 0], picture / 4095, atol=1e-6)
+    image = np.asarray(Image.open(deep[0]))
+    output = repair(image, mask=np.zeros(image.shape, bool), output_type="np")
+    np.testing.assert_allclose(output.images[0][..., 0], image / 4095, atol=1e-6)
 
 
 # weights that are elsewhere until they are needed

@@ -14,7 +14,7 @@ from sentences import assert_sentence, refused
 
 from training.data.image_folders import find_images
 from training.data.image_reading import read_image
-from training.inference.image_batches import PictureBatches, load_batches
+from training.inference.image_batches import ImageBatches, load_batches
 from training.inference.image_shards import open_shards
 from training.inference.image_sources import list_folder
 from training.inference.score_table import COLUMNS
@@ -49,18 +49,18 @@ def write_tar(path, contents):
 
 
 def read_all(source, start=0):
-    return [list(source.pictures(run, start)) for run in range(source.num_runs)]
+    return [list(source.images(run, start)) for run in range(source.num_runs)]
 
 
 def decoded(source):
-    """Name and pixels of every picture, each decoded when it comes, or the sentence of its refusal."""
+    """Name and pixels of every image, each decoded when it comes, or the sentence of its refusal."""
     found = []
     for run in range(source.num_runs):
-        for picture in source.pictures(run, 0):
+        for image in source.images(run, 0):
             try:
-                found.append((picture.name, np.asarray(picture.decode()).tolist()))
+                found.append((image.name, np.asarray(image.decode()).tolist()))
             except ValueError as error:
-                found.append((picture.name, str(error)))
+                found.append((image.name, str(error)))
     return found
 
 
@@ -76,20 +76,20 @@ def test_a_folder_is_listed_in_the_order_of_its_paths(tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"")
     source = list_folder(folder, listings, 3, None)
-    found = [picture for run in read_all(source) for picture in run]
-    assert [folder / picture.target for picture in found] == find_images(folder)
-    assert "c/\\xff.jpg" in {picture.name for picture in found}
-    assert source.num_pictures == len(found) == 7
+    found = [image for run in read_all(source) for image in run]
+    assert [folder / image.target for image in found] == find_images(folder)
+    assert "c/\\xff.jpg" in {image.name for image in found}
+    assert source.num_images == len(found) == 7
     assert [len(run) for run in read_all(source)] == [3, 3, 1]
-    assert [picture.name for picture in source.pictures(1, 2)] == [found[5].name]
+    assert [image.name for image in source.images(1, 2)] == [found[5].name]
     assert list_folder(folder, listings, 3, None).identity == source.identity
     (folder / "d.png").write_bytes(b"")
     assert list_folder(folder, listings, 3, None).identity != source.identity
     without = list_folder(folder, listings, 3, folder / "a")
-    assert without.num_pictures == 6
+    assert without.num_images == 6
 
 
-def test_listing_a_folder_takes_no_more_memory_for_more_pictures(tmp_path):
+def test_listing_a_folder_takes_no_more_memory_for_more_images(tmp_path):
     def peak(count):
         folder, listings = tmp_path / f"{count}", tmp_path / f"listing-{count}"
         folder.mkdir()
@@ -99,7 +99,7 @@ def test_listing_a_folder_takes_no_more_memory_for_more_pictures(tmp_path):
         tracemalloc.start()
         try:
             source = list_folder(folder, listings, 256, None)
-            assert len(list(source.pictures(count // 512, 0))) == 256
+            assert len(list(source.images(count // 512, 0))) == 256
             return tracemalloc.get_traced_memory()[1]
         finally:
             tracemalloc.stop()
@@ -109,34 +109,34 @@ def test_listing_a_folder_takes_no_more_memory_for_more_pictures(tmp_path):
 
 @pytest.mark.parametrize("plain", [False, True])
 @pytest.mark.parametrize("rows", [3, 9, 1000])
-def test_parquet_shards_hold_the_pictures_of_their_files(tiles, tmp_path, rows, plain):
+def test_parquet_shards_hold_the_images_of_their_files(tiles, tmp_path, rows, plain):
     paths = [
         write_parquet(tmp_path / "a.parquet", tiles[:12], plain, row_group_size=rows),
         write_parquet(tmp_path / "b.parquet", tiles[12:], plain, row_group_size=rows),
     ]
     source = open_shards(paths, "image", RUN_SIZE)
-    assert source.num_pictures == 20
+    assert source.num_images == 20
     assert source.num_runs == {3: 2 + 1, 9: 2 + 1, 1000: 2}[rows]
     names = [f"{'a' if i < 12 else 'b'}.parquet/{i % 12}" for i in range(20)]
     names = [name if plain else f"{name}-{tile}" for name, (tile, _) in zip(names, tiles, strict=True)]
     assert decoded(source) == [(name, pixels(content)) for name, (_, content) in zip(names, tiles, strict=True)]
     for run in range(source.num_runs):
-        whole = [picture.name for picture in source.pictures(run, 0)]
-        assert [picture.name for picture in source.pictures(run, 2)] == whole[2:]
+        whole = [image.name for image in source.images(run, 0)]
+        assert [image.name for image in source.images(run, 2)] == whole[2:]
 
 
-def test_tar_shards_hold_the_pictures_of_their_members(tiles, tmp_path):
+def test_tar_shards_hold_the_images_of_their_members(tiles, tmp_path):
     (tmp_path / "x").mkdir()
     members = [(f"{name[:-4]}{ending}", content) for name, content in tiles for ending in (".jpg", ".json")]
     paths = [write_tar(tmp_path / "x" / "0.tar", members[:20]), write_tar(tmp_path / "1.tar", members[20:])]
     source = open_shards(paths, "image", RUN_SIZE)
-    assert (source.num_runs, source.num_pictures) == (2, None)
+    assert (source.num_runs, source.num_images) == (2, None)
     names = [f"{'x/0' if i < 10 else '1'}.tar/{name}" for i, (name, _) in enumerate(tiles)]
     assert decoded(source) == [(name, pixels(content)) for name, (_, content) in zip(names, tiles, strict=True)]
-    assert [picture.name for picture in source.pictures(1, 4)] == names[14:]
+    assert [image.name for image in source.images(1, 4)] == names[14:]
 
 
-def test_hostile_pictures_of_shards_are_refused_each_for_itself_and_name_no_file_elsewhere(tiles, tmp_path):
+def test_hostile_images_of_shards_are_refused_each_for_itself_and_name_no_file_elsewhere(tiles, tmp_path):
     (name, content), other = tiles[0], tiles[1][1]
     secret = tmp_path / "secret.jpg"
     secret.write_bytes(content)
@@ -150,11 +150,11 @@ def test_hostile_pictures_of_shards_are_refused_each_for_itself_and_name_no_file
     source = open_shards([rows, archive], "image", RUN_SIZE)
     found = decoded(source)
     assert len(found) == 6 + 6
-    for place, word in ((1, "not a picture"), (2, "cut short"), (4, "holds no picture"), (7, "not a picture")):
+    for place, word in ((1, "not an image"), (2, "cut short"), (4, "holds no image"), (7, "not an image")):
         assert_sentence(found[place][1], word, found[place][0])
     assert found[0][1] == found[5][1] == found[6][1] == found[11][1] == pixels(content)
-    assert found[3][1] == found[9][1] == pixels(other)  # two members of the same name are two pictures
-    targets = [picture.target for run in read_all(source) for picture in run]
+    assert found[3][1] == found[9][1] == pixels(other)  # two members of the same name are two images
+    targets = [image.target for run in read_all(source) for image in run]
     assert len(set(targets)) == len(targets)
     for target in targets:
         assert os.path.normpath(target) == target
@@ -162,7 +162,7 @@ def test_hostile_pictures_of_shards_are_refused_each_for_itself_and_name_no_file
         assert target.startswith(("a.parquet/", "a.tar/"))
 
 
-@pytest.mark.parametrize("cut", ["within a picture", "between members", "a head is overwritten"])
+@pytest.mark.parametrize("cut", ["within an image", "between members", "a head is overwritten"])
 def test_a_damaged_tar_shard_gives_what_comes_before_and_says_so(tiles, tmp_path, cut):
     path = write_tar(tmp_path / "a.tar", tiles)
     with tarfile.open(path) as archive:
@@ -171,12 +171,12 @@ def test_a_damaged_tar_shard_gives_what_comes_before_and_says_so(tiles, tmp_path
     if cut == "a head is overwritten":
         content[member.offset : member.offset + 512] = b"x" * 512
     else:
-        del content[member.offset + (1000 if cut == "within a picture" else 0) :]
+        del content[member.offset + (1000 if cut == "within an image" else 0) :]
     (tmp_path / "a.tar").write_bytes(content)
     found = decoded(open_shards([path], "image", RUN_SIZE))
     assert [pixels for _, pixels in found[:5]] == [pixels(content) for _, content in tiles[:5]]
     assert_sentence(found[-1][1], "a.tar", "damaged")
-    assert len(found) == (7 if cut == "within a picture" else 6)
+    assert len(found) == (7 if cut == "within an image" else 6)
 
 
 def test_a_damaged_parquet_shard_gives_what_comes_before_and_says_so(tiles, tmp_path):
@@ -221,9 +221,9 @@ def test_batches_begin_anew_with_each_part_and_say_where_they_end(tiles, tmp_pat
     (tmp_path / "2.tar").write_bytes(b"\0" * 10240)  # an archive without members
     source = open_shards(paths, "image", RUN_SIZE)
     finished = {0: (0, False), 1: (1, False), 2: (0, False), 3: (1, True)}
-    batches = PictureBatches(source, range(4), finished.get, part_size=4, batch_size=3)
+    batches = ImageBatches(source, range(4), finished.get, part_size=4, batch_size=3)
     found = [
-        (batch.run, batch.part, len(batch.pictures), batch.ends_part, batch.ends_run)
+        (batch.run, batch.part, len(batch.images), batch.ends_part, batch.ends_run)
         for batch in load_batches(batches, num_workers)
     ]
     expected = [(0, 0, 3, False, False), (0, 0, 1, True, False), (0, 1, 3, False, False), (0, 1, 1, True, False)]
@@ -238,10 +238,10 @@ def test_spawned_processes_take_the_sources_and_the_parts_too(tiles, tmp_path):
     source = open_shards(
         [write_tar(tmp_path / "a.tar", tiles), write_tar(tmp_path / "b.tar", tiles)], "image", RUN_SIZE
     )
-    loader = load_batches(PictureBatches(source, range(2), parts.finished, part_size=40, batch_size=20), 1)
+    loader = load_batches(ImageBatches(source, range(2), parts.finished, part_size=40, batch_size=20), 1)
     loader.multiprocessing_context = "spawn"
     (batch,) = loader
-    assert (batch.run, len(batch.pictures), batch.ends_run) == (1, 20, True)
+    assert (batch.run, len(batch.images), batch.ends_run) == (1, 20, True)
     parts.remove()
 
 

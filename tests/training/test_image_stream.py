@@ -1,4 +1,4 @@
-"""Streams of pictures: what is held out, what comes when, and where a stream is taken up again."""
+"""Streams of images: what is held out, what comes when, and where a stream is taken up again."""
 
 import hashlib
 import multiprocessing
@@ -21,7 +21,7 @@ from training.data.hub_images import GoodRows
 from training.data.image_stream import (
     SHUFFLE_BUFFER,
     HeldOutOfStream,
-    PictureStream,
+    ImageStream,
     StreamedRotatedImages,
     shuffled,
 )
@@ -31,13 +31,13 @@ SIZE = 32
 
 
 def stream_of(files, seed=0, shards=3, torn=False):
-    """A stream of files as embedded pictures, perhaps with a torn one in their middle."""
+    """A stream of files as embedded images, perhaps with a torn one in their middle."""
     cells = [{"bytes": path.read_bytes(), "path": path.name} for path in files]
     if torn:
         cells.insert(len(cells) // 2, {"bytes": cells[0]["bytes"][:-300], "path": "torn.jpg"})
     features = datasets.Features({"image": datasets.Image(decode=False)})
     rows = datasets.Dataset.from_dict({"image": cells}, features=features).to_iterable_dataset(num_shards=shards)
-    return PictureStream(GoodRows(rows, "team/tile", "train", "image"), seed)
+    return ImageStream(GoodRows(rows, "team/tile", "train", "image"), seed)
 
 
 def fingerprints(samples):
@@ -52,11 +52,11 @@ def shown_by(*arguments, **options):
     return fingerprints(sample for sample, _, _ in sequence_of(*arguments, **options))
 
 
-def test_what_is_held_out_is_never_served_and_every_other_picture_once_a_pass(tile_files, tmp_path):
+def test_what_is_held_out_is_never_served_and_every_other_image_once_a_pass(tile_files, tmp_path):
     stream = stream_of(tile_files, torn=True)
     training, held_out = hold_out(stream.take_sample(tmp_path), 0.25, 0)
     assert (len(training), len(held_out)) == (18, 6)
-    stream.held_out = HeldOutOfStream(frozenset(picture.key for picture in held_out))
+    stream.held_out = HeldOutOfStream(frozenset(image.key for image in held_out))
     expected = fingerprints(GoodImages(training, SIZE))
     shown = shown_by(stream, 3 * 18)
     passes = [shown[start : start + 18] for start in (0, 18, 36)]
@@ -69,10 +69,10 @@ def test_a_sample_is_no_larger_than_asked_for_and_all_that_is_kept(tile_files, t
     sample = stream_of(tile_files).take_sample(tmp_path, size=10)
     assert len(sample) == len(list(tmp_path.iterdir())) == 10
     contents = {path.name: path.read_bytes() for path in tile_files}
-    assert all(picture.read() == contents[picture.name] for picture in sample)
-    assert [picture.place for picture in sample] == list(range(10))
+    assert all(image.read() == contents[image.name] for image in sample)
+    assert [image.place for image in sample] == list(range(10))
     copies = stream_of([tile_files[0], *tile_files[:10]]).take_sample(tmp_path)
-    assert len({picture.key for picture in copies}) == len(copies) == 10
+    assert len({image.key for image in copies}) == len(copies) == 10
 
 
 def test_a_stream_taken_up_at_any_place_is_the_tail_of_the_whole(tile_files):
@@ -110,7 +110,7 @@ def serve(process, port, sequence, results):
     accelerator.end_training()
 
 
-def test_each_of_two_processes_gets_its_own_pictures_by_turns(tile_files):
+def test_each_of_two_processes_gets_its_own_images_by_turns(tile_files):
     sequence = sequence_of(stream_of(tile_files[:8]), 12)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -145,8 +145,8 @@ def test_rows_are_shuffled_through_the_buffer_and_each_comes_once():
             assert moved > 2 * SHUFFLE_BUFFER  # the files' order too
 
 
-def test_a_stream_of_nothing_but_held_out_pictures_is_refused(tile_files):
+def test_a_stream_of_nothing_but_held_out_images_is_refused(tile_files):
     stream = stream_of(tile_files[:3])
-    stream.held_out = HeldOutOfStream(frozenset(key for _, key, *_ in stream.pictures(1)))
+    stream.held_out = HeldOutOfStream(frozenset(key for _, key, *_ in stream.images(1)))
     with refused(ValueError, "team/tile", "held out"):
         shown_by(stream, 3)

@@ -124,5 +124,5 @@ def test_a_first_checkpoint_that_does_not_say_what_it_was_trained_on_is_refused(
     arguments = ["--train_data_dir", str(TILES), "--output_dir", str(tmp_path / "out"), *TINY]
     with pytest.raises(SystemExit) as ended:
         main([*arguments, "--max_train_steps", "1", "--init_from", str(first)])
-    assert_sentence(ended.value.code, "first does not say which pictures it was trained on")
+    assert_sentence(ended.value.code, "first does not say which images it was trained on")
     assert not (tmp_path / "out").exists()

@@ -1,4 +1,4 @@
-"""Training never loses work: killed, asked to end, out of disk or pictures, it goes on from its last checkpoint."""
+"""Training never loses work: killed, asked to end, out of disk or images, it goes on from its last checkpoint."""
 
 import json
 import os
@@ -101,7 +101,7 @@ def test_a_run_that_is_asked_to_end_writes_a_checkpoint_and_is_resumed_from_it(e
     assert read_progress(tmp_path)[-1]["phase"] == "stopped"
     assert (tmp_path / f"checkpoint-{step}").is_dir()
     assert not (tmp_path / "model_index.json").exists()
-    # one process takes up what two have begun: as many pictures a step
+    # one process takes up what two have begun: as many images a step
     arguments += ["--max_train_steps", step + 1, *RESUMED]
     done = train(environment, *arguments)
     assert done.returncode == 0, done.stderr
@@ -111,32 +111,32 @@ def test_a_run_that_is_asked_to_end_writes_a_checkpoint_and_is_resumed_from_it(e
     AnomalyScoringPipeline.from_pretrained(tmp_path)
 
 
-def test_pictures_that_disappear_end_the_run_with_a_sentence_and_cost_no_step(environment, tmp_path):
-    pictures, output_dir = tmp_path / "tiles", tmp_path / "out"
-    shutil.copytree(TILES / "train" / "good", pictures)
-    arguments = ["--train_data_dir", pictures, "--output_dir", output_dir, *TINY, "--max_train_steps", "4000"]
+def test_images_that_disappear_end_the_run_with_a_sentence_and_cost_no_step(environment, tmp_path):
+    images, output_dir = tmp_path / "tiles", tmp_path / "out"
+    shutil.copytree(TILES / "train" / "good", images)
+    arguments = ["--train_data_dir", images, "--output_dir", output_dir, *TINY, "--max_train_steps", "4000"]
     arguments += ["--dataloader_num_workers", 1]  # whose error comes with a traceback of its own
     with started(environment, *arguments, command=lambda *given: launch_command(*given, quiet=True)) as process:
         wait_until(lambda: len(read_progress(output_dir)) >= 2, process)
-        for path in sorted(pictures.iterdir()):
+        for path in sorted(images.iterdir()):
             path.rename(tmp_path / path.name)
         stderr = process.communicate(timeout=300)[1]
     assert process.returncode != 0
     assert "Traceback" not in stderr
-    assert "another picture stands in: " in stderr
+    assert "another image stands in: " in stderr
     assert_sentence(sentence_of(stderr), "in a row", ".jpg", "--resume_from_checkpoint latest")
     last = read_progress(output_dir)[-1]["step"]
     checkpoint = max(output_dir.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
     assert int(checkpoint.name.split("-")[1]) >= last
     for path in sorted(tmp_path.glob("*.jpg"))[8:]:  # some come back
-        path.rename(pictures / path.name)
+        path.rename(images / path.name)
     steps = int(checkpoint.name.split("-")[1]) + 1
     done = train(environment, *arguments, "--max_train_steps", steps, *RESUMED)
     assert done.returncode == 0, done.stderr
-    assert "8 pictures are gone, 0 are new" in done.stderr
+    assert "8 images are gone, 0 are new" in done.stderr
     former = json.loads((checkpoint / "run.json").read_text())["pictures"]["tiles"]
     held_out = json.loads((output_dir / "training.json").read_text())["held_out"]["tiles"]
-    left = {path.name for path in pictures.iterdir()}
+    left = {path.name for path in images.iterdir()}
     assert held_out == [name for name in (key.split("/")[1] for key in former[1]) if name in left]
 
 
@@ -175,11 +175,11 @@ def test_a_loss_that_is_not_a_number_ends_the_run_with_a_sentence(tmp_path):
     ("options", "words"),
     [
         (["--seed", "1"], ["--seed 0", "1"]),
-        (["--train_batch_size", "2"], ["4 pictures", "2"]),
+        (["--train_batch_size", "2"], ["4 images", "2"]),
         (["--block_out_channels", "32", "64"], ["--block_out_channels 32 32", "32 64"]),
     ],
 )
-def test_a_run_is_not_resumed_with_settings_that_its_weights_or_pictures_depend_on(finished, tmp_path, options, words):
+def test_a_run_is_not_resumed_with_settings_that_its_weights_or_images_depend_on(finished, tmp_path, options, words):
     shutil.copytree(finished / "checkpoint-10", tmp_path / "checkpoint-10")
     with pytest.raises(SystemExit) as ended:
         main(["--train_data_dir", str(TILES), "--output_dir", str(tmp_path), *TWELVE_STEPS, *RESUMED, *options])
@@ -187,7 +187,7 @@ def test_a_run_is_not_resumed_with_settings_that_its_weights_or_pictures_depend_
 
 
 @pytest.mark.usefixtures("one_core")
-def test_a_checkpoint_whose_pictures_are_gone_is_refused(finished, tmp_path):
+def test_a_checkpoint_whose_images_are_gone_is_refused(finished, tmp_path):
     shutil.copytree(finished / "checkpoint-10", tmp_path / "out" / "checkpoint-10")
     others = tmp_path / "magnetic_tile"
     others.mkdir()
@@ -216,7 +216,7 @@ def test_a_save_that_is_cut_off_leaves_no_mixture_of_two_checkpoints(tiny_pipeli
         AnomalyScoringPipeline.from_pretrained(tmp_path)
 
 
-def test_pictures_of_the_same_name_in_folders_of_the_same_name_stay_on_their_side_of_the_split(tmp_path):
+def test_images_of_the_same_name_in_folders_of_the_same_name_stay_on_their_side_of_the_split(tmp_path):
     files = [tmp_path / line / "good" / f"{number}.png" for line in "abc" for number in range(12)]
     splits = {"part": hold_out(files, 17 / 36, 0)}
     assert {split_key(path) for path in splits["part"][0]} & {split_key(path) for path in splits["part"][1]}

@@ -1,4 +1,4 @@
-"""Features of pictures that come again unchanged are computed once, and a training does not notice."""
+"""Features of images that come again unchanged are computed once, and a training does not notice."""
 
 import pytest
 import torch
@@ -31,7 +31,7 @@ def batches(sequence, size=4):
 
 
 @torch.no_grad()
-def test_each_picture_goes_through_the_backbone_once_and_its_features_are_its_own(extractor, two_kinds):
+def test_each_image_goes_through_the_backbone_once_and_its_features_are_its_own(extractor, two_kinds):
     sequence = ShuffledRotatedImages(two_kinds, 48, rotation_degrees=0, seed=0, start=8)
     features_of = feature_source(extractor, sequence, 0)
     seen = []
@@ -43,7 +43,7 @@ def test_each_picture_goes_through_the_backbone_once_and_its_features_are_its_ow
         assert torch.equal(features, extractor(sample))
 
 
-def test_rotated_streamed_and_too_many_pictures_are_computed_each_time(extractor, two_kinds, monkeypatch):
+def test_rotated_streamed_and_too_many_images_are_computed_each_time(extractor, two_kinds, monkeypatch):
     sequence = ShuffledRotatedImages(two_kinds, 8, rotation_degrees=0, seed=0)
     assert isinstance(feature_source(extractor, sequence, 0), KeptFeatures)
     assert not isinstance(feature_source(extractor, sequence, 5), KeptFeatures)

@@ -27,7 +27,7 @@ def write(path, values=None):
 
 
 def lay_out(root, names):
-    """Write a grey picture for every name, a black mask for `=empty`, one with a defect for `=mask`."""
+    """Write a grey image for every name, a black mask for `=empty`, one with a defect for `=mask`."""
     for name in names:
         name, _, kind = name.partition("=")
         values = {"": None, "empty": np.zeros(SIZE[::-1], np.uint8), "mask": DEFECT.astype(np.uint8) * 255}[kind]
@@ -129,7 +129,7 @@ def test_known_layouts_are_understood_for_training_and_for_testing(tmp_path, nam
     assert counts == expected
 
 
-def test_the_masks_of_a_picture_in_loco_are_put_together(tmp_path):
+def test_the_masks_of_a_image_in_loco_are_put_together(tmp_path):
     lay_out(tmp_path, ["test/good/0.png", "test/logical/0.png", "ground_truth/logical/0/000.png=mask"])
     other = np.zeros(SIZE[::-1], np.uint8)
     other[8:10, 12:15] = 3
@@ -138,7 +138,7 @@ def test_the_masks_of_a_picture_in_loco_are_put_together(tmp_path):
     assert np.array_equal(item.read_mask(SIZE[::-1]), DEFECT | (other > 0))
 
 
-def test_kolektors_pictures_are_good_where_the_mask_beside_them_is_empty(tmp_path, caplog):
+def test_kolektors_images_are_good_where_the_mask_beside_them_is_empty(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     images = [f"kos{i:02}/Part{k}" for i in range(5) for k in range(2)]
     masks = [f"{name}_label.bmp={'mask' if name == 'kos02/Part1' else 'empty'}" for name in images]
@@ -165,22 +165,22 @@ def test_kolektors_pictures_are_good_where_the_mask_beside_them_is_empty(tmp_pat
 
 
 REFUSED = {
-    "a data set whose training pictures have no class": (
+    "a data set whose training images have no class": (
         [*times("train/{}.png"), "test/bad/0.png"],
-        ["train (8 pictures)"],
+        ["train (8 images)"],
     ),
     "several categories": (
         [*times("nut/train/good/{}.png"), "nut/test/bad/0.png"],
-        ["test (1 picture)", "nut/train/good"],
+        ["test (1 image)", "nut/train/good"],
     ),
-    "classes": ([*times("ok/{}.png"), *times("scratch/{}.png", 3)], ["scratch (3 pictures)", "/ok"]),
-    "classes without a known name": ([*times("good/{}.png"), "b7/0.png"], ["good (8 pictures)", "other images"]),
-    "pictures beside a folder of good ones": ([*times("good/{}.png"), "0.png"], ["good (8 pictures)"]),
-    "masks": ([*times("{}.png"), *times("masks/{}.png=mask")], ["masks (8 pictures)"]),
-    "masks of some": ([*times("{}.png"), "0_mask.png=mask"], ["masks beside 1 of 8 pictures", "1.png"]),
-    "names that say what is bad": ([*times("OK_{}.png"), *times("NG_{}.png", 2)], ["…ng….png (2 pictures)"]),
-    "an evaluation set": ([*times("validation/{}.png")], ["validation (8 pictures)"]),
-    "both of two good folders": ([*times("train/ok/{}.png"), *times("train/good/{}.png")], ["train (16 pictures)"]),
+    "classes": ([*times("ok/{}.png"), *times("scratch/{}.png", 3)], ["scratch (3 images)", "/ok"]),
+    "classes without a known name": ([*times("good/{}.png"), "b7/0.png"], ["good (8 images)", "other images"]),
+    "images beside a folder of good ones": ([*times("good/{}.png"), "0.png"], ["good (8 images)"]),
+    "masks": ([*times("{}.png"), *times("masks/{}.png=mask")], ["masks (8 images)"]),
+    "masks of some": ([*times("{}.png"), "0_mask.png=mask"], ["masks beside 1 of 8 images", "1.png"]),
+    "names that say what is bad": ([*times("OK_{}.png"), *times("NG_{}.png", 2)], ["…ng….png (2 images)"]),
+    "an evaluation set": ([*times("validation/{}.png")], ["validation (8 images)"]),
+    "both of two good folders": ([*times("train/ok/{}.png"), *times("train/good/{}.png")], ["train (16 images)"]),
 }
 
 
@@ -204,7 +204,7 @@ def test_what_is_not_understood_is_refused_with_what_was_seen_and_what_settles_i
         times("parts/ok/{}.png"),
     ],
 )
-def test_a_folder_of_good_pictures_is_taken_as_it_is(tmp_path, names):
+def test_a_folder_of_good_images_is_taken_as_it_is(tmp_path, names):
     assert len(find_good_images(lay_out(tmp_path / "data", names))) == len(names)
 
 
@@ -219,7 +219,7 @@ def test_folders_that_programs_keep_are_left_out_and_said_once(tmp_path, caplog)
     lay_out(tmp_path, names)
     assert [path.name for path in find_images(tmp_path)] == ["0.png", *[f"{i}.png" for i in range(1, 8)], "9.png"]
     (said,) = [message for message in caplog.messages if "left out" in message]
-    assert "13 pictures" in said
+    assert "13 images" in said
     assert "__MACOSX" in said
 
 
@@ -259,7 +259,7 @@ def test_what_pillow_opens_is_found_everywhere(tmp_path, suffix):
 def test_a_folder_of_other_files_says_what_it_holds(tmp_path):
     for index in range(3):
         (tmp_path / f"{index}.cr2").write_bytes(b"raw")
-    with refused(ValueError, "holds no pictures", "3 .cr2"):
+    with refused(ValueError, "holds no images", "3 .cr2"):
         find_images(tmp_path)
 
 
@@ -355,16 +355,16 @@ def test_what_cannot_be_measured_is_said_and_left_out_of_that_figure_alone(tmp_p
         "3.png": False
     }
     said = "\n".join(caplog.messages)
-    for words in ("1 picture cannot be read and left out: dent/4.png", "empty mask", "3.png", "loose.png", "(5, 5)"):
+    for words in ("1 image cannot be read and left out: dent/4.png", "empty mask", "3.png", "loose.png", "(5, 5)"):
         assert words in said, words
 
 
-def test_without_good_test_pictures_or_masks_there_is_still_something_to_measure(tmp_path):
+def test_without_good_test_images_or_masks_there_is_still_something_to_measure(tmp_path):
     lay_out(tmp_path, times("test/dent/{}.png", 3))
     assert [item.has_mask for item in check_labelled_images(find_labelled_images(tmp_path))] == [False] * 3
 
 
-def test_a_mask_that_could_belong_to_two_pictures_is_refused(tmp_path):
+def test_a_mask_that_could_belong_to_two_images_is_refused(tmp_path):
     lay_out(tmp_path, ["test/good/0.png", "test/bad/000.png", "test/bad/000.jpg", "ground_truth/bad/000_mask.png=mask"])
     with refused(ValueError, "000.jpg and 000.png", "both own the mask 000_mask.png"):
         find_labelled_images(tmp_path)
@@ -377,7 +377,7 @@ def test_a_mask_that_could_belong_to_two_pictures_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(("orientation", "turn"), [(6, Image.Transpose.ROTATE_270), (8, Image.Transpose.ROTATE_90)])
-def test_a_mask_drawn_on_the_raw_pixels_is_turned_as_its_picture_is(tmp_path, caplog, orientation, turn):
+def test_a_mask_drawn_on_the_raw_pixels_is_turned_as_its_image_is(tmp_path, caplog, orientation, turn):
     lay_out(tmp_path, ["test/good/0.png", "test/bad/0.png", "ground_truth/bad/0_mask.png=mask"])
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -406,7 +406,7 @@ def test_the_files_of_a_layout_are_found_without_opening_them(tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"not opened")
     assert len(good_files(tmp_path)) == 8
-    with refused(ValueError, "holds 0 readable pictures"):
+    with refused(ValueError, "holds 0 readable images"):
         find_good_images(tmp_path)
 
 

@@ -21,7 +21,7 @@ def unet():
 
 @pytest.fixture(scope="module")
 def batch():
-    """x_0, features, noise, timesteps and category of four pictures, the first of them at t = 0."""
+    """x_0, features, noise, timesteps and category of four images, the first of them at t = 0."""
     generator = torch.Generator().manual_seed(0)
     sample = 0.5 * torch.randn(4, 3, 32, 32, generator=generator)
     features = torch.randn(4, NUM_FEATURES, 8, 8, generator=generator)
@@ -67,7 +67,7 @@ def test_loss_terms_are_those_of_equations_4_7_and_10(unet, batch):
     assert terms.total.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_a_network_that_predicts_the_picture_is_judged_by_the_noise_that_follows_from_it(unet, batch):
+def test_a_network_that_predicts_the_image_is_judged_by_the_noise_that_follows_from_it(unet, batch):
     sample, _, noise, timesteps, _ = batch
     alphas_cumprod = build_scheduler().alphas_cumprod[timesteps].view(-1, 1, 1, 1)
     noisy_sample = alphas_cumprod.sqrt() * sample + (1 - alphas_cumprod).sqrt() * noise
@@ -117,7 +117,7 @@ def test_the_asked_for_share_of_timesteps_is_drawn_below_the_limit():
     assert torch.equal(drawn(0.5), drawn(0.5))
 
 
-def test_noise_and_timestep_of_a_picture_follow_from_its_place_alone():
+def test_noise_and_timestep_of_a_image_follow_from_its_place_alone():
     loss, cpu = loss_with(), torch.device("cpu")
     noise, timesteps = loss.draw_noise(1, [3, 8], (3, 16, 16), cpu)
     again = loss.draw_noise(1, [8], (3, 16, 16), cpu)

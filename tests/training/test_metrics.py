@@ -58,7 +58,7 @@ def test_a_perfect_map_scores_one_everywhere():
     assert metrics == pytest.approx({"pixel_auroc": 1.0, "pixel_ap": 1.0, "pro": 1.0})
 
 
-def test_pixel_metrics_pool_pictures_of_different_sizes():
+def test_pixel_metrics_pool_images_of_different_sizes():
     rng = np.random.default_rng(0)
     masks = [rng.random((6, 7)) < 0.3, rng.random((9, 4)) < 0.3]
     maps = [rng.random(m.shape) + m for m in masks]

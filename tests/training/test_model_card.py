@@ -77,7 +77,7 @@ def test_every_entry_of_the_model_index_is_well_formed(tiny_pipeline, checkpoint
     keep_results(checkpoint, None, "my tiles", report_of(all=0.5, crack=0.7))
     content = card_of(tiny_pipeline, checkpoint).content
     data = yaml.safe_load(content.split("---\n")[1])
-    assert data["pipeline_tag"] in ("image-segmentation",)  # one of the Hub's tasks: regions of a picture
+    assert data["pipeline_tag"] in ("image-segmentation",)  # one of the Hub's tasks: regions of an image
     (model,) = data["model-index"]
     assert model["name"] == "tile"
     for result in model["results"]:
@@ -96,7 +96,7 @@ def test_a_card_shows_the_speed_and_the_examples_of_a_checkpoint(tiny_pipeline, 
     speed = {"seconds_per_picture": 0.2134, "device": "CPU (X)", "threads": 2, "batch_size": 8, "precision": "float32"}
     keep_results(checkpoint, None, "d", report_of(all=0.5) | {"speed": speed})
     text = card_of(tiny_pipeline, checkpoint).text
-    assert "0.21 s a picture on CPU \\(X\\), 2 threads, in batches of 8, float32" in text
+    assert "0.21 s an image on CPU \\(X\\), 2 threads, in batches of 8, float32" in text
     assert "](examples/" not in text
     keep_results(checkpoint, None, "d", report_of(all=0.5))
     labelled = find_labelled_images(TILES)
@@ -108,7 +108,7 @@ def test_a_card_shows_the_speed_and_the_examples_of_a_checkpoint(tiny_pipeline, 
     assert shown in prepare_shipment(checkpoint, "team/tile").files
     with Image.open(checkpoint / shown) as sheet:
         assert sheet.width > 4 * CELL
-        assert sheet.height > 5 * CELL / 2  # five pictures of tiles, none of them more than twice as wide as high
+        assert sheet.height > 5 * CELL / 2  # five images of tiles, none of them more than twice as wide as high
         colors = {color for _, color in sheet.convert("RGB").getcolors(2**24)}
         assert len(colors) > 1000
     assert (checkpoint / shown).stat().st_size <= MAX_BYTES
@@ -141,7 +141,7 @@ def test_examples_of_any_category_have_a_file_of_their_own(category, tmp_path):
     assert re.fullmatch(r"sheet-[\w-]*\.webp", path.name, re.ASCII)
 
 
-def test_a_published_record_names_no_picture(checkpoint):
+def test_a_published_record_names_no_image(checkpoint):
     settings = {"seed": 3, "resume_from_checkpoint": "/home/me/out/checkpoint-7"}
     write_record(checkpoint, settings, 1.5, 2.0, {"tile": [Path("part-4711.png"), Path("part-4712.png")]})
     shipment = prepare_shipment(checkpoint, "team/tile").files
@@ -177,7 +177,7 @@ def test_the_promise_and_the_settings_are_those_of_the_checkpoint(tiny_pipeline,
     record = {"settings": settings, "training_seconds": 120, "peak_memory_gb": 2.3, "held_out": {"my tiles": ["a.jpg"]}}
     (checkpoint / "training.json").write_text(json.dumps(record))
     text = card_of(tiny_pipeline, checkpoint).text
-    assert "24 good pictures by cross-fitting" in text
+    assert "24 good images by cross-fitting" in text
     command = text.split("accelerate launch training/train.py ")[1].split("\n````")[0]
     again = parse_args(shlex.split(command.replace("\\\n", " ")))
     assert settings_to_record(again) == settings
@@ -273,7 +273,7 @@ def test_the_embedded_checkpoints_card_has_the_figures_of_its_evaluation():
     text = results_section([read_results(folder)], {None: find_sheet(folder)})
     assert "| all defects | 392 | 0.862 | 0.754 | 0.236 | 0.768 | 51.3% | 1.9% |" in text
     assert "](examples/sheet.webp)" in text
-    assert "Speed: 0.21 s a picture on CPU" in text
+    assert "Speed: 0.21 s an image on CPU" in text
     record = json.loads((folder / "training.json").read_text())
     section = training_section(record, "tf_efficientnet_lite0")
     assert "Time: 37 minutes" in section

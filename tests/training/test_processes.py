@@ -17,7 +17,7 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 @pytest.fixture(scope="module")
 def in_two(environment, tmp_path_factory):
-    """The output folder of the training of `finished`, by two processes with half the pictures of a batch each."""
+    """The output folder of the training of `finished`, by two processes with half the images of a batch each."""
     output_dir = tmp_path_factory.mktemp("in_two") / "out"
     arguments = ["--train_data_dir", TILES, "--output_dir", output_dir, *TWELVE_STEPS, "--train_batch_size", 2]
     done = run_in_two_processes(environment, "training/train.py", *arguments)
@@ -25,7 +25,7 @@ def in_two(environment, tmp_path_factory):
     return output_dir
 
 
-def test_two_processes_hold_out_the_same_pictures(finished, in_two):
+def test_two_processes_hold_out_the_same_images(finished, in_two):
     records = [json.loads((folder / "training.json").read_text()) for folder in (finished, in_two)]
     assert records[0]["held_out"] == records[1]["held_out"]
     runs = [json.loads((folder / "checkpoint-12" / "run.json").read_text()) for folder in (finished, in_two)]
@@ -101,7 +101,7 @@ def test_two_processes_remember_the_features_that_one_remembers(environment, tmp
 
 
 @pytest.mark.parametrize("count", [1, 7, 8, 9, 40])
-def test_shares_are_whole_batches_that_together_are_all_pictures(count, monkeypatch):
+def test_shares_are_whole_batches_that_together_are_all_images(count, monkeypatch):
     class State:
         num_processes = 3
 

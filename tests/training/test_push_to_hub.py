@@ -1,4 +1,4 @@
-"""From good pictures to a checkpoint on a Hub: the commands as printed, and training that pushes by itself."""
+"""From good images to a checkpoint on a Hub: the commands as printed, and training that pushes by itself."""
 
 import json
 import os

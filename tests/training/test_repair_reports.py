@@ -48,7 +48,7 @@ def quick(monkeypatch):
 # views
 
 
-def test_pictures_stand_side_by_side_with_white_between_them():
+def test_images_stand_side_by_side_with_white_between_them():
     sheet = side_by_side([Image.new("RGB", (10, 8), "red"), Image.new("L", (6, 8), 0)])
     assert sheet.size == (10 + GAP + 6, 8)
     assert [sheet.getpixel((x, 4)) for x in (9, 11, 10 + GAP)] == [(255, 0, 0), (255, 255, 255), (0, 0, 0)]
@@ -74,19 +74,19 @@ def test_the_animation_holds_every_step(tmp_path, suffix):
 # the folder
 
 
-def test_a_folder_is_repaired_with_views_of_every_change_and_a_row_for_every_picture(
+def test_a_folder_is_repaired_with_views_of_every_change_and_a_row_for_every_image(
     tiny_checkpoint, tile_files, tmp_path, quick
 ):
-    pictures, output = tmp_path / "in", tmp_path / "out"
-    (pictures / "sub").mkdir(parents=True)
-    shutil.copy(tile_files[0], pictures / "good.jpg")
+    images, output = tmp_path / "in", tmp_path / "out"
+    (images / "sub").mkdir(parents=True)
+    shutil.copy(tile_files[0], images / "good.jpg")
     marked = Image.open(tile_files[1]).convert("RGB")
     ImageDraw.Draw(marked).rectangle([30, 60, 70, 120], fill="white")
-    marked.save(pictures / "sub" / "marked.png")
-    (pictures / "text.png").write_text("no picture")
+    marked.save(images / "sub" / "marked.png")
+    (images / "text.png").write_text("no image")
     output.mkdir()
     pipe = GradientDenoisePipeline.from_pretrained(tiny_checkpoint)
-    rows = {row["file"]: row for row in repair_folder(pipe, pictures, output)}
+    rows = {row["file"]: row for row in repair_folder(pipe, images, output)}
     assert rows["good.jpg"]["verdict"] == "good"
     assert rows["good.jpg"]["steps"] == 0
     assert rows["sub/marked.png"]["verdict"] in ("repaired", "rejected")
@@ -104,7 +104,7 @@ def test_a_folder_is_repaired_with_views_of_every_change_and_a_row_for_every_pic
         assert repaired.size == marked.size
 
 
-def test_the_command_refuses_a_folder_without_pictures(tiny_checkpoint, tmp_path, one_core):
+def test_the_command_refuses_a_folder_without_images(tiny_checkpoint, tmp_path, one_core):
     (tmp_path / "in").mkdir()
     with pytest.raises(SystemExit) as stopped:
         repair_main(
@@ -131,7 +131,7 @@ def test_planted_defects_are_of_every_kind_and_clearly_above_the_texture(samples
 
 
 def test_where_no_kind_of_defect_is_clear_a_sentence_says_so():
-    with refused(ValueError, "no clear", "good picture"):
+    with refused(ValueError, "no clear", "good image"):
         plant_defects([np.zeros((3, 64, 64), dtype=np.float32)], 4)
 
 
@@ -157,14 +157,14 @@ def test_structural_similarity_by_hand():
     assert structural_similarity(noise, noise).min() == pytest.approx(1)
 
 
-def test_the_benchmark_prints_a_row_for_each_method_and_kind_of_picture(
+def test_the_benchmark_prints_a_row_for_each_method_and_kind_of_image(
     tiny_checkpoint, tmp_path, capsys, quick, one_core
 ):
     sizes = ["--num_planted", "2", "--num_real", "2", "--num_good", "2"]
     methods = ["--methods", "ours", "Eq. 13 alone", "DDPM round trip"]
     main(["--model", str(tiny_checkpoint), "--data_dir", str(TILES), "--output_dir", str(tmp_path), *sizes, *methods])
     rows = json.loads((tmp_path / "repair.json").read_text())
-    assert [(row["pictures"], row["method"]) for row in rows] == [
+    assert [(row["images"], row["method"]) for row in rows] == [
         ("planted", "ours"),
         ("planted", "Eq. 13 alone"),
         ("planted", "DDPM round trip"),
@@ -186,7 +186,7 @@ def test_the_benchmark_counts_as_rejected_what_the_pipeline_rejects_in_its_own_p
     assert not rejects(pipe, [score]).any()
 
 
-def test_deep_pictures_are_planted_into_by_the_white_of_the_model(tmp_path):
+def test_deep_images_are_planted_into_by_the_white_of_the_model(tmp_path):
     values = np.linspace(0, 4000, 64 * 64).reshape(64, 64).astype(np.uint16)
     Image.fromarray(values).save(tmp_path / "deep.png")
     np.testing.assert_allclose(read_good(tmp_path / "deep.png", 4095)[0], values / 4095 * 2 - 1, atol=0.005)
@@ -198,7 +198,7 @@ def test_the_benchmark_refuses_a_folder_without_a_checkpoint(tmp_path, one_core)
     assert_sentence(str(stopped.value), "model_index.json")
 
 
-def test_a_picture_in_black_and_white_which_is_all_texture_can_have_clear_defects():
+def test_a_image_in_black_and_white_which_is_all_texture_can_have_clear_defects():
     stripes = np.where(np.arange(64) // 8 % 2, 1.0, -1.0).astype(np.float32)
     sample = np.broadcast_to(stripes, (3, 64, 64)).copy()
     for each in plant_defects([sample], 8):

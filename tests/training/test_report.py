@@ -24,11 +24,11 @@ HOSTILE = "<img src=x onerror=alert(1)> & 'co' \"parts\""
 
 
 class Page(HTMLParser):
-    """Reads a page: its tags with their attributes, its text, and its pictures."""
+    """Reads a page: its tags with their attributes, its text, and its images."""
 
     def __init__(self, text):
         super().__init__()
-        self.open, self.tags, self.text, self.pictures = [], [], "", []
+        self.open, self.tags, self.text, self.images = [], [], "", []
         self.feed(text)
         self.close()
         assert not self.open, self.open
@@ -40,7 +40,7 @@ class Page(HTMLParser):
         if tag == "img":
             head, data = dict(attrs)["src"].split(",")
             assert head == "data:image/webp;base64"
-            self.pictures.append(Image.open(io.BytesIO(base64.b64decode(data))))
+            self.images.append(Image.open(io.BytesIO(base64.b64decode(data))))
 
     def handle_startendtag(self, tag, attrs):
         self.tags.append((tag, dict(attrs)))
@@ -80,9 +80,9 @@ def test_a_training_leaves_a_page_that_is_whole_in_itself(report):
 def test_it_says_what_was_trained_on_what_and_how_to_do_it_again(report, finished):
     for words in (
         "Training report: magnetic_tile",
-        "18 good pictures",
+        "18 good images",
         "12 steps",
-        "calibrated on 6 good pictures",
+        "calibrated on 6 good images",
         "accelerate launch training/train.py --preset balanced",
         str(TILES),
         f"--output_dir {finished}",
@@ -102,8 +102,8 @@ def test_it_draws_losses_separation_and_scores(report):
     assert "rejected above" in report.text
 
 
-def test_it_shows_the_last_validation_and_samples_beside_real_pictures(report):
-    sheet, samples = report.pictures
+def test_it_shows_the_last_validation_and_samples_beside_real_images(report):
+    sheet, samples = report.images
     assert sheet.width > 600
     assert sheet.height > 8 * 160
     assert samples.width > 4 * 160
@@ -136,7 +136,7 @@ def test_a_run_that_is_resumed_at_its_end_makes_it_again(environment, finished, 
     arguments = ["--train_data_dir", TILES, "--output_dir", tmp_path, *TWELVE_STEPS]
     done = train(environment, *arguments, "--report", "--resume_from_checkpoint", "latest")
     assert done.returncode == 0, done.stderr
-    assert len(Page((tmp_path / REPORT).read_text(encoding="utf-8")).pictures) == 2
+    assert len(Page((tmp_path / REPORT).read_text(encoding="utf-8")).images) == 2
 
 
 # Several categories, strange names, failures
@@ -161,13 +161,13 @@ def test_every_category_has_a_section_of_its_own(unified, tile_files, negative_f
     splits = {"tile": (tile_files, tile_files[:6]), "negative": (negative_files, negative_files[:7])}
     images = [GoodImages(files, 64) for files, _ in splits.values()]
     page = Page(build_report(pipe, settings_of(tmp_path), images, splits, None, 12.0, {"references": 3.0}))
-    for words in ("Category tile", "Category negative", "tile, negative", "48 good pictures", "13 others"):
+    for words in ("Category tile", "Category negative", "tile, negative", "48 good images", "13 others"):
         assert words in page.text, words
-    tile, negative = (picture.convert("L").resize((8, 8)) for picture in page.pictures)
+    tile, negative = (image.convert("L").resize((8, 8)) for image in page.images)
     assert tile.tobytes() != negative.tobytes()
 
 
-@pytest.mark.parametrize("case", ["no room", "a picture that cannot be read"])
+@pytest.mark.parametrize("case", ["no room", "an image that cannot be read"])
 def test_a_report_that_cannot_be_written_costs_a_warning_and_leaves_the_former(
     tiny_pipeline, tile_files, tmp_path, caplog, case
 ):

@@ -48,7 +48,7 @@ def test_evaluation_reports_the_category_and_each_defect_type(evaluation, tiny_p
     assert ("false alarm rate: estimated at" if report["is_estimate"] else "promised at most") in stdout
 
 
-def test_evaluation_sheet_has_a_row_for_each_picture(evaluation):
+def test_evaluation_sheet_has_a_row_for_each_image(evaluation):
     with Image.open(evaluation[2] / "sheet.png") as sheet:
         width, height = sheet.size
     assert width > 5 * 192
@@ -60,8 +60,8 @@ def test_pixels_without_a_mask_are_not_measured_and_that_is_said(run, tiny_check
     next((tmp_path / "tiles" / "ground_truth" / "crack").iterdir()).unlink()
     done = run("evaluate.py", "--model", tiny_checkpoint, "--data_dir", tmp_path / "tiles", "--output_dir", tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "1 picture of a defect without a mask, left out of the pixels' figures: crack/" in done.stderr
-    assert "pixels are not measured on 1 picture of defects without a mask" in done.stdout
+    assert "1 image of a defect without a mask, left out of the pixels' figures: crack/" in done.stderr
+    assert "pixels are not measured on 1 image of defects without a mask" in done.stdout
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["pictures_without_mask"] == 1
     assert report["groups"]["crack"]["pro"] is None
@@ -72,18 +72,18 @@ def test_pixels_without_a_mask_are_not_measured_and_that_is_said(run, tiny_check
 
 
 def test_folder_scores_equal_the_pipelines_and_a_broken_file_is_a_row(run, tiny_checkpoint, tmp_path):
-    pictures = tmp_path / "pictures"
-    shutil.copytree(TILES / "test", pictures)
-    good = sorted((pictures / "good").iterdir())
-    (pictures / "broken.png").write_bytes(b"no picture")
+    images = tmp_path / "pictures"
+    shutil.copytree(TILES / "test", images)
+    good = sorted((images / "good").iterdir())
+    (images / "broken.png").write_bytes(b"no image")
     output = tmp_path / "scores"
-    done = run("score_folder.py", "--model", tiny_checkpoint, "--input_dir", pictures, "--output_dir", output)
+    done = run("score_folder.py", "--model", tiny_checkpoint, "--input_dir", images, "--output_dir", output)
     assert done.returncode == 0, done.stderr
     with open(output / "scores.csv", newline="") as stream:
         rows = {row["file"]: row for row in csv.DictReader(stream)}
     assert len(rows) == 7
     assert rows["broken.png"]["verdict"] == "unreadable"
-    assert "not a picture" in rows["broken.png"]["error"]
+    assert "not an image" in rows["broken.png"]["error"]
     expected = AnomalyScoringPipeline.from_pretrained(tiny_checkpoint)(read_image(good[0]))
     row = rows[f"good/{good[0].name}"]
     assert float(row["anomaly_score"]) == pytest.approx(float(expected.anomaly_score[0]), abs=1e-3)
@@ -93,12 +93,12 @@ def test_folder_scores_equal_the_pipelines_and_a_broken_file_is_a_row(run, tiny_
 
 
 def test_masks_of_a_data_set_are_not_scored_and_an_unknown_depth_is_noted_in_its_row(run, tiny_checkpoint, tmp_path):
-    pictures, output = tmp_path / "tiles", tmp_path / "scores"
-    shutil.copytree(TILES / "test" / "crack", pictures / "test" / "crack")
-    shutil.copytree(TILES / "ground_truth", pictures / "Ground Truth")
-    (file,) = (pictures / "test" / "crack").iterdir()
-    Image.fromarray(np.asarray(Image.open(file)).astype(np.uint16) * 16).save(pictures / "deep.png")
-    done = run("score_folder.py", "--model", tiny_checkpoint, "--input_dir", pictures, "--output_dir", output)
+    images, output = tmp_path / "tiles", tmp_path / "scores"
+    shutil.copytree(TILES / "test" / "crack", images / "test" / "crack")
+    shutil.copytree(TILES / "ground_truth", images / "Ground Truth")
+    (file,) = (images / "test" / "crack").iterdir()
+    Image.fromarray(np.asarray(Image.open(file)).astype(np.uint16) * 16).save(images / "deep.png")
+    done = run("score_folder.py", "--model", tiny_checkpoint, "--input_dir", images, "--output_dir", output)
     assert done.returncode == 0, done.stderr
     assert "left out: 3 masks in folders of ground truth" in done.stderr
     with open(output / "scores.csv", newline="") as stream:
@@ -108,13 +108,13 @@ def test_masks_of_a_data_set_are_not_scored_and_an_unknown_depth_is_noted_in_its
     assert rows[f"test/crack/{file.name}"] == ""
 
 
-def test_folder_without_pictures_gives_one_sentence_and_writes_no_table(run, tiny_checkpoint, tmp_path):
+def test_folder_without_images_gives_one_sentence_and_writes_no_table(run, tiny_checkpoint, tmp_path):
     (tmp_path / "notes").mkdir()
-    (tmp_path / "notes" / "readme.txt").write_text("no pictures here")
+    (tmp_path / "notes" / "readme.txt").write_text("no images here")
     output = tmp_path / "scores"
     done = run("score_folder.py", "--model", tiny_checkpoint, "--input_dir", tmp_path / "notes", "--output_dir", output)
     assert done.returncode != 0
-    assert "holds no pictures" in done.stderr
+    assert "holds no images" in done.stderr
     assert not (output / "scores.csv").exists()
 
 

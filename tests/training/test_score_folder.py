@@ -26,12 +26,12 @@ def command(*arguments):
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
+def images(tmp_path_factory):
     """All 30 tiles in their folders, and files that cannot be read or have odd names."""
     folder = tmp_path_factory.mktemp("pictures") / "tiles"
     shutil.copytree(TILES, folder, ignore=shutil.ignore_patterns("ground_truth"))
     tile = find_images(TILES)[0]
-    (folder / "broken.png").write_bytes(b"no picture")
+    (folder / "broken.png").write_bytes(b"no image")
     (folder / "torn.jpg").write_bytes(tile.read_bytes()[:-300])
     for name in (b"=1+1.jpg", b"test-.jpg", b"\xff.jpg", b"n" * 250 + b".jpg"):
         shutil.copy(tile, os.fsencode(folder) + b"/" + name)
@@ -39,8 +39,8 @@ def pictures(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def options(tiny_checkpoint, pictures):
-    return ["--model", tiny_checkpoint, "--input_dir", pictures, *SMALL_PARTS]
+def options(tiny_checkpoint, images):
+    return ["--model", tiny_checkpoint, "--input_dir", images, *SMALL_PARTS]
 
 
 @pytest.fixture(scope="module")
@@ -63,20 +63,18 @@ def refusal(*arguments):
     return ended.value.code
 
 
-def test_the_table_has_a_row_for_each_picture_in_their_order(undisturbed, pictures):
+def test_the_table_has_a_row_for_each_image_in_their_order(undisturbed, images):
     output_dir, printed = undisturbed
-    files = [
-        os.fsencode(path.relative_to(pictures)).decode(errors="backslashreplace") for path in find_images(pictures)
-    ]
+    files = [os.fsencode(path.relative_to(images)).decode(errors="backslashreplace") for path in find_images(images)]
     files = ["'" + name if name.startswith("=") else name for name in files]
     assert [row["file"] for row in rows_of(output_dir)] == files
     unreadable = {row["file"]: row["error"] for row in rows_of(output_dir) if row["verdict"] == "unreadable"}
     assert unreadable.keys() == {"broken.png", "torn.jpg"}
-    assert "not a picture" in unreadable["broken.png"]
+    assert "not an image" in unreadable["broken.png"]
     overlays = [path for path in (output_dir / "overlays").rglob("*") if path.is_file()]
     assert len(overlays) == len(files) - 2
     assert " 2 unreadable; see " in printed.splitlines()[-1]
-    assert "pictures a second" in printed
+    assert "images a second" in printed
     assert {path.name for path in output_dir.iterdir()} == {"scores.csv", "manifest.json", "overlays", "maps"}
 
 
@@ -173,10 +171,10 @@ def test_a_finished_run_is_not_scored_again(options, undisturbed, capsys):
         (["--part_size", "8"], ["part_size 4", "8"]),
         (["--no_overlays"], ["no_overlays False", "True"]),
         (["--format", "parquet"], ["format csv", "parquet"]),
-        (["--input_dir", TILES / "test"], ["other pictures"]),
+        (["--input_dir", TILES / "test"], ["other images"]),
     ],
 )
-def test_scores_of_other_settings_or_pictures_are_refused(options, undisturbed, changed, words):
+def test_scores_of_other_settings_or_images_are_refused(options, undisturbed, changed, words):
     before = digests_of(undisturbed[0])
     sentence = refusal(*options, "--output_dir", undisturbed[0], "--maps", *changed)
     assert_sentence(sentence, "error: ", *words, "--output_dir")
@@ -184,19 +182,19 @@ def test_scores_of_other_settings_or_pictures_are_refused(options, undisturbed, 
 
 
 @pytest.mark.usefixtures("one_core")
-def test_scores_of_another_model_and_of_pictures_that_have_changed_are_refused(tiny_checkpoint, tmp_path):
+def test_scores_of_another_model_and_of_images_that_have_changed_are_refused(tiny_checkpoint, tmp_path):
     model, folder, output_dir = tmp_path / "model", tmp_path / "pictures", tmp_path / "pictures" / "out"
     shutil.copytree(tiny_checkpoint, model)
     shutil.copytree(TILES / "test" / "blowhole", folder)
     arguments = ["--model", model, "--input_dir", folder, "--output_dir", output_dir, "--dataloader_num_workers", 0]
     main([str(argument) for argument in arguments])
-    main([str(argument) for argument in arguments])  # the overlays below the folder are no pictures of it
+    main([str(argument) for argument in arguments])  # the overlays below the folder are no images of it
     before = digests_of(output_dir)
-    picture = find_images(folder)[0]
-    seen = picture.stat()
-    os.utime(picture, ns=(seen.st_atime_ns, seen.st_mtime_ns + 1))
-    assert_sentence(refusal(*arguments), "other pictures", str(output_dir))
-    os.utime(picture, ns=(seen.st_atime_ns, seen.st_mtime_ns))
+    image = find_images(folder)[0]
+    seen = image.stat()
+    os.utime(image, ns=(seen.st_atime_ns, seen.st_mtime_ns + 1))
+    assert_sentence(refusal(*arguments), "other images", str(output_dir))
+    os.utime(image, ns=(seen.st_atime_ns, seen.st_mtime_ns))
     with open(model / "calibration" / "config.json", "a") as stream:
         stream.write("\n")
     assert_sentence(refusal(*arguments), "another model", str(output_dir))
@@ -204,7 +202,7 @@ def test_scores_of_another_model_and_of_pictures_that_have_changed_are_refused(t
     assert_sentence(refusal(*arguments), "manifest.json", "--output_dir")
     (output_dir / "manifest.json").unlink()
     (output_dir / "parts").mkdir()  # of nobody knows what
-    (output_dir / "parts" / "part-000000-00000.jsonl").write_text('{"pictures": 0, "is_last": true}\n')
+    (output_dir / "parts" / "part-000000-00000.jsonl").write_text('{"images": 0, "is_last": true}\n')
     main([str(argument) for argument in arguments])
     after = digests_of(output_dir)
     assert after.pop("manifest.json") != before.pop("manifest.json")

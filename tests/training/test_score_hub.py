@@ -1,4 +1,4 @@
-"""Scoring the pictures of data sets of a real server: downloaded and streamed, with labels, kept to their commit."""
+"""Scoring the images of data sets of a real server: downloaded and streamed, with labels, kept to their commit."""
 
 import csv
 import io
@@ -28,7 +28,7 @@ def parquet(contents, labels):
 
 @pytest.fixture(scope="module")
 def hub(tiles):
-    """A Hub with an image folder, and with two Parquet files in which every third picture is cracked and one torn."""
+    """A Hub with an image folder, and with two Parquet files in which every third image is cracked and one torn."""
     with Hub().running() as server:
         create = server.repositories.create
         create("dataset", "team/folder").put({f"train/{name}": content for name, content in tiles})
@@ -70,7 +70,7 @@ def test_a_stream_has_the_scores_of_a_downloaded_data_set(scored, tiles, tmp_pat
 
 
 @pytest.mark.parametrize("streaming", [[], ["--streaming"]])
-def test_rows_with_the_label_are_scored_and_a_torn_picture_is_a_row(scored, tiles, tmp_path, streaming):
+def test_rows_with_the_label_are_scored_and_a_torn_image_is_a_row(scored, tiles, tmp_path, streaming):
     status, printed, rows = scored(tmp_path, "team/line", "--label_column", "label", "--good_label", "good", *streaming)
     assert status == 0, printed
     order = [*range(0, 12, 2), *range(1, 12, 2)]
@@ -93,7 +93,7 @@ def test_a_resumed_run_keeps_to_its_commit_and_another_is_refused(scored, hub, t
     assert len(scored(tmp_path, "team/grows")[2]) == 6
     status, printed, _ = scored(tmp_path, "team/grows", "--dataset_revision", "main")
     assert status == 1
-    assert_sentence(printed.splitlines()[-1], "error: ", "other pictures", str(tmp_path))
+    assert_sentence(printed.splitlines()[-1], "error: ", "other images", str(tmp_path))
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ def images(tile_files):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_changes_the_picture_visibly_where_its_mask_says_and_nowhere_else(images, kind):
+def test_every_kind_changes_the_image_visibly_where_its_mask_says_and_nowhere_else(images, kind):
     shares = []
     for index in range(12):
         good, donor = images[index].numpy(), images[index + 1].numpy()
@@ -46,7 +46,7 @@ def test_what_is_planted_follows_seed_and_place_and_kinds_take_turns(images, mon
         assert torch.equal(sample, again)
         assert torch.equal(mask, mask_again)
     assert not torch.equal(planted[3][0], PlantedDefects(images, 40, seed=2)[3][0])
-    assert not torch.equal(planted[0][0], planted[len(images)][0])  # the same picture with another defect
+    assert not torch.equal(planted[0][0], planted[len(images)][0])  # the same image with another defect
     drawn = []
     for kind in KINDS:
         monkeypatch.setitem(KINDS, kind, lambda sample, *_, kind=kind: drawn.append(kind) or sample + 0.5)

@@ -35,13 +35,13 @@ def train(environment, output_dir, *trackers):
     return read_progress(output_dir)
 
 
-def assert_a_sheet(picture):
-    """Check that a picture is a whole sheet: five columns on white, with outlines of planted defects."""
-    assert picture.shape[-1] == 3
-    assert picture.shape[0] > 1000
-    assert picture.shape[1] > 600
-    assert (picture[:, -3:] == 255).all()
-    assert (picture == (0, 255, 255)).all(axis=-1).any()
+def assert_a_sheet(image):
+    """Check that an image is a whole sheet: five columns on white, with outlines of planted defects."""
+    assert image.shape[-1] == 3
+    assert image.shape[0] > 1000
+    assert image.shape[1] > 600
+    assert (image[:, -3:] == 255).all()
+    assert (image == (0, 255, 255)).all(axis=-1).any()
 
 
 @needs("tensorboard")
@@ -95,9 +95,9 @@ def test_weights_and_biases_keeps_them_in_an_offline_run(environment, tmp_path):
     for name in SEPARATION:
         found = [float(rows[step][f"validation/{name}"]) for step in (2, 3)]
         assert found == pytest.approx(separation_curve(entries)[name], abs=1e-5)
-    pictures = sorted(folder.glob(f"files/media/images/{SHEET}*.png"))
-    assert len(pictures) == 2
-    assert_a_sheet(np.asarray(Image.open(pictures[0]).convert("RGB")))
+    images = sorted(folder.glob(f"files/media/images/{SHEET}*.png"))
+    assert len(images) == 2
+    assert_a_sheet(np.asarray(Image.open(images[0]).convert("RGB")))
 
 
 @needs("trackio")

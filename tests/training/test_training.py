@@ -61,7 +61,7 @@ def test_the_pipeline_holds_the_moving_average_of_the_weights_and_not_the_last_o
     assert any(not torch.equal(parameter, last[name].half().float()) for name, parameter in shipped.items())
 
 
-def test_held_out_pictures_calibrate_and_are_named_in_the_record(finished):
+def test_held_out_images_calibrate_and_are_named_in_the_record(finished):
     files = find_good_images(TILES)
     held_out = hold_out(files, 0.25, 0)[1]
     record = json.loads((finished / "training.json").read_text())
@@ -84,13 +84,13 @@ def test_a_run_in_bfloat16_is_calibrated_in_float32(environment, tmp_path):
     torch.testing.assert_close(pipe.calibration.part_scores, expected.part_scores, atol=1e-4, rtol=1e-4)
 
 
-def test_contrast_and_feature_statistics_are_those_of_the_training_pictures(finished):
+def test_contrast_and_feature_statistics_are_those_of_the_training_images(finished):
     images = GoodImages(hold_out(find_good_images(TILES), 0.25, 0)[0], 64)
     samples = torch.stack([images[index] for index in range(len(images))])
     pipe = AnomalyScoringPipeline.from_pretrained(finished)
     assert pipe.config.data_mean == pytest.approx(samples.mean().item(), abs=1e-5)
-    within_pictures = (samples - samples.mean(dim=(2, 3), keepdim=True)).square().mean().sqrt().item()
-    assert pipe.config.data_std == pytest.approx(within_pictures, rel=1e-3)
+    within_images = (samples - samples.mean(dim=(2, 3), keepdim=True)).square().mean().sqrt().item()
+    assert pipe.config.data_std == pytest.approx(within_images, rel=1e-3)
     features = pipe.feature_extractor(samples)
     # the backbone was rounded to what is stored after its statistics were measured
     torch.testing.assert_close(features.mean(dim=(0, 2, 3)), torch.zeros(192), atol=0.1, rtol=0)
@@ -109,7 +109,7 @@ def bad_input(name, tmp_path):
     elif name == "text files":
         for index in range(20):
             (folder / f"{index}.txt").write_text("text")
-    elif name == "three pictures":
+    elif name == "three images":
         for path in find_good_images(TILES)[:3]:
             shutil.copy(path, folder)
     elif name != "empty folder":
@@ -118,7 +118,7 @@ def bad_input(name, tmp_path):
         (tmp_path / "regular").write_text("file")
         output_dir = tmp_path / "regular" / "out"
     options, words = {
-        "three pictures": ([], [" 3 ", "8"]),
+        "three images": ([], [" 3 ", "8"]),
         "output below a file": ([], [str(output_dir)]),
         "alpha 2": (["--alpha", "2"], ["alpha", "2"]),
         "timestep twice": (["--timesteps", "5", "5"], ["timesteps", "5"]),
@@ -148,7 +148,7 @@ def bad_input(name, tmp_path):
         "no folder",
         "empty folder",
         "text files",
-        "three pictures",
+        "three images",
         "output below a file",
         "alpha 2",
         "timestep twice",
@@ -192,7 +192,7 @@ def test_an_unknown_choice_is_refused_before_anything_is_read(option, tmp_path, 
 
 
 def test_a_launched_run_that_cannot_start_prints_its_sentence_and_no_traceback(environment, tmp_path):
-    arguments, words = bad_input("three pictures", tmp_path)
+    arguments, words = bad_input("three images", tmp_path)
     done = launch(environment, *arguments, quiet=True)  # without --quiet accelerate adds a traceback of its own
     assert done.returncode != 0
     assert "Traceback" not in done.stderr
@@ -280,7 +280,7 @@ def held_out_files():
 
 @pytest.fixture(scope="module")
 def untrained(trained, held_out_files):
-    """The same pipeline with a UNet that has learned nothing, calibrated on the same pictures."""
+    """The same pipeline with a UNet that has learned nothing, calibrated on the same images."""
     torch.manual_seed(0)
     pipe = AnomalyScoringPipeline(
         UNet2DModel.from_config(trained.unet.config).eval(),
@@ -309,7 +309,7 @@ def test_a_network_that_learns_finds_synthetic_defects_better(trained_folder):
 
 
 def plant_blob(tile, rng, brightness):
-    """Darken an ellipse of a quarter of the tile's height and width; return the picture and the ellipse as a mask."""
+    """Darken an ellipse of a quarter of the tile's height and width; return the image and the ellipse as a mask."""
     pixels = np.asarray(tile, np.float32).copy()
     height, width = pixels.shape
     row, column = rng.uniform(0.25, 0.75, 2) * (height, width)
@@ -326,13 +326,13 @@ def auroc(pipe, clean, planted):
 
 @pytest.fixture(scope="module")
 def planted(unseen_tiles):
-    """Each unseen tile three times with a dark blob: pictures and masks."""
+    """Each unseen tile three times with a dark blob: images and masks."""
     rng = np.random.default_rng(0)
-    pictures = [plant_blob(tile, rng, 0.6) for tile in unseen_tiles for _ in range(3)]
-    return [picture for picture, _ in pictures], [mask for _, mask in pictures]
+    images = [plant_blob(tile, rng, 0.6) for tile in unseen_tiles for _ in range(3)]
+    return [image for image, _ in images], [mask for _, mask in images]
 
 
-def test_training_lowers_the_errors_on_good_pictures_it_has_not_seen(trained, untrained, held_out_files):
+def test_training_lowers_the_errors_on_good_images_it_has_not_seen(trained, untrained, held_out_files):
     images = GoodImages(held_out_files, 64)
     samples = torch.stack([images[index] for index in range(len(images))])
     noise = trained.calibration.noise_fields(TIMESTEPS)
@@ -346,15 +346,15 @@ def test_training_lowers_the_errors_on_good_pictures_it_has_not_seen(trained, un
 
 
 def test_a_planted_defect_raises_the_score_above_that_of_clean_tiles(trained, unseen_tiles, planted):
-    pictures, _ = planted
-    assert auroc(trained, unseen_tiles, pictures) >= 0.9
-    clean, defective = trained(unseen_tiles).anomaly_score, trained(pictures).anomaly_score
+    images, _ = planted
+    assert auroc(trained, unseen_tiles, images) >= 0.9
+    clean, defective = trained(unseen_tiles).anomaly_score, trained(images).anomaly_score
     assert np.mean(defective.reshape(-1, 3) > clean[:, None]) >= 0.9
 
 
 def test_the_map_is_higher_inside_a_planted_defect_than_outside(trained, planted):
-    pictures, masks = planted
-    maps = trained(pictures).anomaly_map
+    images, masks = planted
+    maps = trained(images).anomaly_map
     contrast = [
         anomaly_map[mask].mean() - anomaly_map[~mask].mean() for anomaly_map, mask in zip(maps, masks, strict=True)
     ]

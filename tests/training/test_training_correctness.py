@@ -91,7 +91,7 @@ def test_what_a_step_has_made_not_finite_is_never_saved(tmp_path, monkeypatch):
 
 @pytest.mark.usefixtures("one_core")
 def test_a_resumed_run_takes_its_statistics_from_the_checkpoint(finished, tmp_path):
-    """Also where the pictures that they were measured on look different by now."""
+    """Also where the images that they were measured on look different by now."""
     folder = shutil.copytree(TILES, tmp_path / TILES.name)
     for path in find_good_images(folder):
         with Image.open(path) as tile:
@@ -107,13 +107,13 @@ def test_a_resumed_run_takes_its_statistics_from_the_checkpoint(finished, tmp_pa
         assert torch.equal(getattr(after.feature_extractor, name), getattr(before.feature_extractor, name)), name
 
 
-def test_features_of_a_stand_in_are_not_those_of_the_picture_it_stood_in_for():
+def test_features_of_a_stand_in_are_not_those_of_the_image_it_stood_in_for():
     extractor = load_pretrained_extractor("tf_efficientnet_lite0", 8)
     features_of = KeptFeatures(extractor, lambda place: place)
-    stand_in, picture = (torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    stand_in, image = (torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
     with torch.no_grad():
         features_of(stand_in, [0])
-        assert torch.equal(features_of(picture, [0]), extractor(picture))
+        assert torch.equal(features_of(image, [0]), extractor(image))
         assert torch.equal(features_of(stand_in, [0]), extractor(stand_in))
 
 
@@ -155,7 +155,7 @@ def test_a_training_on_a_data_set_with_twins_says_so_and_trains_on_no_part_that_
     options = [*TINY, "--max_train_steps", "1", "--validation_steps", "0"]
     options = [word for word in options if word not in ("--groups", "none")]
     main(["--train_data_dir", str(tmp_path / "tiles"), "--output_dir", str(tmp_path / "out"), *options])
-    assert any("tiles: 48 pictures are of about" in message for message in caplog.messages)
+    assert any("tiles: 48 images are of about" in message for message in caplog.messages)
     held_out = set(json.loads((tmp_path / "out" / "training.json").read_text())["held_out"]["tiles"])
     assert {name.replace(" (copy)", "") for name in held_out} <= held_out
     pipe = AnomalyScoringPipeline.from_pretrained(tmp_path / "out")

@@ -1,4 +1,4 @@
-"""Validation while training: it looks at the right pictures, measures what it says, and changes nothing."""
+"""Validation while training: it looks at the right images, measures what it says, and changes nothing."""
 
 import random
 
@@ -16,7 +16,7 @@ from training.cli.arguments import parse_args
 from training.data.splits import hold_out
 from training.data.synthetic_defects import KINDS
 from training.engine.data_statistics import DataStatistics
-from training.engine.validation import NUM_PICTURES, Validation, choose_pictures, separation_of
+from training.engine.validation import NUM_IMAGES, Validation, choose_images, separation_of
 from training.fitting.calibration_fit import MIN_DISJOINT, fit_calibration, split_held_out
 from training.records.progress import SEPARATION, read_progress, separation_curve
 
@@ -69,12 +69,12 @@ def test_two_processes_share_a_validation_out_and_find_the_same(environment, val
         assert found[name] == pytest.approx(expected[name], abs=0.01), name
 
 
-# Which pictures
+# Which images
 
 
 @pytest.fixture
 def held_out(tile_files, tmp_path):
-    """As many pictures as are split in two; those that are ranked cannot be read."""
+    """As many images as are split in two; those that are ranked cannot be read."""
     for index in range(MIN_DISJOINT):
         (tmp_path / f"{index}.jpg").write_bytes(tile_files[index % len(tile_files)].read_bytes())
     files = sorted(tmp_path.iterdir())
@@ -85,18 +85,18 @@ def held_out(tile_files, tmp_path):
     return files
 
 
-def test_pictures_whose_scores_are_ranked_are_never_looked_at(held_out):
-    pictures = choose_pictures(held_out, NUM_PICTURES, RESOLUTION, 0)
-    assert len(pictures) == 2 * NUM_PICTURES
+def test_images_whose_scores_are_ranked_are_never_looked_at(held_out):
+    images = choose_images(held_out, NUM_IMAGES, RESOLUTION, 0)
+    assert len(images) == 2 * NUM_IMAGES
     ranked = split_held_out(held_out, 0)[0]
-    with refused(ValueError, "is not a picture") as caught:
+    with refused(ValueError, "is not an image") as caught:
         fit_calibration(build_tiny_pipeline(), held_out, [5])
     assert any(path.name in str(caught.value) for path in ranked)
 
 
-def test_good_pictures_come_first_and_every_kind_of_defect_follows(tile_files):
-    pictures = choose_pictures(tile_files, NUM_PICTURES, RESOLUTION, 0)
-    good, planted = pictures[:NUM_PICTURES], pictures[NUM_PICTURES:]
+def test_good_images_come_first_and_every_kind_of_defect_follows(tile_files):
+    images = choose_images(tile_files, NUM_IMAGES, RESOLUTION, 0)
+    good, planted = images[:NUM_IMAGES], images[NUM_IMAGES:]
     assert len(planted) == 2 * len(KINDS)
     for (sample, blank), (changed, mask) in zip(good, planted, strict=True):
         assert not blank.any()
@@ -123,7 +123,7 @@ def test_pixel_auroc_says_how_well_defects_are_found(inside, outside, auroc):
         assert found[f"{part}_pixel_auroc"] == pytest.approx(auroc, abs=0.02)
 
 
-def test_image_auroc_ranks_pictures_by_their_worst_places_part_by_part():
+def test_image_auroc_ranks_images_by_their_worst_places_part_by_part():
     pipe = build_tiny_pipeline()
     masks = torch.zeros(4, RESOLUTION, RESOLUTION, dtype=torch.bool)
     masks[2:, :8, :8] = True

@@ -55,7 +55,7 @@ PRESETS = {
 PRESETS["fast"] = PRESETS["balanced"] | {"max_train_steps": PRESETS["balanced"]["max_train_steps"] // 4}
 PRESETS["fine"] = PRESETS["balanced"] | {"resolution": 512, "patch_size": 16}
 """balanced: two CPU cores with bfloat16 in hardware train it in half an hour. fast: the same in a quarter of the steps.
-fine: pictures and the UNet's patches twice as large, so that features are finer and the UNet's work is the same. paper:
+fine: images and the UNet's patches twice as large, so that features are finer and the UNet's work is the same. paper:
 the paper's network and settings, for a GPU."""
 
 DEFAULT_PRESET = "balanced"
@@ -64,8 +64,8 @@ CALIBRATION_FRACTION = 0.25
 
 STREAMING = (
     "read the data set while training instead of downloading it first, for sets larger than the disk. The "
-    f"first {SAMPLE_SIZE} pictures of a shuffled pass are kept: --calibration_fraction of these is held out, and "
-    "statistics and references are fitted to the others. Pictures are shuffled by runs of files and in a buffer "
+    f"first {SAMPLE_SIZE} images of a shuffled pass are kept: --calibration_fraction of these is held out, and "
+    "statistics and references are fitted to the others. Images are shuffled by runs of files and in a buffer "
     f"of {SHUFFLE_BUFFER} rows, not over the whole set. A resumed run reads again what it had read, at most two "
     "passes, and goes on with the same sequence, if the version of datasets is the same; of several processes the "
     "first reads for all"
@@ -100,7 +100,7 @@ def _with_settings_file(parser, argv):
 
 def _build_parser():
     parser = argparse.ArgumentParser(
-        description="Train a diffusion model on pictures of good parts and calibrate it on held-out ones.",
+        description="Train a diffusion model on images of good parts and calibrate it on held-out ones.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument(
@@ -111,21 +111,21 @@ def _build_parser():
     data.add_argument(
         "--train_data_dir",
         nargs="+",
-        help="folder of good pictures, or a category of a data set in a layout that is understood, such as MVTec-AD's "
+        help="folder of good images, or a category of a data set in a layout that is understood, such as MVTec-AD's "
         "(its train/good is used); several make one model for several categories, each named after its folder",
     )
     add_hub_options(data, STREAMING)
     data.add_argument("--all_good", action="store_true", help=ALL_GOOD_HELP)
     data.add_argument("--groups", help=GROUPS_HELP)
-    data.add_argument("--group_column", help="column of a data set of the Hub that says which part a picture shows")
+    data.add_argument("--group_column", help="column of a data set of the Hub that says which part an image shows")
     data.add_argument("--output_dir", required=True, help="folder of the finished pipeline and of its checkpoints")
-    data.add_argument("--resolution", type=int, help="pictures are squashed to this square (see the preset)")
+    data.add_argument("--resolution", type=int, help="images are squashed to this square (see the preset)")
     data.add_argument("--rotation_degrees", type=float, default=5.0, help="largest random rotation either way")
     data.add_argument(
         "--calibration_fraction",
         type=float,
         default=CALIBRATION_FRACTION,
-        help="share of the good pictures held out for calibration",
+        help="share of the good images held out for calibration",
     )
     add_num_workers(data)
 
@@ -134,7 +134,7 @@ def _build_parser():
         "--preset",
         choices=sorted(PRESETS),
         default=DEFAULT_PRESET,
-        help="balanced for a CPU; fast: the same in a quarter of the steps; fine: pictures twice as large, for small "
+        help="balanced for a CPU; fast: the same in a quarter of the steps; fine: images twice as large, for small "
         "defects; paper: the paper's network, for a GPU",
     )
     model.add_argument(
@@ -160,7 +160,7 @@ def _build_parser():
     model.add_argument(
         "--normalize_contrast",
         action=argparse.BooleanOptionalAction,
-        help="bring the good pictures to standard deviation 0.5 before noise is added",
+        help="bring the good images to standard deviation 0.5 before noise is added",
     )
 
     loss = parser.add_argument_group("loss")
@@ -171,7 +171,7 @@ def _build_parser():
     loss.add_argument("--low_noise_limit", type=int, default=200, help="see --low_noise_share")
 
     optimisation = parser.add_argument_group("optimisation")
-    optimisation.add_argument("--train_batch_size", type=int, help="pictures per process and step")
+    optimisation.add_argument("--train_batch_size", type=int, help="images per process and step")
     optimisation.add_argument("--max_train_steps", type=int, help="optimizer steps")
     optimisation.add_argument("--gradient_accumulation_steps", type=int, default=1, help="batches per optimizer step")
     optimisation.add_argument("--learning_rate", type=float, help="peak learning rate")
@@ -210,7 +210,7 @@ def _build_parser():
         "--validation_steps",
         type=int,
         help="steps between two validations, of which one follows the last step: how well the network tells planted "
-        "defects from good pictures, on held-out ones that fit the calibration; 0 for none. It changes nothing of what "
+        "defects from good images, on held-out ones that fit the calibration; 0 for none. It changes nothing of what "
         "is trained. The default is the preset's",
     )
     running.add_argument(
@@ -224,8 +224,7 @@ def _build_parser():
         "--report",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="write report.html into output_dir at the end: one page to look at, with pictures of parts; never "
-        "published",
+        help="write report.html into output_dir at the end: one page to look at, with images of parts; never published",
     )
 
     hub = parser.add_argument_group("sharing")

@@ -1,4 +1,4 @@
-"""Options that several commands have for what they read: a data set of the Hub, and the processes that read pictures.
+"""Options that several commands have for what they read: a data set of the Hub, and the processes that read images.
 
 Each command adds them to its own parser; `hub_dataset.open_rows` takes the settings.
 """
@@ -29,8 +29,8 @@ def add_hub_options(group, streaming_help):
         help="its branch, tag or commit; default main. The commit is recorded, and a resumed run keeps to it unless "
         "this option names another",
     )
-    group.add_argument("--image_column", default="image", help="its column of pictures")
-    group.add_argument("--label_column", help="its column that says which pictures are good, for --good_label")
+    group.add_argument("--image_column", default="image", help="its column of images")
+    group.add_argument("--label_column", help="its column that says which images are good, for --good_label")
     group.add_argument(
         "--good_label", help="only rows with this label are used: the name of a class, or a plain value of the column"
     )
@@ -50,7 +50,7 @@ def add_num_workers(group):
     group.add_argument(
         "--dataloader_num_workers",
         type=int,
-        help="processes that read pictures, for each that computes; default 1, beside a GPU as many as there are cores "
+        help="processes that read images, for each that computes; default 1, beside a GPU as many as there are cores "
         "to spare",
     )
 

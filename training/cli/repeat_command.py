@@ -1,4 +1,4 @@
-"""The command that trains a checkpoint again: pictures, the nearest preset, every setting that differs from it."""
+"""The command that trains a checkpoint again: images, the nearest preset, every setting that differs from it."""
 
 import shlex
 
@@ -20,7 +20,7 @@ def repeat_command(settings, folders, output_dir="OUT"):
 
     Args:
         settings (`dict`): as `training.json` records them, perhaps by somebody else.
-        folders (`list[str]`): of good pictures; a data set that the settings name stands instead of them.
+        folders (`list[str]`): of good images; a data set that the settings name stands instead of them.
         output_dir (`str`): where the checkpoint goes.
 
     Returns:

@@ -1,4 +1,4 @@
-"""The endless sequence of good pictures that is trained on: shuffled, and each rotated a little at random."""
+"""The endless sequence of good images that is trained on: shuffled, and each rotated a little at random."""
 
 import numpy as np
 import torch
@@ -7,14 +7,14 @@ from torchvision.transforms import v2
 
 
 class ShuffledRotatedImages(Dataset):
-    """An endless shuffled sequence of good pictures, each rotated at random, cut to `start` … `start + length`.
+    """An endless shuffled sequence of good images, each rotated at random, cut to `start` … `start + length`.
 
-    Picture and rotation at a place of the sequence depend on the seed and the place alone: not on the number of
+    Image and rotation at a place of the sequence depend on the seed and the place alone: not on the number of
     workers or processes, nor on where an interrupted run takes it up again.
 
     Args:
-        categories (`list[GoodImages]`): the pictures of each category. Categories take turns, however many pictures
-            they have; within one each picture comes once before any comes again.
+        categories (`list[GoodImages]`): the images of each category. Categories take turns, however many images
+            they have; within one each image comes once before any comes again.
         length (`int`): how many places of the sequence are served.
         rotation_degrees (`float`): largest rotation either way; borders are reflected, so that no corner turns black.
         seed (`int`): fixes order and rotations.
@@ -44,12 +44,12 @@ class ShuffledRotatedImages(Dataset):
         return rotated, label, self.start + index
 
     @property
-    def num_pictures(self):
+    def num_images(self):
         """Of all categories."""
         return sum(map(len, self.categories))
 
-    def picture_at(self, place):
-        """Which picture, before it is rotated, is at a place: its category and its number there, `tuple[int, int]`."""
+    def image_at(self, place):
+        """Which image, before it is rotated, is at a place: its category and its number there, `tuple[int, int]`."""
         label, epoch, place = self._locate(place)
         return label, int(self._order(label, epoch)[place])
 

@@ -1,6 +1,6 @@
 """Good images as samples: categories of folders, and the data set that training and calibration read.
 
-Where images are given as `Path`, those of a data set (`hub_pictures.HubPicture`) are taken as well. Files are found by
+Where images are given as `Path`, those of a data set (`hub_images.HubImage`) are taken as well. Files are found by
 `folders.py` and `layouts.py`, read by `reading.py`, set aside by `splits.py`.
 """
 
@@ -13,14 +13,14 @@ from torch.utils.data import Dataset
 from pipelines.category_bank import check_category_name
 from pipelines.image_preprocessing import WHITE_LEVELS, preprocess, to_rgb, white_level_of
 from rendering.words import count_of, escaped
-from training.data.image_reading import read_picture
+from training.data.image_reading import open_image
 from training.data.layouts import find_good_images
 
 MAX_REPLACED = 10
 """So many images in a row may have become unreadable before a training ends."""
 
 NUM_HEADS = 64
-"""Of a data set, whose pictures may have to be fetched, so many are looked at before all are."""
+"""Of a data set, whose images may have to be fetched, so many are looked at before all are."""
 
 DEEP_MODES = ("I", "I;16", "I;16B", "I;16L")
 """Pillow's modes of grey images of 16 bits."""
@@ -64,7 +64,7 @@ def find_white_level(images):
     It is the smallest that none of them exceeds: cameras store 10, 12 or 14 bits in 16. Images of 8 bits say nothing.
 
     Args:
-        images (`list[Path]` or `list[HubPicture]`): readable ones. Of a data set only `NUM_HEADS` are looked at first.
+        images (`list[Path]` or `list[HubImage]`): readable ones. Of a data set only `NUM_HEADS` are looked at first.
     """
     if images and not isinstance(images[0], Path):
         step = max(1, len(images) // NUM_HEADS)
@@ -74,7 +74,7 @@ def find_white_level(images):
     level = white_level_of(brightest) if brightest else WHITE_LEVELS[-1]
     if level != WHITE_LEVELS[-1]:
         logger.info(
-            "16-bit pictures have values up to %d: white is %d (%d bits) for them, and for later ones",
+            "16-bit images have values up to %d: white is %d (%d bits) for them, and for later ones",
             brightest,
             level,
             level.bit_length(),
@@ -85,7 +85,7 @@ def find_white_level(images):
 def _brightest(image):
     """The largest value of a 16-bit grey image; 0 for another, or one that cannot be read."""
     try:
-        return int(to_rgb(read_picture(image), image.name).max()) if _is_deep(image) else 0
+        return int(to_rgb(open_image(image), image.name).max()) if _is_deep(image) else 0
     except ValueError:
         return 0
 
@@ -93,7 +93,7 @@ def _brightest(image):
 def _is_deep(image):
     """Whether an image is grey of 16 bits, by its head."""
     try:
-        return read_picture(image, decode=False).mode in DEEP_MODES
+        return open_image(image, decode=False).mode in DEEP_MODES
     except ValueError:
         return False
 
@@ -123,15 +123,15 @@ class GoodImages(Dataset):
         if not -len(self) <= index < len(self):
             raise IndexError(index)
         for place in range(index, index + MAX_REPLACED):
-            picture = self.files[place % len(self.files)]
+            image = self.files[place % len(self.files)]
             try:
-                rgb = to_rgb(read_picture(picture), picture.name)
+                rgb = to_rgb(open_image(image), image.name)
                 return preprocess(rgb, self.resolution, self.white_level)[0][0]
             except ValueError as error:
                 if not self.replaces_unreadable:
                     raise
                 if place not in self._warned:
-                    logger.warning("another picture stands in: %s", error)
+                    logger.warning("another image stands in: %s", error)
                 self._warned.add(place)
                 last = error
-        raise ValueError(f"{count_of(MAX_REPLACED, 'picture')} in a row cannot be read any more; of the last: {last}")
+        raise ValueError(f"{count_of(MAX_REPLACED, 'image')} in a row cannot be read any more; of the last: {last}")

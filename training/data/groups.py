@@ -36,7 +36,7 @@ def find_groups(images, rule=None, name="", shows_progress=True, remedy=REMEDY):
     """The part that each image shows.
 
     Args:
-        images (`list[Path]` or `list[HubPicture]`): of one category.
+        images (`list[Path]` or `list[HubImage]`): of one category.
         rule (`str`, *optional*): of `--groups`; without it nearly identical images are one part.
         name (`str`): what messages call the images.
         shows_progress (`bool`): whether to show a progress bar.
@@ -69,7 +69,7 @@ def group_rule(rule, image):
 
     Args:
         rule (`str`, *optional*): of `--groups`.
-        image (`Path` or `HubPicture`): any one of the images.
+        image (`Path` or `HubImage`): any one of the images.
 
     Raises:
         ValueError: if the rule is an expression that cannot be used.
@@ -122,7 +122,7 @@ def check_groups(groups, name="", is_found=False, remedy=""):
     before = f"{name}: " if name else ""
     if parts < MIN_PARTS:
         raise ValueError(
-            f"{before}{count_of(count, 'picture')} are of {count_of(parts, 'part')}; at least {MIN_PARTS} parts are "
+            f"{before}{count_of(count, 'image')} are of {count_of(parts, 'part')}; at least {MIN_PARTS} parts are "
             f"needed to train on some and calibrate on others{remedy}."
         )
     if parts < count:
@@ -130,7 +130,7 @@ def check_groups(groups, name="", is_found=False, remedy=""):
         logger.info(
             "%s%s are of %s%s: %s are kept on one side of every split",
             before,
-            count_of(count, "picture"),
+            count_of(count, "image"),
             "about " if is_found else "",
             count_of(parts, "part"),
             said,
@@ -197,4 +197,4 @@ def _longest_match(parts, by_name):
 def _refuse_missing(missing, option, hint=""):
     if missing:
         listed = ", ".join(one_line(image.name) for image in missing[:3]) + (", …" if len(missing) > 3 else "")
-        raise ValueError(f"{option} has no group for {count_of(len(missing), 'picture')}: {listed}{hint}.")
+        raise ValueError(f"{option} has no group for {count_of(len(missing), 'image')}: {listed}{hint}.")

@@ -15,7 +15,7 @@ from rendering.words import one_line
 from training.data.hub_images import GoodRows
 
 KINDS = ("imagefolder", "parquet")
-"""Builders of `datasets` whose pictures are read."""
+"""Builders of `datasets` whose images are read."""
 
 REVISION_RECORD = "dataset_revision.txt"
 """In the output folder: the commit that a run reads, for when it is resumed."""
@@ -128,7 +128,7 @@ def open_rows(args, revision):
 
 
 def _open_split(builder, name, split, streaming):
-    builder.config.decode_num_threads = 0  # a stream's pictures are decoded here, not by the library
+    builder.config.decode_num_threads = 0  # a stream's images are decoded here, not by the library
     if streaming:
         parts = builder.as_streaming_dataset()
         if split in parts:
@@ -152,7 +152,7 @@ def _choose_columns(datasets, rows, args):
         if chosen is not None and chosen not in features:
             raise ValueError(f"{name} has no column {chosen}; name one with --{option}: {_listed(features)}.")
     if not isinstance(features[column], datasets.Image) and getattr(features[column], "dtype", None) != "binary":
-        raise ValueError(f"column {column} of {name} holds no pictures; name another with --image_column.")
+        raise ValueError(f"column {column} of {name} holds no images; name another with --image_column.")
     good_label = None if label_column is None else _good_value(features[label_column], label_column, args.good_label)
     kept = list(dict.fromkeys(each for each in (column, label_column, group_column) if each))
     rows = rows.select_columns(kept).cast_column(column, datasets.Image(decode=False))

@@ -1,4 +1,4 @@
-"""Good pictures of an opened data set: choosing its rows, reading what they hold, checking it as files are checked.
+"""Good images of an opened data set: choosing its rows, reading what they hold, checking it as files are checked.
 
 They are decoded by `data.read_image`, so that the same ones are refused as in a folder.
 """
@@ -27,11 +27,11 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, order=True)
-class HubPicture:
-    """A picture of a data set; `hold_out`, `GoodImages` and `fit_calibration` take it where they take a `Path`.
+class HubImage:
+    """An image of a data set; `hold_out`, `GoodImages` and `fit_calibration` take it where they take a `Path`.
 
     Args:
-        place (`int`): pictures are sorted by it: the row, or the place in a stream's sample.
+        place (`int`): images are sorted by it: the row, or the place in a stream's sample.
         name (`str`): what messages and records call it.
         key (`str`): SHA-256 of its content, hexadecimal; what splits go by.
         read (`Callable[[], bytes]`): its content, encoded.
@@ -50,17 +50,17 @@ class HubPicture:
 
 @dataclass(frozen=True)
 class GoodRows:
-    """The good rows of one split of a data set, whose pictures are not decoded yet.
+    """The good rows of one split of a data set, whose images are not decoded yet.
 
     Args:
         rows (`datasets.Dataset` or `datasets.IterableDataset`): of columns `column` and perhaps `label_column`.
         name (`str`): Hub id of the data set.
         split (`str`): its part.
-        column (`str`): where the pictures are.
+        column (`str`): where the images are.
         label_column (`str`, *optional*): where it says what is good; without it every row is.
         good_label (*optional*): value of the good ones there.
         token (`str`, *optional*): for files that are read while training.
-        group_column (`str`, *optional*): where it says which part a picture shows.
+        group_column (`str`, *optional*): where it says which part an image shows.
     """
 
     rows: object
@@ -73,7 +73,7 @@ class GoodRows:
     group_column: str | None = None
 
     def group_of(self, row):
-        """The part that a row's picture shows, as text; None if the data set has no column for it."""
+        """The part that a row's image shows, as text; None if the data set has no column for it."""
         if self.group_column is None:
             return None
         value = row[self.group_column]
@@ -90,17 +90,17 @@ class GoodRows:
         return [number for number, label in enumerate(self.rows[self.label_column][:]) if label == self.good_label]
 
     def read(self, number):
-        """The encoded picture of a row; not of a stream. Errors are those of `content_of`."""
+        """The encoded image of a row; not of a stream. Errors are those of `content_of`."""
         return self.content_of(self.rows[number][self.column], f"row {number} of {self.split}")
 
     def content_of(self, value, name):
-        """The encoded picture of a cell, `bytes`.
+        """The encoded image of a cell, `bytes`.
 
         Raises:
             ValueError: with the name, if there is none, or it lies in a file that is not the data set's.
         """
         if value is None or (value["bytes"] is None and value["path"] is None):
-            raise ValueError(f"{name} holds no picture.")
+            raise ValueError(f"{name} holds no image.")
         if value["bytes"] is not None:
             return value["bytes"]
         if not self._owns(value["path"]):
@@ -148,9 +148,9 @@ class GoodRows:
 
 
 def find_good_rows(source):
-    """The good pictures of a data set that can be read, `list[HubPicture]`; those that cannot are warned of."""
-    pictures = []
-    for number in tqdm(source.find_good(), desc="checking pictures", unit="image"):
+    """The good images of a data set that can be read, `list[HubImage]`; those that cannot are warned of."""
+    images = []
+    for number in tqdm(source.find_good(), desc="checking images", unit="image"):
         name = f"row {number} of {source.split}"
         try:
             row = source.rows[number]
@@ -161,12 +161,12 @@ def find_good_rows(source):
         except ValueError as error:
             logger.warning("left out: %s", error)
             continue
-        pictures.append(
-            HubPicture(
+        images.append(
+            HubImage(
                 number, name, key_of(content), partial(source.read, number), source.group_of(row), file_name(value)
             )
         )
-    return pictures
+    return images
 
 
 def file_name(value, form="{}"):
@@ -176,5 +176,5 @@ def file_name(value, form="{}"):
 
 
 def key_of(content):
-    """What a picture of a data set is known by: the SHA-256 of its encoded content, hexadecimal."""
+    """What an image of a data set is known by: the SHA-256 of its encoded content, hexadecimal."""
     return hashlib.sha256(content).hexdigest()

@@ -46,7 +46,7 @@ def walk_images(folder, left_out=None, with_masks=True):
     if not Path(folder).is_dir():
         raise ValueError(f"{shown_path(folder)} is not a folder.")
     if left_out is not None and os.path.realpath(folder) == os.path.realpath(left_out):
-        raise ValueError(f"{shown_path(folder)} holds the pictures, and results would lie among them; choose another.")
+        raise ValueError(f"{shown_path(folder)} holds the images, and results would lie among them; choose another.")
     walk = _Walk(folder, left_out, with_masks)
     is_empty = True
     for found in walk:
@@ -54,7 +54,7 @@ def walk_images(folder, left_out=None, with_masks=True):
         yield found
     walk.report()
     if is_empty:
-        raise ValueError(f"{shown_path(folder)} holds no pictures ({', '.join(IMAGE_SUFFIXES)}){walk.other_kinds()}.")
+        raise ValueError(f"{shown_path(folder)} holds no images ({', '.join(IMAGE_SUFFIXES)}){walk.other_kinds()}.")
 
 
 def find_images(folder, left_out=None, with_masks=True):
@@ -154,7 +154,7 @@ class _Walk:
         if count:
             folders = ", ".join(one_line(name) for name in sorted(self.hidden) if name != "." and self.hidden[name])
             where = f"in folders that programs keep for themselves ({folders})" if folders else "that are hidden files"
-            logger.info("left out: %s %s", count_of(count, "picture"), where)
+            logger.info("left out: %s %s", count_of(count, "image"), where)
         if self.num_masks:
             logger.info("left out: %s in folders of ground truth", count_of(self.num_masks, "mask"))
         if self.locked:

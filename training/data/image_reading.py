@@ -20,7 +20,7 @@ HEIF_SUFFIXES = (".heic", ".heif", ".hif")
 Image.init()
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "DIB", "WEBP", "GIF", "PPM", "JPEG2000", "TGA", "AVIF", "HEIF")
 FORMATS = tuple(name for name in FORMATS if name in Image.OPEN)
-"""Pillow's names of what is read. Others run programs (EPS) or are no pictures of a camera."""
+"""Pillow's names of what is read. Others run programs (EPS) or are no images of a camera."""
 
 IMAGE_SUFFIXES = tuple(
     sorted(
@@ -76,7 +76,7 @@ def read_image(source, name=None, decode=True):
     except UnidentifiedImageError as error:
         if pillow_heif is None and name.lower().endswith(HEIF_SUFFIXES):
             raise ValueError(f"{name} needs the package pillow-heif to be read: pip install pillow-heif.") from error
-        raise ValueError(f"{name} is not a picture in a known format.") from error
+        raise ValueError(f"{name} is not an image in a known format.") from error
     except Image.DecompressionBombError as error:
         raise ValueError(f"{name} has too many pixels; crop it or scale it down first.") from error
     except (OSError, SyntaxError, ValueError, EOFError) as error:
@@ -86,9 +86,9 @@ def read_image(source, name=None, decode=True):
     return image
 
 
-def read_picture(picture, decode=True):
-    """Decode a `Path` or a `HubPicture`; `decode` and errors are those of `read_image`."""
-    return read_image(picture if isinstance(picture, Path) else io.BytesIO(picture.read()), picture.name, decode)
+def open_image(image, decode=True):
+    """Decode a `Path` or a `HubImage`; `decode` and errors are those of `read_image`."""
+    return read_image(image if isinstance(image, Path) else io.BytesIO(image.read()), image.name, decode)
 
 
 def read_as_8_bits(path, white_level):
@@ -103,7 +103,7 @@ def read_as_8_bits(path, white_level):
 def _refusal(image):
     """What is wrong with an image before it is decoded, or None; of several pages it then stands at the main one."""
     if image.format in ANIMATED_FORMATS and getattr(image, "is_animated", False):
-        return "is an animation; give one of its pictures."
+        return "is an animation; give one of its images."
     if image.format == "TIFF" and getattr(image, "n_frames", 1) > 1:
         page = _main_page(image)
         if page is None:

@@ -1,4 +1,4 @@
-"""Good pictures from a data set that is read while training: a bounded sample first, then pass after pass.
+"""Good images from a data set that is read while training: a bounded sample first, then pass after pass.
 
 Nothing but the sample is kept on the disk.
 """
@@ -17,12 +17,12 @@ from pipelines.image_preprocessing import preprocess, to_rgb
 from training.data.augmentation import rotate_at_random
 from training.data.groups import group_rule
 from training.data.hub_dataset import data_set_sentences
-from training.data.hub_images import HubPicture, key_of
+from training.data.hub_images import HubImage, key_of
 from training.data.image_reading import read_image
 from training.data.near_identical import LookAlikes
 
 SAMPLE_SIZE = 1024
-"""So many pictures, the first of a shuffled pass, are split into those held out and those that statistics and
+"""So many images, the first of a shuffled pass, are split into those held out and those that statistics and
 references are fitted to."""
 
 SHUFFLE_BUFFER = 256
@@ -36,20 +36,20 @@ SAMPLE_PASS, FIRST_PASS = 0, 1
 logger = logging.getLogger(__name__)
 
 
-class PictureStream:
-    """The readable good pictures of a data set, shuffled anew for each pass.
+class ImageStream:
+    """The readable good images of a data set, shuffled anew for each pass.
 
     Args:
         source (`GoodRows`): a stream.
         seed (`int`): draws the order of every pass.
-        held_out (`HeldOutOfStream`, *optional*): says which pictures are never served.
+        held_out (`HeldOutOfStream`, *optional*): says which images are never served.
     """
 
     def __init__(self, source, seed, held_out=None):
         self.source, self.seed, self.held_out = source, seed, held_out
 
-    def pictures(self, number):
-        """Yield name, key, content and decoded picture (`PIL.Image`) of one pass.
+    def images(self, number):
+        """Yield name, key, content and decoded image (`PIL.Image`) of one pass.
 
         The order depends on the seed, the pass's number and the commit alone, for the same version of `datasets`.
         """
@@ -69,7 +69,7 @@ class PictureStream:
             yield name, key, content, image, group
 
     def take_sample(self, folder, size=SAMPLE_SIZE):
-        """Keep the first pictures of a pass of their own in a folder, `list[HubPicture]`; copies are left out.
+        """Keep the first images of a pass of their own in a folder, `list[HubImage]`; copies are left out.
 
         Raises:
             ValueError: if the Hub, the network or the disk does not allow it.
@@ -77,22 +77,22 @@ class PictureStream:
         sample = {}
         with data_set_sentences(self.source.name, self.source.token):
             for name, key, content, _, group in tqdm(
-                islice(self.pictures(SAMPLE_PASS), size), total=size, desc="checking pictures", unit="image"
+                islice(self.images(SAMPLE_PASS), size), total=size, desc="checking images", unit="image"
             ):
                 if key not in sample:
                     path = Path(folder, key)
                     path.write_bytes(content)
-                    sample[key] = HubPicture(len(sample), name, key, partial(Path.read_bytes, path), group, name)
+                    sample[key] = HubImage(len(sample), name, key, partial(Path.read_bytes, path), group, name)
         return list(sample.values())
 
 
 class HeldOutOfStream:
-    """Which pictures of a stream show a part that is held out: copies, those of its group, or nearly identical ones.
+    """Which images of a stream show a part that is held out: copies, those of its group, or nearly identical ones.
 
     Args:
-        keys (`frozenset[str]`): of the pictures held out.
+        keys (`frozenset[str]`): of the images held out.
         groups (`frozenset[str]`): of their parts, where the data set or an expression tells them.
-        group_of (`Callable[[str, str | None], str | None]`): from a picture's name and its row's group to its part.
+        group_of (`Callable[[str, str | None], str | None]`): from an image's name and its row's group to its part.
         alike (`LookAlikes`, *optional*): finds nearly identical ones.
     """
 
@@ -101,23 +101,23 @@ class HeldOutOfStream:
 
     @classmethod
     def of(cls, held_out, sample, groups, rule):
-        """Of held-out pictures.
+        """Of held-out images.
 
         Args:
-            held_out, sample (`list[HubPicture]`): the pictures, and all that were compared with each other.
+            held_out, sample (`list[HubImage]`): the images, and all that were compared with each other.
             groups (`dict`, *optional*): the part that each shows; None where each shows one of its own.
             rule (`str`, *optional*): of `--groups`.
         """
-        keys = frozenset(picture.key for picture in held_out)
+        keys = frozenset(image.key for image in held_out)
         if groups is None:
             return cls(keys)
         group_of = group_rule(rule, held_out[0])
         if group_of is not None:
-            return cls(keys, frozenset(groups[picture] for picture in held_out), group_of)
+            return cls(keys, frozenset(groups[image] for image in held_out), group_of)
         return cls(keys, alike=LookAlikes(sample, held_out))
 
     def contains(self, name, key, group, image):
-        """Whether a picture, by its name, key, its row's group and itself (`PIL.Image.Image`), is held out."""
+        """Whether an image, by its name, key, its row's group and itself (`PIL.Image.Image`), is held out."""
         if key in self.keys:
             return True
         if self.group_of is not None:
@@ -144,15 +144,15 @@ def shuffled(rows, random):
 
 
 class StreamedRotatedImages(IterableDataset):
-    """An endless sequence of streamed pictures, each rotated at random, cut to `start` … `start + length`.
+    """An endless sequence of streamed images, each rotated at random, cut to `start` … `start + length`.
 
     What is at a place depends on the seed and the place alone, as in `ShuffledRotatedImages`. To begin at a later
-    place, what comes before it is read again: at most two passes, for all of them serve equally many pictures.
+    place, what comes before it is read again: at most two passes, for all of them serve equally many images.
 
     Args:
-        stream (`PictureStream`): each of its pictures comes once before any comes again.
-        resolution (`int`): pictures are squashed to this square.
-        white_level (`int`): the value of white in 16-bit pictures.
+        stream (`ImageStream`): each of its images comes once before any comes again.
+        resolution (`int`): images are squashed to this square.
+        white_level (`int`): the value of white in 16-bit images.
         length (`int`): how many places of the sequence are served.
         rotation_degrees (`float`): largest rotation either way.
         seed (`int`): fixes the rotations.
@@ -171,7 +171,7 @@ class StreamedRotatedImages(IterableDataset):
         with data_set_sentences(self.stream.source.name, self.stream.source.token):
             while left:
                 count = 0
-                for _, _, _, image, _ in self.stream.pictures(FIRST_PASS + epoch):
+                for _, _, _, image, _ in self.stream.images(FIRST_PASS + epoch):
                     if count >= skipped:
                         sample = preprocess(to_rgb(image), self.resolution, self.white_level)[0][0]
                         sample = rotate_at_random(sample, self.rotation_degrees, (self.seed, 0, epoch, count))
@@ -181,6 +181,6 @@ class StreamedRotatedImages(IterableDataset):
                             return
                     count += 1
                 if not count:
-                    raise ValueError(f"{self.stream.source.name} holds no pictures beside those held out.")
+                    raise ValueError(f"{self.stream.source.name} holds no images beside those held out.")
                 epochs, skipped = divmod(max(skipped - count, 0), count)
                 epoch += 1 + epochs

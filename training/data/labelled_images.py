@@ -77,7 +77,7 @@ class LabelledImage:
             if self.turned != 1:
                 mask = turned_like(mask, self.turned)
             if mask.shape != tuple(size):
-                raise ValueError(f"{one_line(path.name)} is {mask.shape[::-1]} pixels, but its picture {size[::-1]}.")
+                raise ValueError(f"{one_line(path.name)} is {mask.shape[::-1]} pixels, but its image {size[::-1]}.")
             marked |= mask
         return marked
 
@@ -104,19 +104,19 @@ def find_labelled_images(category):
     classes = {folder.name: folder for folder in subfolders(test) if not is_named(folder, MASK_NAMES)}
     if test is category and not any(is_named(name, GOOD_NAMES) for name in classes):
         raise ValueError(
-            f"{shown_path(category)} has no folder test with a folder of good pictures and one for each kind of defect."
+            f"{shown_path(category)} has no folder test with a folder of good images and one for each kind of defect."
         )
     if masks:
         without = next(path for path in files if path not in masks and path not in set(masks.values()))
         raise ValueError(
-            f"{shown_path(test)} holds masks beside {len(masks)} pictures, and none beside {one_line(without.name)}; "
-            "put masks into a folder ground_truth, or one beside every picture."
+            f"{shown_path(test)} holds masks beside {len(masks)} images, and none beside {one_line(without.name)}; "
+            "put masks into a folder ground_truth, or one beside every image."
         )
     loose = [path for path in files if path.parent == test]
     if loose:
         logger.warning(
             "left out: %s directly in %s, of which nothing says what they show (%s)",
-            count_of(len(loose), "picture"),
+            count_of(len(loose), "image"),
             shown_path(test),
             one_line(loose[0].name),
         )
@@ -138,7 +138,7 @@ def check_labelled_images(labelled):
     """
     notes = defaultdict(list)
     with ThreadPoolExecutor(LOOKED_AT_ONCE) as pool:
-        looked_at = tqdm(pool.map(_looked_at, labelled), total=len(labelled), desc="checking pictures", unit="image")
+        looked_at = tqdm(pool.map(_looked_at, labelled), total=len(labelled), desc="checking images", unit="image")
         usable = []
         for item, found in looked_at:
             if item is not None:
@@ -147,9 +147,9 @@ def check_labelled_images(labelled):
                 notes[note].append(example)
     for note, examples in notes.items():
         listed = "; ".join(examples[:SHOWN]) + ("; …" if len(examples) > SHOWN else "")
-        logger.warning("%s %s: %s", count_of(len(examples), "picture"), note, listed)
+        logger.warning("%s %s: %s", count_of(len(examples), "image"), note, listed)
     if not usable:
-        raise ValueError("none of the test pictures can be read.")
+        raise ValueError("none of the test images can be read.")
     return usable
 
 
@@ -158,7 +158,7 @@ UNREADABLE_MASK = "with a mask that cannot be read or used, left out of the pixe
 EMPTY_MASK = "of a defect with an empty mask, left out of the pixels' figures"
 NO_MASK = "of a defect without a mask, left out of the pixels' figures"
 MOSTLY_MARKED = "with a mask that marks more than half of it; are its colours the wrong way round?"
-TURNED = "with a mask drawn before the picture was turned by its EXIF orientation, turned as well"
+TURNED = "with a mask drawn before the image was turned by its EXIF orientation, turned as well"
 PERHAPS_TURNED = "turned by their EXIF orientation, which their masks' size does not tell; masks are taken as upright"
 
 
@@ -208,7 +208,7 @@ def _labelled(classes, masks):
         found = {} if is_good or masks is None else _masks_of(files, folder, masks, name)
         labelled += [LabelledImage(path, GOOD if is_good else name, found.get(path, ())) for path in files]
     if not labelled:
-        raise ValueError("there are no test pictures in a layout that is understood.")
+        raise ValueError("there are no test images in a layout that is understood.")
     return labelled
 
 

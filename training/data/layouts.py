@@ -51,7 +51,7 @@ BAD_WORDS = frozenset(
 NEGATIONS = frozenset({"no", "non", "not", "without", "free"})
 """A file whose name has one of the former words, and none of the latter, shows no good part."""
 
-ALL_GOOD_HELP = "every picture below the folder shows a good part, whatever its subfolders and files are called"
+ALL_GOOD_HELP = "every image below the folder shows a good part, whatever its subfolders and files are called"
 
 SHOWN = 4
 
@@ -75,9 +75,7 @@ def find_good_images(folder, all_good=False, left_out=None):
     candidates = find_images(folder, left_out) if all_good else good_files(folder, left_out)
     files = readable(candidates, decode=len(candidates) <= CHECKED_WHOLE)
     if len(files) < MIN_IMAGES:
-        raise ValueError(
-            f"{shown_path(folder)} holds {len(files)} readable pictures; at least {MIN_IMAGES} are needed."
-        )
+        raise ValueError(f"{shown_path(folder)} holds {len(files)} readable images; at least {MIN_IMAGES} are needed.")
     return files
 
 
@@ -102,21 +100,21 @@ def good_files(folder, left_out=None, remedy=None):
         return _without_defects(folder, files, masks)
     seen = suspicious(folder, files, remedy is None) if train is None else Counter({train.name: len(files)})
     if seen:
-        counts = [f"{one_line(name)} ({count_of(count, 'picture')})" for name, count in seen.most_common(SHOWN)]
+        counts = [f"{one_line(name)} ({count_of(count, 'image')})" for name, count in seen.most_common(SHOWN)]
         where = shown_path(folder) if remedy is None else "the upload"
         raise ValueError(
-            f"{where} may not hold good pictures alone: it has {', '.join(counts)}; {remedy or _remedy(folder)}."
+            f"{where} may not hold good images alone: it has {', '.join(counts)}; {remedy or _remedy(folder)}."
         )
     inside = Counter(path.relative_to(folder).parts[0] for path in files if path.parent != folder)
     if len(inside) > 1:
         listed = ", ".join(f"{one_line(name)} {count}" for name, count in inside.most_common(SHOWN))
-        logger.info("%s: pictures of all %d subfolders are taken for good (%s)", folder, len(inside), listed)
+        logger.info("%s: images of all %d subfolders are taken for good (%s)", folder, len(inside), listed)
     return files
 
 
 def readable(files, decode=True):
     """Those of some files that can be read, to their end or, without `decode`, as far as their head."""
-    return [path for path in tqdm(files, desc="checking pictures", unit="image") if _is_readable(path, decode)]
+    return [path for path in tqdm(files, desc="checking images", unit="image") if _is_readable(path, decode)]
 
 
 def normalised(name):
@@ -210,15 +208,15 @@ def _without_defects(folder, files, masks):
     without = [path for path in images if path not in masks]
     if without:
         raise ValueError(
-            f"{shown_path(folder)} holds masks beside {len(masks)} of {len(images)} pictures, and none beside "
-            f"{one_line(without[0].name)}; give the folder of good pictures alone as --train_data_dir."
+            f"{shown_path(folder)} holds masks beside {len(masks)} of {len(images)} images, and none beside "
+            f"{one_line(without[0].name)}; give the folder of good images alone as --train_data_dir."
         )
     good = []
     for image in tqdm(images, desc="reading masks", unit="image"):
         if not read_mask_file(masks[image]).any():
             good.append(image)
     logger.info(
-        "%s: a mask lies beside each of %d pictures; the %d whose mask is empty are good",
+        "%s: a mask lies beside each of %d images; the %d whose mask is empty are good",
         folder,
         len(images),
         len(good),
@@ -231,7 +229,7 @@ def _remedy(folder):
     example = good[0] if good else Path(folder) / "GOOD"
     return (
         f"name the folder of good ones, such as --train_data_dir {shown_path(example)}, or add --all_good if every "
-        "picture shows a good part"
+        "image shows a good part"
     )
 
 

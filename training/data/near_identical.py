@@ -19,7 +19,7 @@ from scipy.sparse.csgraph import connected_components
 from tqdm.auto import tqdm
 
 from pipelines.image_preprocessing import WHITE_LEVELS, preprocess, to_rgb, white_level_of
-from training.data.image_reading import read_picture
+from training.data.image_reading import open_image
 from training.networks.pretrained_extractor import load_pretrained_extractor
 
 BACKBONE, STRIDE = "tf_efficientnet_lite0", 16
@@ -69,7 +69,7 @@ def find_near_identical(images, shows_progress=True):
     """Label images by the part that they show.
 
     Args:
-        images (`list[Path]` or `list[HubPicture]`): readable ones.
+        images (`list[Path]` or `list[HubImage]`): readable ones.
         shows_progress (`bool`): whether to show a progress bar.
 
     Returns:
@@ -102,7 +102,7 @@ def describe_images(images, shows_progress=True):
     batches = [images[start : start + BATCH_SIZE] for start in range(0, len(images), BATCH_SIZE)]
     with (
         ThreadPoolExecutor(max(2, torch.get_num_threads())) as pool,
-        tqdm(total=len(images), desc="comparing pictures", unit="image", disable=not shows_progress) as progress,
+        tqdm(total=len(images), desc="comparing images", unit="image", disable=not shows_progress) as progress,
     ):
         waiting = pool.map(_square, batches[0]) if batches else ()
         for number, batch in enumerate(batches):
@@ -265,7 +265,7 @@ def _nearest(rows, rank):
 def _square(image):
     """A sample, (3, SIDE, SIDE) in [-1, 1], detail and digest of the pixels of an image; NaN if it cannot be read."""
     try:
-        rgb = to_rgb(read_picture(image), image.name)
+        rgb = to_rgb(open_image(image), image.name)
     except ValueError:
         nothing = torch.full((3, SIDE, SIDE), torch.nan), torch.full((DETAIL_SIDE, DETAIL_SIDE), torch.nan)
         return *nothing, secrets.token_hex()

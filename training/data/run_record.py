@@ -1,6 +1,6 @@
-"""What a checkpoint says of its run, so that a resumed one goes on with the same pictures and the same settings.
+"""What a checkpoint says of its run, so that a resumed one goes on with the same images and the same settings.
 
-`checkpoint-N/run.json` holds the settings that may not change, the names of the pictures of both splits, and the
+`checkpoint-N/run.json` holds the settings that may not change, the names of the images of both splits, and the
 seconds trained so far. It stays on the machine that trains: nothing of a `checkpoint-N` folder is ever shared.
 """
 
@@ -29,7 +29,7 @@ FIXED_SETTINGS = (
     "prediction_type",
     "normalize_contrast",
 )
-"""What weights and the order of pictures depend on. Rates, loss weights and the number of steps may be changed."""
+"""What weights and the order of images depend on. Rates, loss weights and the number of steps may be changed."""
 
 LONG_KEY = 6
 """Folders and name of a file, counted from its end, that tell it from another with the same name and folder."""
@@ -37,18 +37,18 @@ LONG_KEY = 6
 logger = logging.getLogger(__name__)
 
 
-def describe_run(args, splits, groups, pictures_per_step):
+def describe_run(args, splits, groups, images_per_step):
     """The record of a run, `dict`, but for its seconds.
 
     Args:
         args: settings of `training/train.py`.
-        splits (`dict[str, tuple[list, list]]`): each category's pictures to train on and held-out ones.
+        splits (`dict[str, tuple[list, list]]`): each category's images to train on and held-out ones.
         groups (`dict[str, dict | None]`): the part that each of them shows.
-        pictures_per_step (`int`): of all processes together.
+        images_per_step (`int`): of all processes together.
     """
     return {
         "settings": {name: getattr(args, name) for name in FIXED_SETTINGS},
-        "pictures_per_step": pictures_per_step,
+        "pictures_per_step": images_per_step,
         "pictures": {category: _keys_by_side(split) for category, split in splits.items()},
         "groups": {
             category: groups.get(category) and [groups[category][file] for file in held_out]
@@ -58,7 +58,7 @@ def describe_run(args, splits, groups, pictures_per_step):
 
 
 def run_keys(files):
-    """What a run's record knows its pictures by, `dict`: `split_key`, and where several share it, more of the path."""
+    """What a run's record knows its images by, `dict`: `split_key`, and where several share it, more of the path."""
     counts = Counter(map(split_key, files))
     is_shared = {file: counts[split_key(file)] > 1 and isinstance(file, Path) for file in files}
     return {file: "/".join(file.parts[-LONG_KEY:]) if is_shared[file] else split_key(file) for file in files}
@@ -84,7 +84,7 @@ def read_run(checkpoint):
     return run
 
 
-def check_same_settings(checkpoint, run, args, pictures_per_step):
+def check_same_settings(checkpoint, run, args, images_per_step):
     """Check that a run may go on from a checkpoint.
 
     Raises:
@@ -96,9 +96,9 @@ def check_same_settings(checkpoint, run, args, pictures_per_step):
                 f"{checkpoint.name} was trained with --{name} {_words(former)}, not {_words(getattr(args, name))}; "
                 "resume with the same, or train afresh in another --output_dir."
             )
-    if pictures_per_step != run["pictures_per_step"]:
+    if images_per_step != run["pictures_per_step"]:
         raise ValueError(
-            f"{checkpoint.name} was trained on {run['pictures_per_step']} pictures a step, not {pictures_per_step}; "
+            f"{checkpoint.name} was trained on {run['pictures_per_step']} images a step, not {images_per_step}; "
             "choose processes, --train_batch_size and --gradient_accumulation_steps so that their product stays."
         )
 
@@ -106,7 +106,7 @@ def check_same_settings(checkpoint, run, args, pictures_per_step):
 def restore_splits(checkpoint, run, found):
     """The splits that a checkpoint was trained with, for a run that goes on from it.
 
-    A picture that was trained on is never held out afterwards, nor the other way round, whatever was added to the
+    An image that was trained on is never held out afterwards, nor the other way round, whatever was added to the
     folder or taken from it: what is gone is left out and what is new is not used, with a warning.
 
     Args:
@@ -117,7 +117,7 @@ def restore_splits(checkpoint, run, found):
         `dict[str, tuple[list, list]]`
 
     Raises:
-        ValueError: if the categories are others, or too few of their pictures are left.
+        ValueError: if the categories are others, or too few of their images are left.
     """
     if list(found) != list(run["pictures"]):
         raise ValueError(
@@ -133,20 +133,20 @@ def restore_splits(checkpoint, run, found):
         held_out, training = ([now[key].pop() for key in keys if now[key]] for keys in reversed(former))
         if not training or len(held_out) < min(MIN_HELD_OUT, len(former[1])):
             raise ValueError(
-                f"only {len(training)} + {len(held_out)} of the {len(former[0])} + {len(former[1])} pictures that "
+                f"only {len(training)} + {len(held_out)} of the {len(former[0])} + {len(former[1])} images that "
                 f"{checkpoint.name} trained on and held out are left in {category}; restore them."
             )
         gone = len(former[0]) + len(former[1]) - len(training) - len(held_out)
         new = sum(map(len, now.values()))
         if gone or new:
-            logger.warning("%s: since %s %d pictures are gone, %d are new", category, checkpoint.name, gone, new)
+            logger.warning("%s: since %s %d images are gone, %d are new", category, checkpoint.name, gone, new)
             logger.warning("what is gone is left out, and what is new is not used by a run that is resumed")
         restored[category] = (training, held_out)
     return restored
 
 
 def restore_groups(run, splits):
-    """The part that each held-out picture of a resumed run shows, `dict[str, dict | None]`, as `describe_run` noted it.
+    """The part that each held-out image of a resumed run shows, `dict[str, dict | None]`, as `describe_run` noted it.
 
     Args:
         run (`dict`): as in `read_run`.

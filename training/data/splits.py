@@ -9,7 +9,7 @@ MIN_HELD_OUT = 4
 
 
 def split_key(image):
-    """What a `Path` or a `HubPicture` is known by in splits: folder and name of a file, the hash of other content."""
+    """What a `Path` or a `HubImage` is known by in splits: folder and name of a file, the hash of other content."""
     return f"{image.parent.name}/{image.name}" if isinstance(image, Path) else image.key
 
 
@@ -20,7 +20,7 @@ def hold_out(images, fraction, seed, groups=None, candidates=None):
     hold. At least four parts are held out and at least four are left.
 
     Args:
-        images (`list[Path]` or `list[HubPicture]`): all of them.
+        images (`list[Path]` or `list[HubImage]`): all of them.
         fraction (`float`): share of the parts that is held out.
         seed: draws the split.
         groups (`dict`, *optional*): the part that each image shows (`groups.find_groups`); by default one of its own.

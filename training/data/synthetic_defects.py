@@ -1,4 +1,4 @@
-"""Synthetic defects planted into good pictures: what separates them can be chosen without ever seeing a real defect.
+"""Synthetic defects planted into good images: what separates them can be chosen without ever seeing a real defect.
 
 Each kind changes a region of random place, size, shape and strength, in ways that defects of manufactured parts differ
 from good ones: something is darker or brighter, scratched, displaced, smeared, or looks like another place of a part.
@@ -10,7 +10,7 @@ from scipy.ndimage import binary_closing, binary_opening, gaussian_filter, map_c
 from torch.utils.data import Dataset
 
 MIN_AREA, MAX_AREA = 0.002, 0.08
-"""Share of the picture that a region covers; drawn log-uniformly between them."""
+"""Share of the image that a region covers; drawn log-uniformly between them."""
 
 MIN_SHIFT, MAX_SHIFT = 0.05, 0.8
 """Change of brightness in [-1, 1]; drawn log-uniformly, darker or brighter."""
@@ -21,17 +21,17 @@ VISIBLE = 0.03
 MIN_VISIBLE_PIXELS = 20
 MAX_ATTEMPTS = 20
 CONTRAST_SHARE = 0.8
-"""This share of the regions is placed where the picture has edges and texture, the rest anywhere."""
+"""This share of the regions is placed where the image has edges and texture, the rest anywhere."""
 
 
 class PlantedDefects(Dataset):
-    """Good pictures, each with one planted defect: samples, (3, height, width), and masks, bool, (height, width).
+    """Good images, each with one planted defect: samples, (3, height, width), and masks, bool, (height, width).
 
-    What is planted depends on the seed and the place in the sequence alone. A picture that comes again gets another
+    What is planted depends on the seed and the place in the sequence alone. An image that comes again gets another
     defect, and every kind of defect comes equally often.
 
     Args:
-        images (`GoodImages`): the pictures, which also serve as donors of pasted patches.
+        images (`GoodImages`): the images, which also serve as donors of pasted patches.
         length (`int`): how many are served.
         seed (`int`): draws places, sizes, shapes and strengths.
     """
@@ -58,13 +58,13 @@ def plant(sample, donor, kind, random):
     """Plant one defect.
 
     Args:
-        sample (`np.ndarray`): good picture, float32 in [-1, 1], (3, height, width).
+        sample (`np.ndarray`): good image, float32 in [-1, 1], (3, height, width).
         donor (`np.ndarray`): another one, the same shape.
         kind (`str`): one of `KINDS`.
         random (`np.random.Generator`): draws everything else.
 
     Returns:
-        `tuple[np.ndarray, np.ndarray]`: the picture with the defect, float32, and the mask of its pixels, bool.
+        `tuple[np.ndarray, np.ndarray]`: the image with the defect, float32, and the mask of its pixels, bool.
     """
     chance = _placement(sample)
     best, best_mask = sample, np.zeros(sample.shape[1:], bool)

@@ -13,7 +13,7 @@ from training.data.good_images import find_categories, find_white_level
 from training.data.groups import find_groups
 from training.data.hub_dataset import import_datasets, keep_revision, open_rows, pin_revision
 from training.data.hub_images import find_good_rows
-from training.data.image_stream import HeldOutOfStream, PictureStream, StreamedRotatedImages
+from training.data.image_stream import HeldOutOfStream, ImageStream, StreamedRotatedImages
 from training.data.layouts import CHECKED_WHOLE, MIN_IMAGES, readable
 from training.data.run_record import restore_groups, restore_splits
 from training.data.splits import MIN_HELD_OUT, count_parts, hold_out
@@ -34,7 +34,7 @@ class TrainingData:
         groups (`dict[str, dict | None]`): the part that each image of a category shows; None where each is of its own.
         white_level (`int`): the value of white in 16-bit images.
         revision (`str`, *optional*): commit of the data set.
-        stream (`PictureStream`, *optional*): what is trained on, if `splits` holds but a sample of it.
+        stream (`ImageStream`, *optional*): what is trained on, if `splits` holds but a sample of it.
         folder (`TemporaryDirectory`, *optional*): where the sample lies; it goes with this object.
     """
 
@@ -42,7 +42,7 @@ class TrainingData:
     groups: dict = field(default_factory=dict)
     white_level: int = 65535
     revision: str | None = None
-    stream: PictureStream | None = None
+    stream: ImageStream | None = None
     folder: TemporaryDirectory | None = None
 
     def sequence(self, categories, **options):
@@ -84,14 +84,14 @@ def find_training_data(args, output_dir, checkpoint=None, former=None):
         source, args.dataset_revision = open_rows(args, pin_revision(args, output_dir, checkpoint is not None))
         name = args.dataset_config_name or args.dataset_name.split("/")[1]
         if args.streaming:
-            stream, folder = PictureStream(source, args.seed), TemporaryDirectory(prefix="sample-")
+            stream, folder = ImageStream(source, args.seed), TemporaryDirectory(prefix="sample-")
             found = {name: stream.take_sample(folder.name)}
         else:
             found = {name: find_good_rows(source)}
         _check_rows(found[name], source, args)
     if args.streaming and args.groups is not None and Path(args.groups).is_file():
         raise ValueError(
-            "--groups names a file, which cannot tell the parts of pictures that are streamed; give --group_column or "
+            "--groups names a file, which cannot tell the parts of images that are streamed; give --group_column or "
             "a regular expression, or leave --streaming out."
         )
     if former is not None:
@@ -116,7 +116,7 @@ def split_images(images, args, groups=None):
     Where images were looked at by their head alone, those held out are decoded.
 
     Args:
-        images (`list[Path]` or `list[HubPicture]`): of a category.
+        images (`list[Path]` or `list[HubImage]`): of a category.
         args: settings of `training/train.py`.
         groups (`dict`, *optional*): the part that each shows.
 
@@ -134,7 +134,7 @@ def split_images(images, args, groups=None):
     return training, held_out
 
 
-def build_dataloader(args, data, categories, start_step, pictures_per_step):
+def build_dataloader(args, data, categories, start_step, images_per_step):
     """Batches of the remaining steps; accelerate deals them out to the processes in turn.
 
     Args:
@@ -142,14 +142,14 @@ def build_dataloader(args, data, categories, start_step, pictures_per_step):
         data (`TrainingData`): where images come from.
         categories (`list[GoodImages]`): training images of each.
         start_step (`int`): optimizer steps done.
-        pictures_per_step (`int`): of all processes together.
+        images_per_step (`int`): of all processes together.
     """
     dataset = data.sequence(
         categories,
-        length=(args.max_train_steps - start_step) * pictures_per_step,
+        length=(args.max_train_steps - start_step) * images_per_step,
         rotation_degrees=args.rotation_degrees,
         seed=args.seed,
-        start=start_step * pictures_per_step,
+        start=start_step * images_per_step,
     )
     return DataLoader(
         dataset,
@@ -165,13 +165,13 @@ def _unknown_to(init_from, images, groups):
     candidates = not_trained_on(locate_checkpoint(init_from), images, groups)
     if candidates is None:
         raise ValueError(
-            f"{init_from} does not say which pictures it was trained on, so that none can be held out safely; start "
+            f"{init_from} does not say which images it was trained on, so that none can be held out safely; start "
             "from a checkpoint of this version, or train afresh."
         )
     if count_parts(candidates, groups) < MIN_HELD_OUT:
         raise ValueError(
             f"{init_from} was trained on all but {count_parts(candidates, groups)} of the parts given; at least "
-            f"{MIN_HELD_OUT} new ones are needed to calibrate on: add good pictures of others."
+            f"{MIN_HELD_OUT} new ones are needed to calibrate on: add good images of others."
         )
     return candidates
 
@@ -180,6 +180,6 @@ def _check_rows(images, source, args):
     if len(images) < MIN_IMAGES:
         good = "" if source.label_column is None else f" with {source.label_column} {args.good_label}"
         raise ValueError(
-            f"split {source.split} of {source.name} holds {len(images)} readable pictures{good}; "
+            f"split {source.split} of {source.name} holds {len(images)} readable images{good}; "
             f"at least {MIN_IMAGES} are needed."
         )

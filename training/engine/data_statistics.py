@@ -1,4 +1,4 @@
-"""Statistics of the good pictures that training starts from: channels of the features, brightness and contrast."""
+"""Statistics of the good images that training starts from: channels of the features, brightness and contrast."""
 
 from itertools import chain
 from typing import NamedTuple
@@ -7,10 +7,10 @@ import torch
 from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 
-STATISTICS_PICTURES = 256
-"""They are measured on this many pictures, shared out among the categories."""
+STATISTICS_IMAGES = 256
+"""They are measured on this many images, shared out among the categories."""
 
-MIN_STATISTICS_PICTURES = 8
+MIN_STATISTICS_IMAGES = 8
 """Of each category, however many there are."""
 
 MIN_CONTRAST = 0.02
@@ -22,7 +22,7 @@ class DataStatistics(NamedTuple):
     Args:
         data_mean, data_std (`torch.Tensor`): brightness and contrast of each category, float32, (categories,).
         feature_mean, feature_std (`torch.Tensor`): of each channel of the features, float32.
-        white_level (`int`): the value of white in 16-bit pictures.
+        white_level (`int`): the value of white in 16-bit images.
     """
 
     data_mean: torch.Tensor
@@ -46,15 +46,15 @@ def fit_data_statistics(extractor, categories, batch_size, normalize_contrast, s
 
     Args:
         extractor (`TimmFeatureExtractor`, *optional*): changed in place.
-        categories (`list[GoodImages]`): training pictures of each.
-        batch_size (`int`): pictures per forward pass.
-        normalize_contrast (`bool`): without it brightness and contrast are 0 and 0.5, which leaves pictures alone.
+        categories (`list[GoodImages]`): training images of each.
+        batch_size (`int`): images per forward pass.
+        normalize_contrast (`bool`): without it brightness and contrast are 0 and 0.5, which leaves images alone.
         shows_progress (`bool`): whether to show a progress bar.
 
     Returns:
         `tuple[torch.Tensor, torch.Tensor]`: mean and deviation of each category's grey levels, (categories,).
     """
-    share = max(STATISTICS_PICTURES // len(categories), MIN_STATISTICS_PICTURES)
+    share = max(STATISTICS_IMAGES // len(categories), MIN_STATISTICS_IMAGES)
     chosen = []
     for images in categories:
         places = torch.linspace(0, len(images) - 1, min(len(images), share)).long().tolist()
@@ -66,7 +66,7 @@ def fit_data_statistics(extractor, categories, batch_size, normalize_contrast, s
     if not normalize_contrast:
         return torch.zeros(len(categories)), torch.full((len(categories),), 0.5)
     pixels = [torch.cat(batches) for batches in chosen]
-    # Contrast within a picture: its overall brightness is none.
+    # Contrast within an image: its overall brightness is none.
     contrast = torch.stack([values.var(dim=(2, 3)).mean().sqrt() for values in pixels])
     return torch.stack([values.mean() for values in pixels]), contrast.clamp(min=MIN_CONTRAST)
 

@@ -23,18 +23,18 @@ logger = logging.getLogger(__name__)
 def finish_pipeline(
     args, unet, scheduler, extractor, statistics, categories, data, training_seconds, log, validation=None
 ):
-    """Fit references to training pictures, calibrate on held-out ones, save; returns the pipeline.
+    """Fit references to training images, calibrate on held-out ones, save; returns the pipeline.
 
     Weights are rounded to what is stored on disk before they are calibrated (the extractor's were when it was loaded),
-    so that the thresholds belong to exactly the model that users load. Several processes share the pictures out; each
+    so that the thresholds belong to exactly the model that users load. Several processes share the images out; each
     has to call this, and the main one saves.
 
     Args:
         args: settings of `training/train.py`.
         unet, scheduler, extractor: what was trained, and what with.
         statistics (`DataStatistics`): what the training started from.
-        categories (`list[GoodImages]`): training pictures of each.
-        data (`TrainingData`): all pictures, and which of them show the same part.
+        categories (`list[GoodImages]`): training images of each.
+        data (`TrainingData`): all images, and which of them show the same part.
         training_seconds (`float`): spent in the training steps, by all runs that led here.
         log (`ProgressLog`): is told what is being done.
         validation (`Validation`, *optional*): what the report shows of it; it has measured.
@@ -77,7 +77,7 @@ def finish_pipeline(
         log.log_phase("saving")
         forget_results(args.output_dir)
         pipe.save_pretrained(args.output_dir, half_precision=True)
-        held_out = {name: pictures for name, (_, pictures) in splits.items()}
+        held_out = {name: images for name, (_, images) in splits.items()}
         first = None
         if args.init_from is not None:
             first = read_image_record(locate_checkpoint(args.init_from)) or KnownImages(None, frozenset())

@@ -25,9 +25,9 @@ def build_networks(args, categories, names, white_level, initial=None, start=Non
 
     Args:
         args: settings of `training/train.py`.
-        categories (`list[GoodImages]`): training pictures of each.
+        categories (`list[GoodImages]`): training images of each.
         names (`list[str]`): of the categories.
-        white_level (`int`): the value of white in 16-bit pictures.
+        white_level (`int`): the value of white in 16-bit images.
         initial (`AnomalyScoringPipeline`, *optional*): that of `--init_from`, as `load_initial` returns it.
         start (`DataStatistics`, *optional*): those of a run that is resumed; by default they are fitted.
         shows_progress (`bool`): whether to show a progress bar.

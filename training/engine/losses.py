@@ -26,7 +26,7 @@ class LossTerms:
 
 @dataclass
 class DenoisingLoss:
-    """L_mse + vlb_weight * T * L_{t-1} + feature_weight * L^f_mse on a batch of good pictures.
+    """L_mse + vlb_weight * T * L_{t-1} + feature_weight * L^f_mse on a batch of good images.
 
     L_T (Eq. 8) has no parameters and is left out. The gradient of L_{t-1} reaches the variance alone. Where timesteps
     are drawn uniformly (`low_noise_share` 0, the paper), T times its mean estimates the sum over t of Eq. 5. Otherwise
@@ -65,19 +65,19 @@ class DenoisingLoss:
         return self.scheduler.config.num_train_timesteps
 
     def draw_noise(self, seed, places, shape, device):
-        """Noise and timestep of each picture, which follow from the seed and its place in the training alone.
+        """Noise and timestep of each image, which follow from the seed and its place in the training alone.
 
         So a resumed run, or one of more processes, draws the same. A GPU draws noise of its own, other than a CPU's:
         beside an H100 the CPU took a third to half of a step for it.
 
         Args:
             seed (`int`): of the training.
-            places (`list[int]`): of the pictures, as `ShuffledRotatedImages` numbers them.
-            shape (`tuple[int]`): of a picture.
+            places (`list[int]`): of the images, as `ShuffledRotatedImages` numbers them.
+            shape (`tuple[int]`): of an image.
             device (`torch.device`): where the noise is drawn.
 
         Returns:
-            `tuple[torch.Tensor, torch.Tensor]`: float32, (pictures, *shape), and int64, (pictures,), on `device`.
+            `tuple[torch.Tensor, torch.Tensor]`: float32, (images, *shape), and int64, (images,), on `device`.
         """
         seeds = [seed * 1_000_003 + place for place in places]
         generators = [torch.Generator().manual_seed(each) for each in seeds]

@@ -1,6 +1,6 @@
 """What a training leaves to be looked at, `OUT/report.html`: one page, for whoever has to trust the model.
 
-It holds pictures of the parts, so that it is never published (`checkpoint_contents.py`).
+It holds images of the parts, so that it is never published (`checkpoint_contents.py`).
 """
 
 import logging
@@ -21,7 +21,7 @@ from rendering.histogram import histogram_svg
 from rendering.sheet import view_sheet
 from rendering.words import count_of, duration
 from training.cli.repeat_command import repeat_command
-from training.engine.validation import picture_of
+from training.engine.validation import image_of
 from training.fitting.promise import describe_promise
 from training.records.checkpoint_contents import REPORT
 from training.records.progress import loss_curve, read_progress, separation_curve
@@ -40,7 +40,7 @@ LOSS_TITLES = {
     "bound": "Variational bound (Eq. 5 to 7, nats)",
 }
 SEPARATION_TITLES = {
-    "image_auroc": "Pictures told apart (image AUROC)",
+    "image_auroc": "Images told apart (image AUROC)",
     "pixel_auroc": "Defects' pixels found (pixel AUROC)",
 }
 PART_NAMES = {"features": "feature error", "kl": "KL"}
@@ -54,8 +54,8 @@ def leave_report(pipe, args, categories, splits, validation, training_seconds, p
     Args:
         pipe (`AnomalyScoringPipeline`): what was trained, on the device that draws samples.
         args: settings of `training/train.py`.
-        categories (`list[GoodImages]`): training pictures of each.
-        splits (`dict[str, tuple]`): names of the categories, with their training and held-out pictures.
+        categories (`list[GoodImages]`): training images of each.
+        splits (`dict[str, tuple]`): names of the categories, with their training and held-out images.
         validation (`Validation`, *optional*): that has measured.
         training_seconds (`float`): spent in the training steps, by all runs that led here.
         phase_seconds (`dict[str, float]`): of what followed, by phase.
@@ -76,7 +76,7 @@ def build_report(pipe, args, categories, splits, validation, training_seconds, p
     """The page, `str` of HTML; arguments are those of `leave_report`.
 
     Raises:
-        ValueError: if a picture that it shows cannot be read any more.
+        ValueError: if an image that it shows cannot be read any more.
     """
     entries = read_progress(args.output_dir)
     several = len(splits) > 1
@@ -90,7 +90,7 @@ def build_report(pipe, args, categories, splits, validation, training_seconds, p
     trained, held_out = (sum(len(split[side]) for split in splits.values()) for side in (0, 1))
     more = " and more that were streamed" if args.streaming else ""
     lead = (
-        f"A model of {count_of(trained, 'good picture')}{more}, trained for {count_of(args.max_train_steps, 'step')} "
+        f"A model of {count_of(trained, 'good image')}{more}, trained for {count_of(args.max_train_steps, 'step')} "
         f"in {duration(training_seconds)}. It was calibrated on {count_of(held_out, 'other')}, which were held out."
     )
     return html.page(
@@ -105,23 +105,23 @@ def build_report(pipe, args, categories, splits, validation, training_seconds, p
     )
 
 
-def draw_samples(pipe, pictures, seed):
-    """Draw pictures by the reverse process from pure noise: a repair of all there is, without a gradient step.
+def draw_samples(pipe, images, seed):
+    """Draw images by the reverse process from pure noise: a repair of all there is, without a gradient step.
 
     Args:
         pipe (`AnomalyScoringPipeline`): a calibrated pipeline of one category.
-        pictures (`list[np.ndarray]`): uint8, (height, width, 3); only their sizes count, and whether they are grey.
+        images (`list[np.ndarray]`): uint8, (height, width, 3); only their sizes count, and whether they are grey.
         seed (`int`): draws the noise.
 
     Returns:
-        `list[PIL.Image.Image]`: RGB, of the pictures' sizes.
+        `list[PIL.Image.Image]`: RGB, of the images' sizes.
     """
     precision = "bf16" if has_bfloat16(pipe.unet.device) else "no"  # nothing is scored
     repair = GradientDenoisePipeline.from_pipe(pipe, mixed_precision=precision)
     repair.set_progress_bar_config(disable=True)
     return repair(
-        pictures,
-        mask=[np.ones(picture.shape[:2], bool) for picture in pictures],
+        images,
+        mask=[np.ones(image.shape[:2], bool) for image in images],
         num_inference_steps=SAMPLE_STEPS,
         strengths=(1.0,),
         num_resamples=1,
@@ -133,7 +133,7 @@ def draw_samples(pipe, pictures, seed):
 def _key_facts(pipe, args, trained, held_out, training_seconds):
     memory = peak_memory_gb()
     return {
-        "good pictures trained on": f"{trained:,}",
+        "good images trained on": f"{trained:,}",
         "held out": f"{held_out:,}",
         "steps": f"{args.max_train_steps:,}",
         "time of the steps": duration(training_seconds),
@@ -146,16 +146,16 @@ def _curves(entries):
     losses, separation = loss_curve(entries), separation_curve(entries)
     if losses["step"]:
         yield html.paragraph(
-            "Errors on the pictures that are trained on. They should fall, quickly at first, and then level off."
+            "Errors on the images that are trained on. They should fall, quickly at first, and then level off."
         )
         yield html.side_by_side(
             curves_svg(title, losses["step"], {name: losses[name]}) for name, title in LOSS_TITLES.items()
         )
     if separation["step"]:
         yield html.paragraph(
-            "How well the network alone tells synthetic defects, planted into held-out good pictures, from what is "
-            "good: 1 is perfect, 0.5 a guess. It is measured on few pictures, so that small steps up or down mean "
-            "nothing. The finished model also compares pictures with references of good features."
+            "How well the network alone tells synthetic defects, planted into held-out good images, from what is "
+            "good: 1 is perfect, 0.5 a guess. It is measured on few images, so that small steps up or down mean "
+            "nothing. The finished model also compares images with references of good features."
         )
         yield html.side_by_side(
             curves_svg(
@@ -176,30 +176,30 @@ def _category_parts(pipe, images, validated, sheet, seed):
     good = calibration.ranked_scores(timesteps, bfloat16).cpu().numpy()
     planted = np.empty(0) if validated is None else _planted_scores(pipe, validated)
     caption = (
-        f"Scores. Grey: the {len(good)} held-out good pictures that are ranked, of which {rate:.1%} may be rejected."
+        f"Scores. Grey: the {len(good)} held-out good images that are ranked, of which {rate:.1%} may be rejected."
     )
     if len(planted):
         caption += (
-            f" Coloured: {len(planted)} held-out pictures with a synthetic defect, some of them faint, scored by "
+            f" Coloured: {len(planted)} held-out images with a synthetic defect, some of them faint, scored by "
             f"the finished model: {(planted > threshold).sum()} are rejected (vermilion), the others accepted (blue)."
         )
     yield html.drawing(histogram_svg(good, planted, threshold, "synthetic defects"), caption, "histogram")
     yield html.table(parts_table(calibration))
     if sheet is not None:
-        yield html.picture(
+        yield html.figure(
             sheet,
-            "The last validation: synthetic defects in held-out pictures, and what each part of the network alone "
+            "The last validation: synthetic defects in held-out images, and what each part of the network alone "
             "makes of them. The colours end at one and a half times the largest value that is usual in a good one.",
         )
     places = np.linspace(0, len(images) - 1, NUM_SAMPLES).round().astype(int)
-    pictures = [picture_of(images[place]) for place in places]
+    shown = [image_of(images[place]) for place in places]
     rows = [
-        ("good pictures that it was trained on", [Image.fromarray(picture) for picture in pictures]),
-        ("drawn by the network", draw_samples(pipe, pictures, seed)),
+        ("good images that it was trained on", [Image.fromarray(pixels) for pixels in shown]),
+        ("drawn by the network", draw_samples(pipe, shown, seed)),
     ]
-    yield html.picture(
+    yield html.figure(
         view_sheet(rows, ("",) * NUM_SAMPLES, SAMPLE_CELL),
-        f"Above, good pictures. Below, what the network draws from pure noise in {SAMPLE_STEPS} steps: the more it "
+        f"Above, good images. Below, what the network draws from pure noise in {SAMPLE_STEPS} steps: the more it "
         "looks like a good part, the more it has learned. Scoring asks for less: it adds only a little noise.",
     )
 
@@ -207,7 +207,7 @@ def _category_parts(pipe, images, validated, sheet, seed):
 def _planted_scores(pipe, validated):
     timesteps = list(pipe.config.timesteps)
     noise = pipe.calibration.noise_fields(timesteps)
-    samples = torch.stack([sample for sample, _ in validated.pictures[validated.num_good :]])
+    samples = torch.stack([sample for sample, _ in validated.images[validated.num_good :]])
     scores = [pipe.score(batch, timesteps, noise)[0] for batch in samples.split(NUM_SAMPLES)]
     return torch.cat(scores).cpu().numpy()
 
@@ -215,12 +215,12 @@ def _planted_scores(pipe, validated):
 def parts_table(calibration):
     """What the score and the map are made of, and how they do on the planted defects that chose it."""
     config = calibration.config
-    rows = {"Part": "its weight in the map / whether the picture's score looks at it"}
+    rows = {"Part": "its weight in the map / whether the image's score looks at it"}
     names = ("KL (Eq. 9)", "feature error (Eq. 10)", *(name.removeprefix("the ") for name in REFERENCES.values()))
     for name, share, decides in zip(names, calibration.map_shares, calibration.image_parts, strict=False):
         rows[name] = f"{share:.0%} / {'yes' if decides else 'no'}"
     rule = {"max": "the largest of these", "mean": "the mean of these"}[config.image_rule]
-    rows["the picture's score"] = rule if sum(calibration.image_parts) > 1 else "that part's"
+    rows["the image's score"] = rule if sum(calibration.image_parts) > 1 else "that part's"
     if config.planted_image_auroc is not None:
         rows["this choice, on synthetic defects"] = (
             f"image AUROC {config.planted_image_auroc:.3f}, PRO {config.planted_pro:.3f}"
@@ -234,10 +234,8 @@ def _making(args, entries, splits, training_seconds, phase_seconds):
         times["of these, validations"] = f"{sum(validations):.1f} s"
     times |= {name: duration(phase_seconds[name]) for name in ("references", "calibration") if name in phase_seconds}
     yield html.section("Time", html.table(times), level=3)
-    pictures = {
-        name: f"{len(trained):,} trained on, {len(kept):,} held out" for name, (trained, kept) in splits.items()
-    }
-    yield html.section("Pictures", html.table(pictures), level=3)
+    images = {name: f"{len(trained):,} trained on, {len(kept):,} held out" for name, (trained, kept) in splits.items()}
+    yield html.section("Images", html.table(images), level=3)
     device = describe_device(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     settings = {"computed on": device, "PyTorch": torch.__version__}
     settings |= {name: _words(value) for name, value in settings_to_record(args).items() if value is not None}

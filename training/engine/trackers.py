@@ -1,4 +1,4 @@
-"""Trackers of accelerate that a training reports to: which there are, where they write, and pictures for them."""
+"""Trackers of accelerate that a training reports to: which there are, where they write, and images for them."""
 
 import os
 
@@ -65,7 +65,7 @@ def start_trackers(accelerator, settings):
 
 
 def log_sheets(accelerator, sheets, step):
-    """Give the sheets of a validation to every tracker that takes pictures.
+    """Give the sheets of a validation to every tracker that takes images.
 
     Args:
         accelerator (`Accelerator`): whose trackers were started.

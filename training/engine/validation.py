@@ -1,6 +1,6 @@
-"""How well a network tells synthetic defects from good pictures while it is trained, by its own parts (Eq. 9 and 10).
+"""How well a network tells synthetic defects from good images while it is trained, by its own parts (Eq. 9 and 10).
 
-A few held-out good pictures, and the same with planted defects, are measured with the averaged weights, which are what
+A few held-out good images, and the same with planted defects, are measured with the averaged weights, which are what
 a training ends with. Nothing is chosen by it, and nothing of the training is changed: noise and defects follow from the
 seed, and the weights are put back bit for bit.
 """
@@ -18,7 +18,7 @@ from pipelines.image_preprocessing import WHITE_LEVELS, as_uint8
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from pipelines.score_calibration import Measurement, ScoreCalibration
 from rendering.heat_map import SATURATION_FACTOR
-from rendering.sheet import picture_sheet
+from rendering.sheet import map_sheet
 from training.data.good_images import GoodImages
 from training.data.synthetic_defects import KINDS, PlantedDefects
 from training.fitting.blend_weights import REDUCTION
@@ -26,15 +26,15 @@ from training.fitting.calibration_fit import draw_noise_fields, measure_all, spl
 from training.fitting.normalisation import fit_normalisation
 from training.records.progress import SEPARATION
 
-NUM_PICTURES = 12
+NUM_IMAGES = 12
 """Good ones, shared out among the categories; as many have a planted defect, of every kind two."""
 
-MIN_PICTURES = 4
+MIN_IMAGES = 4
 """Of each category, however many there are."""
 
 BATCH_SIZE = 8
 SHOWN_GOOD, CELL = 2, 160
-COLUMNS = ("picture", "planted defect", "KL (Eq. 9)", "feature error (Eq. 10)", "mean of both")
+COLUMNS = ("image", "planted defect", "KL (Eq. 9)", "feature error (Eq. 10)", "mean of both")
 
 
 @dataclass
@@ -43,38 +43,38 @@ class ValidatedCategory:
 
     Args:
         pipe (`AnomalyScoringPipeline`): without references, which are fitted at the end.
-        pictures (`list[tuple]`): samples, (3, resolution, resolution) in [-1, 1], with masks, bool: first the good
+        images (`list[tuple]`): samples, (3, resolution, resolution) in [-1, 1], with masks, bool: first the good
             ones, then as many planted ones.
         maps (`torch.Tensor`, *optional*): both parts of each, KL first, in standard deviations of the good
-            ones, float32, (pictures, 2, grid, grid).
+            ones, float32, (images, 2, grid, grid).
     """
 
     pipe: AnomalyScoringPipeline
-    pictures: list
+    images: list
     maps: torch.Tensor | None = None
 
     @property
     def num_good(self):
-        """How many of the pictures are good; the others are planted."""
-        return len(self.pictures) // 2
+        """How many of the images are good; the others are planted."""
+        return len(self.images) // 2
 
 
 class Validation:
     """Measures a network while it is trained; every process has to call it, and each gets the same.
 
-    The pictures are read once, before the training. They are among the held-out ones that fit the calibration, never
+    The images are read once, before the training. They are among the held-out ones that fit the calibration, never
     those whose scores it ranks (`split_held_out`).
 
     Args:
         args: settings of `training/train.py`.
         unet, scheduler, extractor: what is trained, without what accelerate wraps around it, and what with.
         statistics (`DataStatistics`): what the training starts from.
-        splits (`dict[str, tuple]`): names of the categories, with their training and held-out pictures.
-        groups (`dict[str, dict | None]`): the part that each held-out picture of a category shows.
+        splits (`dict[str, tuple]`): names of the categories, with their training and held-out images.
+        groups (`dict[str, dict | None]`): the part that each held-out image of a category shows.
         mixed_precision (`str`): that of the training.
 
     Raises:
-        ValueError: if a picture cannot be read any more.
+        ValueError: if an image cannot be read any more.
     """
 
     def __init__(self, args, unet, scheduler, extractor, statistics, splits, groups, mixed_precision):
@@ -95,11 +95,11 @@ class Validation:
                 class_label=label if len(splits) > 1 else None,
                 white_level=statistics.white_level,
             )
-            count = max(NUM_PICTURES // len(splits), MIN_PICTURES)
-            pictures = choose_pictures(
+            count = max(NUM_IMAGES // len(splits), MIN_IMAGES)
+            images = choose_images(
                 held_out, count, args.resolution, args.seed, groups.get(name), statistics.white_level
             )
-            self.categories[name] = ValidatedCategory(pipe, pictures)
+            self.categories[name] = ValidatedCategory(pipe, images)
 
     @property
     def has_measured(self):
@@ -107,7 +107,7 @@ class Validation:
         return all(category.maps is not None for category in self.categories.values())
 
     def measure(self, ema):
-        """Measure all pictures with the averaged weights.
+        """Measure all images with the averaged weights.
 
         Args:
             ema (`EMAModel`): of the UNet's parameters.
@@ -120,7 +120,7 @@ class Validation:
         with averaged_weights(self._unet, ema):
             for category in self.categories.values():
                 measured, masks = measure_all(
-                    category.pipe, category.pictures, self._timesteps, self._noise, BATCH_SIZE, self._mixed_precision
+                    category.pipe, category.images, self._timesteps, self._noise, BATCH_SIZE, self._mixed_precision
                 )
                 category.maps = standardized(category.pipe, measured, category.num_good)
                 found.append(separation_of(category.pipe, category.maps, masks))
@@ -130,21 +130,21 @@ class Validation:
     def draw_sheets(self):
         """A sheet of each category, `dict[str, PIL.Image.Image]`, of what was measured last.
 
-        One planted defect of each kind, then good pictures. The colours end above the largest value that is usual
-        in a good picture, the median of theirs.
+        One planted defect of each kind, then good images. The colours end above the largest value that is usual
+        in a good image, the median of theirs.
         """
         return {name: _draw_sheet(category) for name, category in self.categories.items()}
 
 
-def choose_pictures(held_out, count, resolution, seed, groups=None, white_level=WHITE_LEVELS[-1]):
-    """Good pictures and the same with planted defects, as `ValidatedCategory` holds them.
+def choose_images(held_out, count, resolution, seed, groups=None, white_level=WHITE_LEVELS[-1]):
+    """Good images and the same with planted defects, as `ValidatedCategory` holds them.
 
     Args:
-        held_out (`list[Path]` or `list[HubPicture]`): of a category.
-        count (`int`): good pictures, at most; taken at even distances.
+        held_out (`list[Path]` or `list[HubImage]`): of a category.
+        count (`int`): good images, at most; taken at even distances.
         resolution, seed (`int`): of the training.
         groups (`dict`, *optional*): the part that each shows.
-        white_level (`int`): the value of white in 16-bit pictures.
+        white_level (`int`): the value of white in 16-bit images.
     """
     fitted = split_held_out(held_out, seed, groups)[1]
     places = np.linspace(0, len(fitted) - 1, min(count, len(fitted))).round().astype(int)
@@ -169,11 +169,11 @@ def averaged_weights(unet, ema):
 
 
 def standardized(pipe, measured, num_good):
-    """KL and feature error in standard deviations of the good pictures, float32, (pictures, 2, grid, grid).
+    """KL and feature error in standard deviations of the good images, float32, (images, 2, grid, grid).
 
     Args:
         pipe (`AnomalyScoringPipeline`): that measured.
-        measured (`Measurement`): the good pictures first.
+        measured (`Measurement`): the good images first.
         num_good (`int`): how many they are.
     """
     timesteps = list(pipe.config.timesteps)
@@ -189,12 +189,12 @@ def separation_of(pipe, maps, masks):
 
     Args:
         pipe (`AnomalyScoringPipeline`): whose maps they are.
-        maps (`torch.Tensor`): (pictures, 2, grid, grid), KL and feature error, larger where something is wrong.
-        masks (`torch.Tensor`): the defects' pixels, bool, (pictures, resolution, resolution); none in good pictures.
+        maps (`torch.Tensor`): (images, 2, grid, grid), KL and feature error, larger where something is wrong.
+        masks (`torch.Tensor`): the defects' pixels, bool, (images, resolution, resolution); none in good images.
 
     Returns:
-        `dict[str, float]`: each of `SEPARATION`. Image AUROC ranks pictures by the mean of the worst 1 % of places;
-        pixel AUROC ranks the pixels of the planted pictures.
+        `dict[str, float]`: each of `SEPARATION`. Image AUROC ranks images by the mean of the worst 1 % of places;
+        pixel AUROC ranks the pixels of the planted images.
     """
     is_planted = masks.flatten(1).any(dim=1)
     scores = worst_mean(maps)
@@ -216,9 +216,9 @@ def _draw_sheet(category):
     kinds = list(KINDS)[:count]
     rows = [(kind, count + place) for place, kind in enumerate(kinds)]
     rows += [("good", place) for place in range(SHOWN_GOOD)]
-    return picture_sheet(
+    return map_sheet(
         [
-            (caption, picture_of(category.pictures[i][0]), category.pictures[i][1].numpy(), [*maps[i].numpy()])
+            (caption, image_of(category.images[i][0]), category.images[i][1].numpy(), [*maps[i].numpy()])
             for caption, i in rows
         ],
         COLUMNS,
@@ -227,6 +227,6 @@ def _draw_sheet(category):
     )
 
 
-def picture_of(sample):
-    """A sample in [-1, 1], (3, height, width), as a picture, uint8, (height, width, 3)."""
+def image_of(sample):
+    """A sample in [-1, 1], (3, height, width), as an image, uint8, (height, width, 3)."""
     return as_uint8(((sample.clamp(-1, 1) + 1) / 2).permute(1, 2, 0).cpu().numpy())

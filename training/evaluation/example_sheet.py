@@ -1,4 +1,4 @@
-"""What a model card shows of a checkpoint: some test pictures with heat map, labelled defect and repair."""
+"""What a model card shows of a checkpoint: some test images with heat map, labelled defect and repair."""
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -10,25 +10,25 @@ from rendering.sheet import view_sheet
 from training.data.image_reading import read_as_8_bits
 
 CELL = 240
-"""Height and width that a picture is fitted into, in pixels."""
+"""Height and width that an image is fitted into, in pixels."""
 
 MAX_ROWS = 8
 MAX_BYTES = 900_000
 QUALITIES = (90, 75, 60, 40, 20)
 """Of WebP, tried in turn until the file is small enough."""
 
-COLUMNS = ("picture", "heat map, and what is marked", "labelled defect", "repaired")
+COLUMNS = ("image", "heat map, and what is marked", "labelled defect", "repaired")
 LABEL_COLOR = (255, 220, 0)
 LINE = 2
 """Width of outlines, in pixels of the sheet."""
 
 
 def example_sheet(pipe, labelled, scores, false_alarm_rate):
-    """Draw a sheet of good pictures and of every kind of defect, those in the middle when sorted by score.
+    """Draw a sheet of good images and of every kind of defect, those in the middle when sorted by score.
 
     Args:
         pipe (`AnomalyScoringPipeline`): a calibrated pipeline of one category.
-        labelled (`list[LabelledImage]`): test pictures.
+        labelled (`list[LabelledImage]`): test images.
         scores (`np.ndarray`): of each, (n,).
         false_alarm_rate (`float`): promised to good parts; it decides what is rejected, marked and repaired.
 
@@ -39,14 +39,14 @@ def example_sheet(pipe, labelled, scores, false_alarm_rate):
     repair.set_progress_bar_config(disable=True)
     rows = []
     for item in tqdm([labelled[i] for i in choose_examples(labelled, scores)], desc="examples", unit="image"):
-        picture = np.asarray(read_as_8_bits(item.path, pipe.config.white_level))
-        found = pipe(picture, false_alarm_rate=false_alarm_rate)
-        anomaly_map, marked, truth = found.anomaly_map[0], found.pred_mask[0], item.read_mask(picture.shape[:2])
-        heat_map = _outlined(overlay(picture, anomaly_map, saturation_of(pipe)), marked)
-        views = [Image.fromarray(picture), heat_map, _outlined(picture, truth, LABEL_COLOR)]
+        image = np.asarray(read_as_8_bits(item.path, pipe.config.white_level))
+        found = pipe(image, false_alarm_rate=false_alarm_rate)
+        anomaly_map, marked, truth = found.anomaly_map[0], found.pred_mask[0], item.read_mask(image.shape[:2])
+        heat_map = _outlined(overlay(image, anomaly_map, saturation_of(pipe)), marked)
+        views = [Image.fromarray(image), heat_map, _outlined(image, truth, LABEL_COLOR)]
         verdict, answer = "accepted", ""
         if found.is_anomalous[0]:
-            repaired = repair(picture, false_alarm_rate=false_alarm_rate)
+            repaired = repair(image, false_alarm_rate=false_alarm_rate)
             views += repaired.images
             verdict = "rejected"
             answer = f"; the repair is {'accepted' if repaired.is_accepted[0] else 'rejected too'}"
@@ -55,15 +55,15 @@ def example_sheet(pipe, labelled, scores, false_alarm_rate):
     return view_sheet(rows, COLUMNS, CELL)
 
 
-def _outlined(picture, mask, *color):
-    """A picture as large as it is shown, with an outline that is as wide however large it was."""
-    fitted = ImageOps.contain(Image.fromarray(picture), (CELL, CELL))
+def _outlined(image, mask, *color):
+    """An image as large as it is shown, with an outline that is as wide however large it was."""
+    fitted = ImageOps.contain(Image.fromarray(image), (CELL, CELL))
     smaller = Image.fromarray(mask.astype(np.float32)).resize(fitted.size, Image.Resampling.BOX)
     return Image.fromarray(outline(np.asarray(fitted), np.asarray(smaller) > 0, *color, width=LINE))
 
 
 def choose_examples(labelled, scores):
-    """Places of the pictures that are shown, `list[int]`: good ones first, of each kind those in the middle by score.
+    """Places of the images that are shown, `list[int]`: good ones first, of each kind those in the middle by score.
 
     Every kind has as many as there is room for, but one at least; beyond `MAX_ROWS` kinds the last ones are left out.
     """

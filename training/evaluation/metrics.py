@@ -1,4 +1,4 @@
-"""Detection and localisation metrics: AUROC, average precision, F1 and PRO, exact over all pictures at once."""
+"""Detection and localisation metrics: AUROC, average precision, F1 and PRO, exact over all images at once."""
 
 import numpy as np
 from scipy.ndimage import generate_binary_structure, label
@@ -9,7 +9,7 @@ EIGHT_CONNECTED = generate_binary_structure(2, 2)
 
 
 def image_metrics(is_defective, anomaly_scores, is_anomalous):
-    """Metrics of verdicts on whole pictures.
+    """Metrics of verdicts on whole images.
 
     Args:
         is_defective (`np.ndarray`): truth, bool, (n,).
@@ -17,8 +17,8 @@ def image_metrics(is_defective, anomaly_scores, is_anomalous):
         is_anomalous (`np.ndarray`): verdict, bool, (n,).
 
     Returns:
-        `dict[str, float]`: image_auroc, image_f1, false_alarm_rate (share of good pictures rejected) and
-        detection_rate (share of defective pictures rejected); NaN where a class is missing.
+        `dict[str, float]`: image_auroc, image_f1, false_alarm_rate (share of good images rejected) and
+        detection_rate (share of defective images rejected); NaN where a class is missing.
     """
     is_defective, is_anomalous = np.asarray(is_defective, bool), np.asarray(is_anomalous, bool)
     both = is_defective.any() and not is_defective.all()
@@ -31,10 +31,10 @@ def image_metrics(is_defective, anomaly_scores, is_anomalous):
 
 
 def pixel_metrics(masks, anomaly_maps):
-    """Metrics of maps against masks, over the pixels and regions of all pictures together.
+    """Metrics of maps against masks, over the pixels and regions of all images together.
 
     Args:
-        masks (`list[np.ndarray]`): truth, bool, (height, width); each picture may have its own size.
+        masks (`list[np.ndarray]`): truth, bool, (height, width); each image may have its own size.
         anomaly_maps (`list[np.ndarray]`): float, the same sizes.
 
     Returns:

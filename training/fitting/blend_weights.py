@@ -1,8 +1,8 @@
-"""Choose the weights of Eq. 11 and what decides a score without a real defect: on defects planted into good pictures.
+"""Choose the weights of Eq. 11 and what decides a score without a real defect: on defects planted into good images.
 
-The map's weights are those with the largest PRO on the planted defects; the parts that may decide a picture's score are
-those with the largest image AUROC of pictures with a planted defect against good ones, either the part that finds a
-picture worst or their mean. A planted defect is no real one, so a difference must be clear before it counts: of all
+The map's weights are those with the largest PRO on the planted defects; the parts that may decide an image's score are
+those with the largest image AUROC of images with a planted defect against good ones, either the part that finds a
+image worst or their mean. A planted defect is no real one, so a difference must be clear before it counts: of all
 choices that are not clearly worse, the map takes the one nearest to even shares, and as many parts as can be may
 decide. Even is half to the network's feature error and half to the references, for these look at the same features.
 """
@@ -25,7 +25,7 @@ WEIGHT_STEPS = 6
 """The feature part is shared out in sixths: half to the network and a third of the other half to each of three."""
 
 CLEAR_OVERLAP = 2
-"""A difference of PRO is clear beyond so many standard errors. Regions share pictures, which these do not know of."""
+"""A difference of PRO is clear beyond so many standard errors. Regions share images, which these do not know of."""
 
 CLEAR_PLACEMENT = 1
 """A difference of image AUROC is clear beyond so many standard errors."""
@@ -47,12 +47,12 @@ class BlendWeights:
 
 
 def choose_weights(good, planted, masks, resolution, sigma, alpha=None):
-    """Weights of the map, and parts of the picture's score, that separate planted defects best.
+    """Weights of the map, and parts of the image's score, that separate planted defects best.
 
     Args:
-        good (`torch.Tensor`): standardised parts of good pictures, (pictures, parts, grid, grid).
-        planted (`torch.Tensor`): those of pictures with planted defects, (pictures, parts, grid, grid).
-        masks (`torch.Tensor`): the planted defects' pixels, bool, (pictures, resolution, resolution).
+        good (`torch.Tensor`): standardised parts of good images, (images, parts, grid, grid).
+        planted (`torch.Tensor`): those of images with planted defects, (images, parts, grid, grid).
+        masks (`torch.Tensor`): the planted defects' pixels, bool, (images, resolution, resolution).
         resolution (`int`): height and width of the model's square.
         sigma (`float`): smoothing of the maps in its pixels.
         alpha (`float`, *optional*): kept if given.
@@ -97,7 +97,7 @@ def even_shares(num_references):
 
 
 def choose_image_parts(good, planted):
-    """Which parts may decide a picture's score, and by which rule.
+    """Which parts may decide an image's score, and by which rule.
 
     Returns:
         `tuple[list[bool], str, float]`: for each part; one of `IMAGE_RULES`; the image AUROC of the planted defects.

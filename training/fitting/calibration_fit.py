@@ -21,12 +21,12 @@ from training.runtime.collectives import (
 )
 
 MIN_DISJOINT, MIN_DISJOINT_PARTS = 40, 20
-"""With fewer pictures, or parts, they are cross-fitted: too few would be left to fit a standard deviation per position.
+"""With fewer images, or parts, they are cross-fitted: too few would be left to fit a standard deviation per position.
 """
 
 
 FITTED_SHARE = 0.4
-"""Share of the calibration pictures that fits the normalisation; the rest is ranked."""
+"""Share of the calibration images that fits the normalisation; the rest is ranked."""
 
 
 NUM_FOLDS = 5
@@ -36,32 +36,32 @@ MAPS_AT_ONCE = 16
 
 
 NUM_PLANTED = 180
-"""So many defects are planted to choose weights and deciding parts, in turn into each picture."""
+"""So many defects are planted to choose weights and deciding parts, in turn into each image."""
 
 
 def fit_calibration(
     pipe, files, timesteps, seed=0, batch_size=8, alpha=None, on_progress=None, groups=None, ranks_bfloat16=None
 ):
-    """Calibrate a pipeline on good pictures that its model was not trained on.
+    """Calibrate a pipeline on good images that its model was not trained on.
 
-    The pictures that fit the normalisation also serve, with defects planted into them, to choose the weights of Eq. 11
+    The images that fit the normalisation also serve, with defects planted into them, to choose the weights of Eq. 11
     and the parts that decide a score; those that are ranked do not, so that the promised rate holds whatever is chosen.
-    (Where pictures are too few to be split, the same do both, and the rate is an estimate.)
+    (Where images are too few to be split, the same do both, and the rate is an estimate.)
 
-    Several processes share the pictures out; each of them has to call this, and each gets the same calibration.
+    Several processes share the images out; each of them has to call this, and each gets the same calibration.
 
     Args:
         pipe (`AnomalyScoringPipeline`): its own calibration, if any, is not used.
-        files (`list[Path]` or `list[HubPicture]`): the pictures.
+        files (`list[Path]` or `list[HubImage]`): the images.
         timesteps (`list[int]`): T to calibrate, with every subset of it.
-        seed (`int`): draws the noise fields and splits the pictures.
-        batch_size (`int`): pictures per UNet call.
+        seed (`int`): draws the noise fields and splits the images.
+        batch_size (`int`): images per UNet call.
         alpha (`float`, *optional*): weight of the pixel part in the map; by default it is chosen too.
-        on_progress (*optional*): called after each batch with the pictures this process has measured so far and their
+        on_progress (*optional*): called after each batch with the images this process has measured so far and their
             total; what it raises ends the calibration.
-        groups (`dict`, *optional*): the part that each picture shows (`pictures.groups.find_groups`); by default each
-            shows one of its own. Pictures of a part are never on both sides of a split, and share its weight.
-        ranks_bfloat16 (`bool`, *optional*): whether pictures are ranked in bfloat16 as well, for verdicts in it; by
+        groups (`dict`, *optional*): the part that each image shows (`images.groups.find_groups`); by default each
+            shows one of its own. Images of a part are never on both sides of a split, and share its weight.
+        ranks_bfloat16 (`bool`, *optional*): whether images are ranked in bfloat16 as well, for verdicts in it; by
             default where the processor computes in it.
 
     Returns:
@@ -135,23 +135,23 @@ def fit_calibration(
 
 
 def _fewer_parts(files, groups):
-    """How many parts pictures show, if some show the same; else None."""
+    """How many parts images show, if some show the same; else None."""
     parts = count_parts(files, groups)
     return parts if parts < len(files) else None
 
 
 def split_held_out(files, seed, groups=None):
-    """Split held-out pictures into those whose scores are ranked and those that everything is fitted to and chosen on.
+    """Split held-out images into those whose scores are ranked and those that everything is fitted to and chosen on.
 
-    What looks at pictures of the second kind alone leaves the promised rate as it is.
+    What looks at images of the second kind alone leaves the promised rate as it is.
 
     Args:
-        files (`list[Path]` or `list[HubPicture]`): the pictures.
+        files (`list[Path]` or `list[HubImage]`): the images.
         seed (`int`): of the training or the calibration.
         groups (`dict`, *optional*): the part that each shows; each part is on one side.
 
     Returns:
-        `tuple[list, list]`: ranked and fitted ones, disjoint; with fewer than `MIN_DISJOINT` pictures or
+        `tuple[list, list]`: ranked and fitted ones, disjoint; with fewer than `MIN_DISJOINT` images or
         `MIN_DISJOINT_PARTS` parts, both are all of them, the same list.
     """
     if len(files) < MIN_DISJOINT or count_parts(files, groups) < MIN_DISJOINT_PARTS:
@@ -160,17 +160,17 @@ def split_held_out(files, seed, groups=None):
 
 
 def measure_all(pipe, images, timesteps, noise, batch_size, mixed_precision="no", on_batch=None):
-    """Measure every picture; several processes share them out, and each of them has to call this.
+    """Measure every image; several processes share them out, and each of them has to call this.
 
     Args:
         pipe (`AnomalyScoringPipeline`): only its `measure` is called.
         images: samples, or pairs of a sample and a mask: a data set or a list.
         timesteps, noise, mixed_precision: as for `pipe.measure`.
-        batch_size (`int`): pictures per UNet call.
-        on_batch (*optional*): called after each batch with its number of pictures.
+        batch_size (`int`): images per UNet call.
+        on_batch (*optional*): called after each batch with its number of images.
 
     Returns:
-        `tuple[Measurement, torch.Tensor]`: on the CPU, in the order of the pictures, and the masks, (pictures, …).
+        `tuple[Measurement, torch.Tensor]`: on the CPU, in the order of the images, and the masks, (images, …).
     """
     own = own_share(len(images), batch_size)
     batches = []
@@ -194,7 +194,7 @@ def fit_image_ranks(calibration, fitted, ranked):
 
     Args:
         calibration (`ScoreCalibration`): changed in place.
-        fitted (`Measurement`): of the pictures that fit the normalisation, at all of the calibration's timesteps.
+        fitted (`Measurement`): of the images that fit the normalisation, at all of the calibration's timesteps.
         ranked (`Measurement`): of those whose scores are ranked, as many as its `num_ranked`.
     """
     fit_normalisation(calibration, fitted)
@@ -212,7 +212,7 @@ def draw_noise_fields(seed, timesteps, resolution):
 
 
 def _score_all(calibration, measured, sigma):
-    """Part scores, (subsets, pictures, parts), and map maxima, (subsets, alphas, pictures)."""
+    """Part scores, (subsets, images, parts), and map maxima, (subsets, alphas, images)."""
     maxima = []
     for parts in standardized_subsets(calibration, measured):
         rows = []
@@ -225,12 +225,12 @@ def _score_all(calibration, measured, sigma):
 
 
 def _cross_fit(calibration, tables, parts, sigma):
-    """Score each picture under the normalisation of the other folds, then fit the normalisation to all of them.
+    """Score each image under the normalisation of the other folds, then fit the normalisation to all of them.
 
     Args:
         calibration (`ScoreCalibration`): its normalisation is left fitted to all of the first table.
-        tables (`list[Measurement]`): of the same pictures; the first is the one that is fitted to.
-        parts (`torch.Tensor`): number of each picture's part, (pictures,); a part is in one fold.
+        tables (`list[Measurement]`): of the same images; the first is the one that is fitted to.
+        parts (`torch.Tensor`): number of each image's part, (images,); a part is in one fold.
         sigma (`float`): smoothing of the maps.
 
     Returns:

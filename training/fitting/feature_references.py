@@ -1,6 +1,6 @@
 """Fit what the features of good parts look like: Gaussians for each place, and a memory of features at any place.
 
-All are fitted to the training pictures as they are, without augmentation.
+All are fitted to the training images as they are, without augmentation.
 """
 
 import math
@@ -18,8 +18,8 @@ from training.runtime.collectives import gather_rows, is_main_process, own_share
 
 GRID_SIZE = 32
 NUM_CELLS = 16
-PRIOR_PICTURES = 50
-"""A cell's covariance is shrunk towards the common one as if this many pictures had shown the latter (PaDiM: none)."""
+PRIOR_IMAGES = 50
+"""A cell's covariance is shrunk towards the common one as if this many images had shown the latter (PaDiM: none)."""
 
 REGULARIZATION = 0.01
 """Added to the diagonal of every covariance of standardised features, as in PaDiM."""
@@ -28,7 +28,7 @@ NUM_COARSE_STRIDES = 2
 """The coarse Gaussian looks at so many of the coarsest strides (of the default ones at 8 and 16, as PatchCore does), on
 a grid half as fine, with a covariance for each place."""
 
-MAX_PICTURES = 4000
+MAX_IMAGES = 4000
 """Of more, so many are taken at even distances: neither Gaussian nor memory has a use for all of them."""
 
 MEMORY_SIZE = 3000
@@ -52,34 +52,34 @@ class FeatureReferences(NamedTuple):
 
 @torch.no_grad()
 def fit_feature_reference(extractor, images, seed=0, batch_size=8):
-    """Fit Gaussians and memory to the standardised features of pictures.
+    """Fit Gaussians and memory to the standardised features of images.
 
-    Several processes share the pictures out; each of them has to call this, and each gets the same.
+    Several processes share the images out; each of them has to call this, and each gets the same.
 
     Args:
         extractor (`TimmFeatureExtractor`): with its channel statistics.
-        images (`GoodImages`): the training pictures.
+        images (`GoodImages`): the training images.
         seed (`int`): draws the candidates of the memory and where its choice begins.
-        batch_size (`int`): pictures per forward pass.
+        batch_size (`int`): images per forward pass.
 
     Returns:
         `FeatureReferences`: on the CPU, rounded to half precision, in which they are stored.
     """
-    if len(images) > MAX_PICTURES:
-        images = Subset(images, torch.linspace(0, len(images) - 1, MAX_PICTURES).long().tolist())
+    if len(images) > MAX_IMAGES:
+        images = Subset(images, torch.linspace(0, len(images) - 1, MAX_IMAGES).long().tolist())
     size = min(GRID_SIZE, extractor.config.grid_size)
     coarse_size = max(1, size // 2)
     channels = extractor.num_features
     coarse_channels = sum(extractor.backbone.feature_info.channels()[-NUM_COARSE_STRIDES:])
     generator = torch.Generator().manual_seed(seed)
-    per_picture = min(size * size, math.ceil(NUM_CANDIDATES / len(images)))
+    per_image = min(size * size, math.ceil(NUM_CANDIDATES / len(images)))
     moments = Moments(channels, size, math.gcd(NUM_CELLS, size))
     coarse_moments = Moments(coarse_channels, coarse_size, coarse_size)
-    # every process draws for all pictures, so that which ones are its own makes no difference
-    chosen = [torch.randperm(size * size, generator=generator)[:per_picture] for _ in range(len(images))]
+    # every process draws for all images, so that which ones are its own makes no difference
+    chosen = [torch.randperm(size * size, generator=generator)[:per_image] for _ in range(len(images))]
     own = own_share(len(images), batch_size)
     first = own.start
-    candidates = [torch.zeros(0, per_picture, channels)]
+    candidates = [torch.zeros(0, per_image, channels)]
     with tqdm(total=len(own), desc="features of good parts", unit="image", disable=not is_main_process()) as progress:
         for sample in DataLoader(Subset(images, own), batch_size=batch_size):
             features = extractor(sample.to(extractor.device)).cpu()
@@ -102,7 +102,7 @@ def fit_feature_reference(extractor, images, seed=0, batch_size=8):
 
 
 class Moments:
-    """Sums of features, (channels, size, size), and of their products in each cell, over the pictures added."""
+    """Sums of features, (channels, size, size), and of their products in each cell, over the images added."""
 
     def __init__(self, channels, size, cells):
         self.cells = cells
@@ -116,7 +116,7 @@ class Moments:
         self.products += places @ places.transpose(1, 2)
 
     def gaussian(self, count):
-        """The `FeatureGaussian` of what all processes have added, `count` pictures."""
+        """The `FeatureGaussian` of what all processes have added, `count` images."""
         channels, size, _ = self.total.shape
         mean = sum_over_processes(self.total) / count
         mean_by_cell = by_cell(mean[None], self.cells)
@@ -128,9 +128,9 @@ class Moments:
         return gaussian
 
 
-def shrink(covariance, num_pictures):
+def shrink(covariance, num_images):
     """Shrink each cell's covariance, (cells, C, C), towards their mean, and regularise it."""
-    weight = num_pictures / (num_pictures + PRIOR_PICTURES)
+    weight = num_images / (num_images + PRIOR_IMAGES)
     shrunk = weight * covariance + (1 - weight) * covariance.mean(dim=0)
     return shrunk + REGULARIZATION * torch.eye(covariance.shape[-1], dtype=covariance.dtype)
 

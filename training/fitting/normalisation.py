@@ -1,19 +1,19 @@
-"""What good pictures measure on average and how far they vary: what is divided out before Eq. 11 blends the parts."""
+"""What good images measure on average and how far they vary: what is divided out before Eq. 11 blends the parts."""
 
 import torch
 
 from pipelines.anomaly_maps import smooth, worst_mean
 from pipelines.score_calibration import Measurement, timestep_subsets
 
-PRIOR_PICTURES = 100
-"""Mean and deviation at a position are shrunk to those of all positions as if this many pictures had shown them."""
+PRIOR_IMAGES = 100
+"""Mean and deviation at a position are shrunk to those of all positions as if this many images had shown them."""
 
 POSITION_SIGMA = 1.0
 """Mean and deviation per position are smoothed by a Gaussian of this many cells, for neighbours are alike."""
 
 
 def fit_normalisation(calibration, measured):
-    """Set mean and deviation of every part's maps, then of its worst places, from a `Measurement` of good pictures."""
+    """Set mean and deviation of every part's maps, then of its worst places, from a `Measurement` of good images."""
     for name in ("kl", "feature_error"):
         mean, std = _shrunk_statistics(getattr(measured, name))
         getattr(calibration, f"{name}_mean").copy_(mean)
@@ -28,14 +28,14 @@ def fit_normalisation(calibration, measured):
 
 
 def _shrunk_statistics(maps):
-    """Mean and deviation per timestep and place, (timesteps, grid, grid), of maps, (pictures, timesteps, grid, grid).
+    """Mean and deviation per timestep and place, (timesteps, grid, grid), of maps, (images, timesteps, grid, grid).
 
     They are smoothed over places and shrunk towards those of all places.
     """
     maps = maps.double()
     mean = smooth(maps.mean(dim=0)[None], POSITION_SIGMA)[0]
     variance = smooth(maps.square().mean(dim=0)[None], POSITION_SIGMA)[0] - mean.square()
-    weight = len(maps) / (len(maps) + PRIOR_PICTURES)
+    weight = len(maps) / (len(maps) + PRIOR_IMAGES)
     common_mean = mean.mean(dim=(1, 2), keepdim=True)
     common_variance = (maps - common_mean).square().mean(dim=(0, 2, 3)).view(-1, 1, 1)
     mean = weight * mean + (1 - weight) * common_mean
@@ -44,12 +44,12 @@ def _shrunk_statistics(maps):
 
 
 def part_scores_of(calibration, measured):
-    """The worst places of each part of a `Measurement` for every subset of timesteps, (subsets, pictures, parts)."""
+    """The worst places of each part of a `Measurement` for every subset of timesteps, (subsets, images, parts)."""
     return torch.stack([worst_mean(parts) for parts in standardized_subsets(calibration, measured)])
 
 
 def standardized_subsets(calibration, measured):
-    """Yield the standardised parts, (pictures, parts, grid, grid), for every subset of the timesteps."""
+    """Yield the standardised parts, (images, parts, grid, grid), for every subset of the timesteps."""
     timesteps = list(calibration.config.timesteps)
     for subset in timestep_subsets(timesteps):
         chosen = [timesteps.index(timestep) for timestep in subset]

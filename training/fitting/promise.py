@@ -10,18 +10,18 @@ def describe_promise(calibration):
     parts = calibration.num_ranked_groups
     rates = f"false alarm rates from {1 / (parts + 1):.1%} up are"
     if config.cross_fitted:
-        pictures = count_of(config.num_ranked, "good picture") + _of_parts(config.num_groups)
+        images = count_of(config.num_ranked, "good image") + _of_parts(config.num_groups)
         needed = (
-            f"{MIN_DISJOINT} or more pictures" if config.num_groups is None else f"{MIN_DISJOINT_PARTS} or more parts"
+            f"{MIN_DISJOINT} or more images" if config.num_groups is None else f"{MIN_DISJOINT_PARTS} or more parts"
         )
-        return f"calibrated on {pictures} by cross-fitting: {rates} estimates; {needed} would make them a guarantee."
-    pictures = f"{config.num_fitted} + {config.num_ranked} good pictures"
+        return f"calibrated on {images} by cross-fitting: {rates} estimates; {needed} would make them a guarantee."
+    images = f"{config.num_fitted} + {config.num_ranked} good images"
     if config.num_groups is None:
-        return f"calibrated on {pictures}: {rates} guaranteed for new good parts."
+        return f"calibrated on {images}: {rates} guaranteed for new good parts."
     fitted = config.num_fitted_groups or config.num_fitted
     return (
-        f"calibrated on {pictures} of {fitted} + {parts} parts: {rates} guaranteed for new good parts, however many "
-        f"pictures each has; the rate follows from the {parts} parts, not from the pictures."
+        f"calibrated on {images} of {fitted} + {parts} parts: {rates} guaranteed for new good parts, however many "
+        f"images each has; the rate follows from the {parts} parts, not from the images."
     )
 
 

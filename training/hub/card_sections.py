@@ -15,7 +15,7 @@ from training.records.measured_results import ALL
 
 NOT_MEASURED = "Not measured."
 
-EXAMPLES = """Test pictures, of each kind those in the middle when sorted by score, judged at the promised rate. Cyan:
+EXAMPLES = """Test images, of each kind those in the middle when sorted by score, judged at the promised rate. Cyan:
 what is marked as a defect. Yellow: what was labelled as one. The last column is the second pipeline's drawing of the
 part without what was rejected; of accepted parts there is none."""
 
@@ -42,12 +42,12 @@ def results_section(results, sheets=None):
         good = counts.pop("good", 0)
         category = f" ({as_text(result['category'])})" if result["category"] else ""
         lines += [
-            f"Measured{category} on the test pictures of {as_text(result['data'])}, {good} good and "
+            f"Measured{category} on the test images of {as_text(result['data'])}, {good} good and "
             f"{sum(counts.values())} with defects, on the model's square. "
             f"{'Estimated: about' if result.get('is_estimate') else 'Promised to good parts: at most'} "
             f"{result['promised_false_alarm_rate']:.1%} rejected.",
             "",
-            "| | pictures | " + " | ".join(TITLES.values()) + " |",
+            "| | images | " + " | ".join(TITLES.values()) + " |",
             "| --- " * (len(TITLES) + 2) + "|",
         ]
         for group, metrics in result["groups"].items():
@@ -58,7 +58,7 @@ def results_section(results, sheets=None):
             lines.append(f"| {name} | {count} | {figures} |")
         lines += ["", f"Speed: {_speed(result.get('speed'))}.", ""]
         if sheet := (sheets or {}).get(result["category"]):
-            lines += [f"![Test pictures, heat maps, labelled defects and repairs]({sheet})  ", EXAMPLES, ""]
+            lines += [f"![Test images, heat maps, labelled defects and repairs]({sheet})  ", EXAMPLES, ""]
     lines.append("1 is perfect; AUROC is 0.5 for guessing. AP and PRO say how well the marked pixels are the defect's.")
     return "\n".join(lines)
 
@@ -67,7 +67,7 @@ def use_section(repo_id, categories):
     """The four ways: in one's own code, repair, page, service."""
     argument = f", category={one_line(categories[0])!r}" if categories else ""
     named = [as_text(name) for name in categories]
-    several = f"\nIt knows several categories: {', '.join(named)}. Name the one in the picture.\n" if categories else ""
+    several = f"\nIt knows several categories: {', '.join(named)}. Name the one in the image.\n" if categories else ""
     return f"""## How to use it
 {several}
 In your own code, with diffusers and timm:
@@ -81,8 +81,8 @@ result = pipe(Image.open("part.png"){argument})
 print(result.is_anomalous[0], result.p_value[0])
 ````
 
-`result.anomaly_map[0]` is the heat map at the picture's own size, `result.pred_mask[0]` the defect's pixels,
-`result.p_value[0]` the share of good pictures that score at least as high.
+`result.anomaly_map[0]` is the heat map at the image's own size, `result.pred_mask[0]` the defect's pixels,
+`result.p_value[0]` the share of good images that score at least as high.
 
 What would the part look like without its defect?
 
@@ -123,7 +123,7 @@ def promise_section(calibrations):
         "",
         "The promise is about good parts, pictured like those of the calibration: same kind of part, camera, light and "
         "framing. It is an average over calibrations, not a bound for each single one; after a change, recalibrate on "
-        "new good pictures. Nothing is promised about how many defects are found: see the results.",
+        "new good images. Nothing is promised about how many defects are found: see the results.",
     ]
     return "\n".join(lines)
 
@@ -140,7 +140,7 @@ def training_section(record, backbone):
     seconds, memory = record.get("training_seconds"), record.get("peak_memory_gb")
     return f"""## Training
 
-On pictures of good parts alone; a part of them was held out for the calibration. With the repository of the code:
+On images of good parts alone; a part of them was held out for the calibration. With the repository of the code:
 
 ````bash
 {command}
@@ -155,11 +155,11 @@ Every other setting is the preset's default. Features: {as_text(backbone)}, from
 
 LIMITS = """## Intended use, and what is out of scope
 
-To find defects in pictures of manufactured parts of the kind it was trained on: to sort out parts for a second look,
+To find defects in images of manufactured parts of the kind it was trained on: to sort out parts for a second look,
 and to show where to look.
 
 Out of scope: parts, cameras or views it has not seen; decisions on safety without a person or a second test; people,
-medicine, surveillance. A repaired picture shows what a good part might look like; it is no evidence about the part.
+medicine, surveillance. A repaired image shows what a good part might look like; it is no evidence about the part.
 Defects smaller than a few pixels of the model's square, and those that look like the variety of good parts, are missed.
 """
 
@@ -198,7 +198,7 @@ def _speed(speed):
         return "not measured; `benchmarks/speed.py` measures it on your machine"
     threads = f", {speed['threads']} threads" if speed["threads"] > 1 else ", one thread"
     return (
-        f"{speed['seconds_per_picture']:.2g} s a picture on {as_text(speed['device'])}"
+        f"{speed['seconds_per_picture']:.2g} s an image on {as_text(speed['device'])}"
         f"{threads if speed['device'].startswith('CPU') else ''}, in batches of {speed['batch_size']}, "
         f"{as_text(speed['precision'])}; reading files is not counted"
     )

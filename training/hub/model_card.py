@@ -23,7 +23,7 @@ from training.hub.card_sections import (
 from training.records.measured_results import find_sheet, read_results
 from training.records.training_record import read_record
 
-INTRODUCTION = """Trained on pictures of good parts alone, this pipeline says whether a picture shows a defect, where,
+INTRODUCTION = """Trained on images of good parts alone, this pipeline says whether an image shows a defect, where,
 and how sure it is. It follows [Removing Anomalies as Noises for Industrial Defect
 Localization](https://openaccess.thecvf.com/content/ICCV2023/html/Lu_Removing_Anomalies_as_Noises_for_Industrial_Defect_Localization_ICCV_2023_paper.html)
 (ICCV 2023)."""
@@ -52,8 +52,8 @@ def build_model_card(pipe, folder, repo_id, license="apache-2.0", datasets=()):
     data = front_matter(name, backbone, results, license, datasets)
     trained_on = record.get("held_out") if isinstance(record.get("held_out"), dict) else {}
     sections = [
-        f"# {name}: finds defects in pictures of parts",
-        f"{INTRODUCTION} Pictures are squashed to {pipe.resolution}×{pipe.resolution} pixels for it, and its maps come "
+        f"# {name}: finds defects in images of parts",
+        f"{INTRODUCTION} Images are squashed to {pipe.resolution}×{pipe.resolution} pixels for it, and its maps come "
         "back at their own size.",
         results_section(results, {result["category"]: find_sheet(folder, result["category"]) for result in results}),
         use_section(repo_id, categories),

@@ -15,7 +15,7 @@ LEFT_OUT = ("tests/", "benchmarks/", ".ci/")
 
 README = "README.md"
 THUMBNAIL = "docs/page.png"
-"""The picture of the Space where its address is shared."""
+"""The image of the Space where its address is shared."""
 
 MODELS_VARIABLE = "MODELS"
 """Variable of a Space, as `page/settings.py` reads it: the models that its page opens."""
@@ -92,7 +92,7 @@ def space_readme(text, models=(), thumbnail=None):
     Args:
         text (`str`): this repository's README.
         models (`list[str]`): Hub ids of the models that the page opens.
-        thumbnail (`str`, *optional*): address of a picture.
+        thumbnail (`str`, *optional*): address of an image.
 
     Returns:
         `str`

@@ -1,4 +1,4 @@
-"""Drift: do the good-looking pictures of a batch still score like those that the model was calibrated on?
+"""Drift: do the good-looking images of a batch still score like those that the model was calibrated on?
 
 Both samples are cut at the threshold that accepts, so that defects in the batch do not count as drift. What is left is
 compared by the two-sample Kolmogorov-Smirnov test.
@@ -12,15 +12,15 @@ MIN_SCORES = 8
 
 
 def drift_test(scores, ranked, image_threshold):
-    """Compare the accepted scores of a batch with those of good pictures that the same threshold accepts.
+    """Compare the accepted scores of a batch with those of good images that the same threshold accepts.
 
     Args:
-        scores (`np.ndarray`): anomaly scores of the batch, (n,), in standard deviations of good pictures.
+        scores (`np.ndarray`): anomaly scores of the batch, (n,), in standard deviations of good images.
         ranked (`np.ndarray`): those of the calibration, one of each part, `ScoreCalibration.independent_scores`, (m,).
-        image_threshold (`float`): pictures that score above it are rejected.
+        image_threshold (`float`): images that score above it are rejected.
 
     Returns:
-        `float` or None: the p-value, uniform while good pictures score as they did when the model was calibrated; None
+        `float` or None: the p-value, uniform while good images score as they did when the model was calibrated; None
         if fewer than `MIN_SCORES` of either are accepted.
     """
     accepted, expected = (values[values <= image_threshold] for values in map(np.asarray, (scores, ranked)))

@@ -1,7 +1,7 @@
-"""Decoded pictures of a source in batches, for the processes of a `DataLoader`.
+"""Decoded images of a source in batches, for the processes of a `DataLoader`.
 
 The runs of a source are dealt out to the processes of a launch, and those of a process to its loader's workers. Each
-run is cut into parts, which are what is written at once (`score_parts.py`), and each part into batches; the pictures
+run is cut into parts, which are what is written at once (`score_parts.py`), and each part into batches; the images
 of a batch depend on the batch size alone, not on how many processes there are or where one was killed.
 """
 
@@ -14,15 +14,15 @@ from pipelines.image_preprocessing import to_rgb
 from training.runtime.process import stand_back
 
 PREFETCHED = 2
-"""Batches that wait for each worker's process: pictures come at their own size."""
+"""Batches that wait for each worker's process: images come at their own size."""
 
 
 @dataclass(frozen=True)
-class DecodedPicture:
-    """A picture of a source after it was read.
+class DecodedImage:
+    """An image of a source after it was read.
 
     Args:
-        name, target (`str`): of its `SourcePicture`.
+        name, target (`str`): of its `SourceImage`.
         rgb (`np.ndarray`, *optional*): as `to_rgb` returns it; None if it cannot be read.
         refusal (`str`): why.
     """
@@ -34,33 +34,33 @@ class DecodedPicture:
 
 
 @dataclass(frozen=True)
-class PictureBatch:
-    """Pictures that are scored together.
+class ImageBatch:
+    """Images that are scored together.
 
     Args:
         run, part (`int`): where they are.
-        pictures (`list[DecodedPicture]`): in their order.
+        images (`list[DecodedImage]`): in their order.
         ends_part, ends_run (`bool`): whether they are the last ones there.
         failure (`str`): why the source cannot be read on; the batch then is nothing else.
     """
 
     run: int
     part: int
-    pictures: list
+    images: list
     ends_part: bool = False
     ends_run: bool = False
     failure: str = ""
 
 
-class PictureBatches(IterableDataset):
+class ImageBatches(IterableDataset):
     """The batches of some runs, from where their finished parts end.
 
     Args:
-        source: see `picture_sources.py`.
+        source: see `image_sources.py`.
         runs (`range`): the runs.
         finished (`Callable[[int], tuple[int, bool]]`): number of a run's finished parts, and whether they are all.
-        part_size (`int`): pictures of a part, the last one of a run perhaps smaller.
-        batch_size (`int`): pictures of a batch, the last one of a part perhaps smaller.
+        part_size (`int`): images of a part, the last one of a run perhaps smaller.
+        batch_size (`int`): images of a batch, the last one of a part perhaps smaller.
     """
 
     def __init__(self, source, runs, finished, part_size, batch_size):
@@ -76,21 +76,21 @@ class PictureBatches(IterableDataset):
             try:
                 yield from self._batches(run, part)
             except (ValueError, OSError) as error:  # a worker's exception would bring its traceback
-                yield PictureBatch(run, part, [], failure=str(error))
+                yield ImageBatch(run, part, [], failure=str(error))
                 return
 
     def _batches(self, run, part):
-        pictures = self.source.pictures(run, part * self.part_size)
-        picture, size, decoded = next(pictures, None), 0, []
+        images = self.source.images(run, part * self.part_size)
+        image, size, decoded = next(images, None), 0, []
         while True:
-            if picture is not None:
-                decoded.append(_decode(picture))
+            if image is not None:
+                decoded.append(_decode(image))
                 size += 1
-                picture = next(pictures, None)  # the one before was read: a stream may be closed after its last
-            ends_run = picture is None
+                image = next(images, None)  # the one before was read: a stream may be closed after its last
+            ends_run = image is None
             ends_part = ends_run or size == self.part_size
             if ends_part or len(decoded) == self.batch_size:
-                yield PictureBatch(run, part, decoded, ends_part, ends_run)
+                yield ImageBatch(run, part, decoded, ends_part, ends_run)
                 decoded = []
             if ends_run:
                 return
@@ -99,7 +99,7 @@ class PictureBatches(IterableDataset):
 
 
 def load_batches(batches, num_workers):
-    """A `DataLoader` of `PictureBatches`, whose `num_workers` processes leave SIGTERM to this one and end with it."""
+    """A `DataLoader` of `ImageBatches`, whose `num_workers` processes leave SIGTERM to this one and end with it."""
     return DataLoader(
         batches,
         batch_size=None,
@@ -110,11 +110,11 @@ def load_batches(batches, num_workers):
     )
 
 
-def _decode(picture):
+def _decode(image):
     try:
-        return DecodedPicture(picture.name, picture.target, to_rgb(picture.decode(), picture.name))
+        return DecodedImage(image.name, image.target, to_rgb(image.decode(), image.name))
     except ValueError as error:
-        return DecodedPicture(picture.name, picture.target, None, str(error))
+        return DecodedImage(image.name, image.target, None, str(error))
 
 
 def _as_it_is(batch):

@@ -1,7 +1,7 @@
-"""Pictures to be scored from shards: Parquet files with a column of pictures, WebDataset's tar archives.
+"""Images to be scored from shards: Parquet files with a column of images, WebDataset's tar archives.
 
 A tar archive is one run, read from its start to its end; so is a group of a Parquet file's row groups. Their names come
-with them and are never used as paths. See `picture_sources.py` for what a source is.
+with them and are never used as paths. See `image_sources.py` for what a source is.
 """
 
 import os
@@ -13,12 +13,12 @@ from pathlib import Path
 from rendering.words import one_line
 from training.data.hub_images import file_name
 from training.data.image_reading import IMAGE_SUFFIXES
-from training.inference.image_sources import numbered_target, picture_of_bytes, refused_picture
+from training.inference.image_sources import image_of_bytes, numbered_target, refused_image
 from training.inference.parquet_files import import_parquet
 
 SUFFIXES = (".parquet", ".tar")
 MAX_BYTES = 1 << 29
-"""Of one encoded picture: more than `MAX_PIXELS` of 16-bit RGB take, less than a sparse file may claim to hold."""
+"""Of one encoded image: more than `MAX_PIXELS` of 16-bit RGB take, less than a sparse file may claim to hold."""
 
 NO_END = "it has no end mark there, and may be cut short"
 
@@ -44,47 +44,47 @@ class ShardRun:
 
 
 @dataclass(frozen=True)
-class ShardPictures:
-    """The pictures of some shards, in their order.
+class ShardImages:
+    """The images of some shards, in their order.
 
     Args:
         runs (`list[ShardRun]`): of all shards.
-        num_pictures (`int`, *optional*): of all, if there are only Parquet files.
-        column (`str`): of the pictures in Parquet files.
+        num_images (`int`, *optional*): of all, if there are only Parquet files.
+        column (`str`): of the images in Parquet files.
         files (`list[list]`): name, size and time of change of each shard.
     """
 
     runs: list
-    num_pictures: int | None
+    num_images: int | None
     column: str
     files: list
 
     @property
     def identity(self):
-        """As `picture_sources.py` says."""
+        """As `image_sources.py` says."""
         return {"shards": self.files, "column": self.column}
 
     @property
     def num_runs(self):
-        """As `picture_sources.py` says."""
+        """As `image_sources.py` says."""
         return len(self.runs)
 
-    def pictures(self, run, start):
-        """As `picture_sources.py` says. A shard that is damaged ends with a picture that says so."""
+    def images(self, run, start):
+        """As `image_sources.py` says. A shard that is damaged ends with an image that says so."""
         run = self.runs[run]
-        return _tar_pictures(run, start) if run.groups is None else _parquet_pictures(run, self.column, start)
+        return _tar_images(run, start) if run.groups is None else _parquet_images(run, self.column, start)
 
 
 def open_shards(paths, column, run_size):
-    """Look at some shards, without reading their pictures.
+    """Look at some shards, without reading their images.
 
     Args:
         paths (`list[str]`): Parquet files and tar archives.
-        column (`str`): of the pictures in Parquet files.
+        column (`str`): of the images in Parquet files.
         run_size (`int`): row groups of a Parquet file that hold fewer rows are read together.
 
     Returns:
-        `ShardPictures`
+        `ShardImages`
 
     Raises:
         ValueError: with the first shard that is none, is named twice, or has no such column.
@@ -112,7 +112,7 @@ def open_shards(paths, column, run_size):
             counts.append(None)
         else:
             raise ValueError(f"shard {path} does not end in {' or '.join(SUFFIXES)}; name shards that do.")
-    return ShardPictures(runs, None if None in counts else sum(counts), column, files)
+    return ShardImages(runs, None if None in counts else sum(counts), column, files)
 
 
 def _parquet_runs(path, name, column, run_size):
@@ -131,7 +131,7 @@ def _parquet_runs(path, name, column, run_size):
     kind = schema.field(column).type
     held = kind.field("bytes").type if pyarrow.types.is_struct(kind) and kind.get_field_index("bytes") >= 0 else kind
     if not (pyarrow.types.is_binary(held) or pyarrow.types.is_large_binary(held)):
-        raise ValueError(f"column {column} of shard {path} holds no pictures; name another with --image_column.")
+        raise ValueError(f"column {column} of shard {path} holds no images; name another with --image_column.")
     runs, first, first_row, rows = [], 0, 0, 0
     for group in range(metadata.num_row_groups):
         rows += metadata.row_group(group).num_rows
@@ -141,7 +141,7 @@ def _parquet_runs(path, name, column, run_size):
     return runs, metadata.num_rows
 
 
-def _parquet_pictures(run, column, start):
+def _parquet_images(run, column, start):
     import pyarrow
 
     parquet, row = import_parquet("a shard that ends in .parquet"), 0
@@ -151,24 +151,24 @@ def _parquet_pictures(run, column, start):
             for batch in batches:
                 values = batch.column(0)
                 for place in range(max(start - row, 0), len(values)):
-                    yield _row_picture(run, run.first_row + row + place, values[place].as_py())
+                    yield _row_image(run, run.first_row + row + place, values[place].as_py())
                 row += len(values)
     except (pyarrow.ArrowException, OSError) as error:
         number = run.first_row + row
         refusal = f"{run.name} is damaged from row {number} on and cannot be read ({one_line(error)[:300]})."
-        yield refused_picture(f"{run.name}/{number}", numbered_target(run.name, number, "damaged"), refusal)
+        yield refused_image(f"{run.name}/{number}", numbered_target(run.name, number, "damaged"), refusal)
 
 
-def _row_picture(run, number, value):
+def _row_image(run, number, value):
     value = value if isinstance(value, dict) else {"bytes": value}
     ending = file_name({"path": value.get("path")}, "-{}")
     name, target = f"{run.name}/{number}{ending}", numbered_target(run.name, number, ending.lstrip("-"))
     if value["bytes"] is None:
-        return refused_picture(name, target, f"{name} holds no picture.")
-    return picture_of_bytes(name, target, lambda: value["bytes"])
+        return refused_image(name, target, f"{name} holds no image.")
+    return image_of_bytes(name, target, lambda: value["bytes"])
 
 
-def _tar_pictures(run, start):
+def _tar_images(run, start):
     place, size = 0, os.path.getsize(run.path)
     try:
         with tarfile.open(run.path, "r:") as archive:
@@ -178,7 +178,7 @@ def _tar_pictures(run, start):
                     if place >= start:
                         name = f"{run.name}/{member.name}".encode(errors="backslashreplace").decode()
                         target = numbered_target(run.name, place, member.name)
-                        yield picture_of_bytes(name, target, partial(_read_member, archive, member, name))
+                        yield image_of_bytes(name, target, partial(_read_member, archive, member, name))
                     place += 1
             archive.fileobj.seek(archive.offset)
             # the library takes whatever is no head of a member for the end of the archive
@@ -186,8 +186,8 @@ def _tar_pictures(run, start):
     except (tarfile.TarError, OSError, ValueError) as error:
         refusal = one_line(error)[:300]
     if refusal is not None and place >= start:
-        refusal = f"{run.name}, {size} bytes, is damaged after {place} pictures ({refusal})."
-        yield refused_picture(f"{run.name}/{place}", numbered_target(run.name, place, "damaged"), refusal)
+        refusal = f"{run.name}, {size} bytes, is damaged after {place} images ({refusal})."
+        yield refused_image(f"{run.name}/{place}", numbered_target(run.name, place, "damaged"), refusal)
 
 
 def _read_member(archive, member, name):

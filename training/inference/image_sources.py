@@ -1,12 +1,12 @@
-"""Pictures to be scored, however many: a folder tree, the rows of a data set of the Hub; shards: `picture_shards.py`.
+"""Images to be scored, however many: a folder tree, the rows of a data set of the Hub; shards: `image_shards.py`.
 
-A source cuts its pictures into runs. A run is read from its start by one process, so that it may be a stream; pictures
-are numbered by their run and their place in it. Nothing in memory grows with the number of pictures. A source has
+A source cuts its images into runs. A run is read from its start by one process, so that it may be a stream; images
+are numbered by their run and their place in it. Nothing in memory grows with the number of images. A source has
 
     num_runs            how many runs there are
-    num_pictures        how many pictures at most, None if that is not known before they are read
-    identity            a `dict` of what makes the pictures others than those of another source
-    pictures(run, start)    yields the `SourcePicture`s of a run from place `start` on, always in the same order
+    num_images        how many images at most, None if that is not known before they are read
+    identity            a `dict` of what makes the images others than those of another source
+    images(run, start)    yields the `SourceImage`s of a run from place `start` on, always in the same order
 """
 
 import hashlib
@@ -31,12 +31,12 @@ from training.runtime.whole_files import PARTIAL
 
 
 @dataclass(frozen=True)
-class SourcePicture:
-    """A picture that is not decoded yet.
+class SourceImage:
+    """An image that is not decoded yet.
 
     Args:
         name (`str`): what the table calls it; it can be printed and encoded.
-        target (`str`): path, within a folder, of files that belong to it; no other picture of the source has the same.
+        target (`str`): path, within a folder, of files that belong to it; no other image of the source has the same.
         decode (`Callable[[], PIL.Image.Image]`): reads it; errors are those of `data.read_image`.
     """
 
@@ -45,40 +45,40 @@ class SourcePicture:
     decode: Callable = field(repr=False)
 
 
-def picture_of_bytes(name, target, read):
-    """The `SourcePicture` whose encoded content `read()` returns, or refuses with a `ValueError`."""
-    return SourcePicture(name, target, lambda: read_image(BytesIO(read()), name))
+def image_of_bytes(name, target, read):
+    """The `SourceImage` whose encoded content `read()` returns, or refuses with a `ValueError`."""
+    return SourceImage(name, target, lambda: read_image(BytesIO(read()), name))
 
 
-def refused_picture(name, target, refusal):
-    """A `SourcePicture` that cannot be read, with the reason."""
+def refused_image(name, target, refusal):
+    """A `SourceImage` that cannot be read, with the reason."""
 
     def refuse():
         raise ValueError(str(refusal))
 
-    return SourcePicture(name, target, refuse)
+    return SourceImage(name, target, refuse)
 
 
 def numbered_target(folder, place, name):
-    """A `SourcePicture.target` for a name that somebody else has given, which may be hostile or not the only one."""
+    """A `SourceImage.target` for a name that somebody else has given, which may be hostile or not the only one."""
     return f"{folder}/{place:07}-{re.sub(r'[^A-Za-z0-9._-]+', '_', PurePosixPath(name).name)[-MAX_NAME // 2 :]}"
 
 
 @dataclass(frozen=True)
-class FolderPictures:
-    """The pictures below a folder, sorted by path, from a listing on the disk.
+class FolderImages:
+    """The images below a folder, sorted by path, from a listing on the disk.
 
     Args:
         folder (`str`): where they are.
         listing (`str`): file of the listing.
-        num_pictures (`int`): how many it lists.
-        run_size (`int`): pictures of a run, the last one perhaps shorter.
+        num_images (`int`): how many it lists.
+        run_size (`int`): images of a run, the last one perhaps shorter.
         digest (`str`): SHA-256 of their paths, sizes and times of change.
     """
 
     folder: str
     listing: str
-    num_pictures: int
+    num_images: int
     run_size: int
     digest: str
 
@@ -90,9 +90,9 @@ class FolderPictures:
     @property
     def num_runs(self):
         """As the module says."""
-        return -(-self.num_pictures // self.run_size)
+        return -(-self.num_images // self.run_size)
 
-    def pictures(self, run, start):
+    def images(self, run, start):
         """As the module says."""
         first = run * self.run_size
         with closing(sqlite3.connect(_uri(self.listing, "immutable=1"), uri=True)) as listing:
@@ -104,16 +104,16 @@ class FolderPictures:
             encoded = key.replace(b"\0", os.sep.encode())
             path = Path(self.folder, os.fsdecode(encoded))
             name = encoded.decode(errors="backslashreplace")
-            yield SourcePicture(name, short_enough(os.fsdecode(encoded)), partial(read_image, path))
+            yield SourceImage(name, short_enough(os.fsdecode(encoded)), partial(read_image, path))
 
 
 def list_folder(folder, listings, run_size, left_out):
-    """List a folder, sorted on the disk, and return its `FolderPictures`.
+    """List a folder, sorted on the disk, and return its `FolderImages`.
 
     Args:
         folder, left_out: as in `data.walk_images`, with its errors.
         listings (`Path`): the folder where the listing goes, under a name that its content determines.
-        run_size (`int`): of `FolderPictures`.
+        run_size (`int`): of `FolderImages`.
     """
     listing = listings / f".listing{PARTIAL}"
     listing.unlink(missing_ok=True)
@@ -145,12 +145,12 @@ def list_folder(folder, listings, run_size, left_out):
     except sqlite3.Error as error:
         raise ValueError(f"the list of {folder} cannot be written to {listing} ({error}); make room for it.") from error
     named = listing.replace(listings / f"listing-{digest.hexdigest()[:16]}.sqlite")
-    return FolderPictures(str(folder), str(named), count, run_size, digest.hexdigest())
+    return FolderImages(str(folder), str(named), count, run_size, digest.hexdigest())
 
 
 @dataclass(frozen=True)
 class HubRows:
-    """The pictures of a data set's rows, downloaded or streamed.
+    """The images of a data set's rows, downloaded or streamed.
 
     Args:
         source (`GoodRows`): the rows.
@@ -177,7 +177,7 @@ class HubRows:
         return chosen | {"config": self.config, "revision": self.revision, "streaming": self.is_stream}
 
     @property
-    def num_pictures(self):
+    def num_images(self):
         """As the module says."""
         return None if self.is_stream else len(self.source.rows)
 
@@ -187,7 +187,7 @@ class HubRows:
         rows = self.source.rows
         return min(rows.num_shards, MAX_RUNS) if self.is_stream else -(-len(rows) // self.run_size)
 
-    def pictures(self, run, start):
+    def images(self, run, start):
         """As the module says; a stream's row is named after its run and its place there."""
         table, folder = self.source.rows, self.source.split
         if self.is_stream:
@@ -208,9 +208,9 @@ class HubRows:
                 number, ending = numbers.popleft()
                 name, target = f"{folder}/{number}{ending}", numbered_target(folder, number, ending.lstrip("-"))
                 if refusal is not None:
-                    yield refused_picture(name, target, refusal)
+                    yield refused_image(name, target, refusal)
                 else:
-                    yield picture_of_bytes(name, target, lambda content=content: content)
+                    yield image_of_bytes(name, target, lambda content=content: content)
 
 
 def _uri(path, options):

@@ -24,7 +24,7 @@ def write_maps(files, maps, stream):
     by their place in a number before they are compressed.
 
     Args:
-        files (`Sequence[str]`): as the table calls the pictures.
+        files (`Sequence[str]`): as the table calls the images.
         maps (`Sequence[np.ndarray]`): float, (height, width) each.
     """
     parquet = import_parquet("--maps")

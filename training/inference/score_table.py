@@ -1,4 +1,4 @@
-"""The table of scored pictures: one row for each, as a record, as a line of CSV, as a row of Parquet."""
+"""The table of scored images: one row for each, as a record, as a line of CSV, as a row of Parquet."""
 
 import csv
 import io
@@ -21,14 +21,14 @@ ROW_GROUP = 1 << 16
 
 @dataclass(frozen=True)
 class ScoreRow:
-    """One picture's result.
+    """One image's result.
 
     Args:
         file (`str`): its name, or its path in the folder or ZIP.
         verdict (`str`): "good", "defect", or "unreadable", for which the numbers are None.
         anomaly_score, p_value (`float`, *optional*): as in `AnomalyScoringOutput`.
         defect_pixels (`int`, *optional*): area of the mask.
-        defect_share (`float`, *optional*): the same as a share of the picture, in [0, 1].
+        defect_share (`float`, *optional*): the same as a share of the image, in [0, 1].
         error (`str`): why it could not be read, or what makes its result doubtful; "" if nothing does.
     """
 
@@ -51,7 +51,7 @@ class ScoreRow:
 
 
 def scored_row(file, output, index, misfit=None):
-    """The row of one picture of an `AnomalyScoringOutput`, which holds arrays; `misfit` is that of `misfit_of`."""
+    """The row of one image of an `AnomalyScoringOutput`, which holds arrays; `misfit` is that of `misfit_of`."""
     mask = output.pred_mask[index]
     return ScoreRow(
         file,
@@ -65,7 +65,7 @@ def scored_row(file, output, index, misfit=None):
 
 
 def unreadable_row(file, error):
-    """The row of a picture that could not be read, with the reason."""
+    """The row of an image that could not be read, with the reason."""
     return ScoreRow(file, "unreadable", error=str(error))
 
 

@@ -1,7 +1,7 @@
 """What makes scoring restartable: finished parts of the table, and a manifest of what they belong to.
 
-OUT/manifest.json says which model, pictures and settings the scores in OUT are of; others are refused. Until the table
-is whole, OUT/parts holds a file for each part that is finished, whose first line says how many pictures it has and
+OUT/manifest.json says which model, images and settings the scores in OUT are of; others are refused. Until the table
+is whole, OUT/parts holds a file for each part that is finished, whose first line says how many images it has and
 whether it is its run's last, and each other line is a row. Every file is there whole or not at all; its name follows
 from its place, so that a part that is scored twice is written once.
 """
@@ -68,7 +68,7 @@ class ScoreParts:
             described (`dict`): as `describe_scores` returns it.
 
         Returns:
-            `tuple[dict, dict]`: `described`, and how many pictures have each verdict if the table is whole, else None.
+            `tuple[dict, dict]`: `described`, and how many images have each verdict if the table is whole, else None.
 
         Raises:
             ValueError: if what the folder holds is of something else.
@@ -86,7 +86,7 @@ class ScoreParts:
         return described, counts
 
     def finish(self, described, counts):
-        """Say that the table is whole, with how many pictures have each verdict, and delete the parts."""
+        """Say that the table is whole, with how many images have each verdict, and delete the parts."""
         _write_manifest(self, described, counts)
         self.remove()
 
@@ -124,8 +124,8 @@ class ScoreParts:
             count += 1
         return count, count > 0 and self._head(run, count - 1)["is_last"]
 
-    def count_pictures(self, num_runs):
-        """Pictures in the finished parts of the first `num_runs` runs."""
+    def count_images(self, num_runs):
+        """Images in the finished parts of the first `num_runs` runs."""
         return sum(
             self._head(run, part)["pictures"] for run in range(num_runs) for part in range(self.finished(run)[0])
         )
@@ -154,7 +154,7 @@ class ScoreParts:
                 self.output_dir.rmdir()
 
     def name(self, run, part):
-        """Name of a part's files, without ending; in alphabetical order they are in that of the pictures."""
+        """Name of a part's files, without ending; in alphabetical order they are in that of the images."""
         return f"{PREFIX}{run:06}-{part:05}"
 
     def _path(self, run, part):
@@ -170,7 +170,7 @@ def describe_scores(hashes, identity, settings):
 
     Args:
         hashes (`dict[str, str]`): SHA-256 of each file of the model.
-        identity (`dict`): of the pictures' source.
+        identity (`dict`): of the images' source.
         settings (`dict`): whatever else the table depends on.
     """
     digests = (hashlib.sha256(json.dumps(each, sort_keys=True).encode()).hexdigest() for each in (hashes, identity))
@@ -202,7 +202,7 @@ def _write_manifest(parts, described, counts):
 
 def _check_manifest(output_dir, manifest, described):
     remedy = "name another --output_dir, or delete that one"
-    for key, other in (("model", "another model"), ("pictures", "other pictures")):
+    for key, other in (("model", "another model"), ("pictures", "other images")):
         if manifest[key] != described[key]:
             raise ValueError(f"{output_dir} holds the scores of {other}; {remedy}.")
     for name, value in described["settings"].items():

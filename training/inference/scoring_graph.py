@@ -13,7 +13,7 @@ from pipelines.image_preprocessing import squares_to_samples
 
 
 class ScoringGraph(torch.nn.Module):
-    """Score squashed pictures as a calibrated pipeline does, in float32, with its noise, timesteps and alpha.
+    """Score squashed images as a calibrated pipeline does, in float32, with its noise, timesteps and alpha.
 
     Args:
         pipe (`AnomalyScoringPipeline`): of a single category; it is left as it is.
@@ -32,22 +32,22 @@ class ScoringGraph(torch.nn.Module):
         modules = {name: part for name, part in self.pipe.components.items() if isinstance(part, torch.nn.Module)}
         self.parts = torch.nn.ModuleDict(modules)
 
-    def forward(self, pictures):
+    def forward(self, images):
         """Score a batch.
 
         Args:
-            pictures (`torch.Tensor`): float32 RGB in [0, 1], (batch, resolution, resolution, 3).
+            images (`torch.Tensor`): float32 RGB in [0, 1], (batch, resolution, resolution, 3).
 
         Returns:
             `tuple[torch.Tensor, torch.Tensor, torch.Tensor]`: anomaly scores, float32, (batch,); p-values, float64,
-            (batch,); anomaly maps in standard deviations of good pictures, float32, (batch, resolution, resolution).
+            (batch,); anomaly maps in standard deviations of good images, float32, (batch, resolution, resolution).
         """
         pipe, calibration = self.pipe, self.pipe.calibration
         noise = calibration.noise_fields(self.timesteps)
-        measured = self._with_what_counts(pipe.measure(squares_to_samples(pictures), self.timesteps, noise))
+        measured = self._with_what_counts(pipe.measure(squares_to_samples(images), self.timesteps, noise))
         parts = calibration.standardize(measured, self.timesteps)
-        # The axis of length 1 keeps OpenVINO 2026.4 from fusing the mean of a picture's worst places with what
-        # follows: it does so wrongly for more than one picture.
+        # The axis of length 1 keeps OpenVINO 2026.4 from fusing the mean of an image's worst places with what
+        # follows: it does so wrongly for more than one image.
         anomaly_score = calibration.image_score(parts[:, None], self.timesteps)[:, 0]
         kl_map, feature_map = calibration.two_parts(parts).split(1, dim=1)
         # Blended first, smoothed then: both are linear, and one map is smoothed instead of two.

@@ -24,7 +24,7 @@ class PartScorer:
         pipe (`AnomalyScoringPipeline`): a calibrated pipeline.
         parts (`ScoreParts`): where finished parts are kept.
         alpha (`float`, *optional*), false_alarm_rate (`float`, *optional*): as the pipeline takes them.
-        overlays (`bool`): whether to draw heat maps over the pictures, below OUT/overlays.
+        overlays (`bool`): whether to draw heat maps over the images, below OUT/overlays.
         maps (`bool`): whether to keep the anomaly maps, in OUT/maps.
     """
 
@@ -36,29 +36,29 @@ class PartScorer:
         self._rows, self._maps = defaultdict(list), defaultdict(list)
 
     def score(self, batch):
-        """Score a `PictureBatch`; if it ends its part, the part is written."""
+        """Score a `ImageBatch`; if it ends its part, the part is written."""
         place = batch.run, batch.part
-        readable = [index for index, picture in enumerate(batch.pictures) if picture.rgb is not None]
-        rows = [unreadable_row(picture.name, picture.refusal) for picture in batch.pictures]
+        readable = [index for index, image in enumerate(batch.images) if image.rgb is not None]
+        rows = [unreadable_row(image.name, image.refusal) for image in batch.images]
         if readable:
-            output = self.pipe([batch.pictures[i].rgb for i in readable], batch_size=len(readable), **self.options)
+            output = self.pipe([batch.images[i].rgb for i in readable], batch_size=len(readable), **self.options)
             for number, index in enumerate(readable):
-                picture, anomaly_map = batch.pictures[index], output.anomaly_map[number]
-                misfit = misfit_of(picture.rgb, self.pipe.config.white_level)
-                rows[index] = scored_row(picture.name, output, number, misfit)
+                image, anomaly_map = batch.images[index], output.anomaly_map[number]
+                misfit = misfit_of(image.rgb, self.pipe.config.white_level)
+                rows[index] = scored_row(image.name, output, number, misfit)
                 if self.saturation is not None:
-                    self._draw(picture, anomaly_map, output.pred_mask[number])
+                    self._draw(image, anomaly_map, output.pred_mask[number])
                 if self.keeps_maps:
                     square = resize_map(torch.from_numpy(anomaly_map), (self.pipe.resolution,) * 2)
-                    self._maps[place].append((picture.name, square.numpy()))
+                    self._maps[place].append((image.name, square.numpy()))
         self._rows[place] += rows
         if batch.ends_part:
             self._write(place, batch.ends_run)
 
-    def _draw(self, picture, anomaly_map, mask):
-        shown = as_uint8(picture.rgb, self.pipe.config.white_level)
+    def _draw(self, image, anomaly_map, mask):
+        shown = as_uint8(image.rgb, self.pipe.config.white_level)
         drawn = outline(overlay(shown, anomaly_map, self.saturation), mask)
-        path = Path(self.parts.output_dir, OVERLAYS, f"{picture.target}.png")
+        path = Path(self.parts.output_dir, OVERLAYS, f"{image.target}.png")
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(path, self.parts.folder, durable=False) as stream:
             Image.fromarray(drawn).save(stream, "PNG")

@@ -5,10 +5,10 @@ from diffusers import DDPMScheduler, UNet2DModel
 
 
 def build_unet(resolution, patch_size, num_features, block_out_channels, layers_per_block, num_classes=None):
-    """A stock `UNet2DModel` on the pixel-unshuffled picture, attention at its lowest level.
+    """A stock `UNet2DModel` on the pixel-unshuffled image, attention at its lowest level.
 
     Args:
-        resolution (`int`): height and width of the picture in pixels.
+        resolution (`int`): height and width of the image in pixels.
         patch_size (`int`): pixel-unshuffle factor p.
         num_features (`int`): features of x_0 that it predicts beside noise and variance.
         block_out_channels (`tuple[int]`): channels per level.
@@ -16,7 +16,7 @@ def build_unet(resolution, patch_size, num_features, block_out_channels, layers_
         num_classes (`int`, *optional*): categories of parts that it is told apart by a class label.
 
     Raises:
-        ValueError: if the picture cannot be halved once per level, or a width is no multiple of 32.
+        ValueError: if the image cannot be halved once per level, or a width is no multiple of 32.
     """
     levels = len(block_out_channels)
     if resolution % (patch_size * 2 ** (levels - 1)):
@@ -44,7 +44,7 @@ def build_scheduler(prediction_type="epsilon"):
 
     Args:
         prediction_type (`str`): what the UNet predicts, "epsilon" (as in the paper) or "sample". Noise cannot pass
-            through a UNet narrower than a patch has values, a picture can.
+            through a UNet narrower than a patch has values, an image can.
     """
     return DDPMScheduler(
         num_train_timesteps=1000,

@@ -22,15 +22,15 @@ from training.records.measured_results import is_sheet
 from training.records.progress import PROGRESS
 
 REPORT = "report.html"
-"""What a training leaves to be looked at; it holds pictures of the parts."""
+"""What a training leaves to be looked at; it holds images of the parts."""
 
 TRAINING_LEFTOVERS = ("checkpoint-*", "logs", PROGRESS, REPORT, "__pycache__", ".*")
 """At the top of the folder: what is for whoever trains, and for nobody else."""
 
 ROOT_FILES = (MODEL_INDEX, CARD, EVALUATION, TRAINING_RECORD, IMAGE_RECORD, "LICENSE", "CITATION.cff")
 COMPONENT_FILES = ("config.json", "scheduler_config.json", WEIGHTS, HALF_PRECISION_WEIGHTS)
-PICTURE_FOLDER = "examples"
-PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+IMAGE_FOLDER = "examples"
+IMAGES = (".png", ".jpg", ".jpeg", ".webp")
 MAX_CODE = 1 << 20
 """Bytes of a code file."""
 
@@ -89,7 +89,7 @@ def list_loaded(folder):
         ValueError: as `list_contents`.
     """
     names = list_contents(folder).shared
-    return [name for name in names if name == MODEL_INDEX or (name not in ROOT_FILES and not name.endswith(PICTURES))]
+    return [name for name in names if name == MODEL_INDEX or (name not in ROOT_FILES and not name.endswith(IMAGES))]
 
 
 def list_components(folder):
@@ -111,7 +111,7 @@ def list_components(folder):
 def is_ours(name, components):
     """Whether a file on the Hub belongs to a checkpoint, so that it goes once the checkpoint no longer has it.
 
-    Cards, pictures and whatever else somebody put there stay.
+    Cards, images and whatever else somebody put there stay.
     """
     if is_sheet(name):
         return True
@@ -123,8 +123,8 @@ def is_ours(name, components):
 
 def _is_shared(name, components, code):
     parent, _, file = name.rpartition("/")
-    if parent == PICTURE_FOLDER:
-        return file.lower().endswith(PICTURES)
+    if parent == IMAGE_FOLDER:
+        return file.lower().endswith(IMAGES)
     if not parent and file in ROOT_FILES:
         return True
     if parent in components and file in COMPONENT_FILES:

@@ -35,7 +35,7 @@ class KnownImages(NamedTuple):
 
 
 def digest_of(image):
-    """The digest of a `Path` or a `HubPicture`, `int`; None for a file that cannot be read."""
+    """The digest of a `Path` or a `HubImage`, `int`; None for a file that cannot be read."""
     try:
         content = image.read_bytes() if isinstance(image, Path) else image.read()
     except (OSError, ValueError):
@@ -108,7 +108,7 @@ def not_trained_on(folder, images, groups=None):
 
     Args:
         folder (`str` or `Path`): the checkpoint.
-        images (`list[Path]` or `list[HubPicture]`): given by a user.
+        images (`list[Path]` or `list[HubImage]`): given by a user.
         groups (`dict`, *optional*): the part that each shows.
 
     Returns:
@@ -139,7 +139,7 @@ def leave_out_trained_on(folder, images, groups=None):
     tells = known is not None and known.trained_on is not None
     kept = not_trained_on(folder, images, groups) if tells else images
     if len(kept) < len(images):
-        count = count_of(len(images) - len(kept), "picture")
+        count = count_of(len(images) - len(kept), "image")
         logger.warning("left out: %s that the model was trained on, or others of the same part", count)
     return kept
 

@@ -19,7 +19,7 @@ MAX_COUNT = 10**9
 
 
 SHEETS = "examples/sheet*.webp"
-"""Test pictures with heat maps and repairs, one file for each category."""
+"""Test images with heat maps and repairs, one file for each category."""
 
 
 def keep_results(folder, category, data, report):
@@ -97,16 +97,16 @@ def _is_result(result):
     """Whether every part of it is of the type it should be."""
     if not isinstance(result, dict):
         return False
-    category, groups, pictures = result.get("category"), result.get("groups"), result.get("pictures")
+    category, groups, images = result.get("category"), result.get("groups"), result.get("pictures")
     return (
         (category is None or _is_name(category))
         and _is_name(result.get("data"))
         and _is_share(result.get("promised_false_alarm_rate"))
         and isinstance(result.get("is_estimate", False), bool)
         and _is_speed(result.get("speed"))
-        and isinstance(pictures, dict)
-        and len(pictures) <= MAX_GROUPS
-        and all(isinstance(count, int) and 0 <= count <= MAX_COUNT for count in pictures.values())
+        and isinstance(images, dict)
+        and len(images) <= MAX_GROUPS
+        and all(isinstance(count, int) and 0 <= count <= MAX_COUNT for count in images.values())
         and isinstance(groups, dict)
         and ALL in groups
         and len(groups) <= MAX_GROUPS
@@ -135,5 +135,5 @@ def _is_speed(speed):
 
 
 def _is_share(value):
-    """NaN is one: what was measured on pictures of one kind alone."""
+    """NaN is one: what was measured on images of one kind alone."""
     return isinstance(value, int | float) and (0 <= value <= 1 or (isinstance(value, float) and math.isnan(value)))

@@ -54,12 +54,12 @@ class ProgressLog:
         self._phase, self._phase_began = phase, now
         self._write(phase)
 
-    def log_step(self, step, pictures, losses, validated=None):
+    def log_step(self, step, images, losses, validated=None):
         """Say that a step is done, if the last line is old enough or there is a validation to tell of.
 
         Args:
             step (`int`): optimizer steps done.
-            pictures (`int`): pictures that this process has trained on.
+            images (`int`): images that this process has trained on.
             losses (`dict[str, float]`): of this step, one for each of `LOSSES`.
             validated (`dict[str, float]`, *optional*): what `Validation.measure` found after it.
         """
@@ -69,7 +69,7 @@ class ProgressLog:
             return
         self._written = seconds
         seconds_left = seconds / (step - self._first) * (self._max_steps - step)
-        speed = {"seconds_left": round(seconds_left, 1), "images_per_second": round(pictures / max(seconds, 1e-3), 2)}
+        speed = {"seconds_left": round(seconds_left, 1), "images_per_second": round(images / max(seconds, 1e-3), 2)}
         values = {name: losses[name] for name in LOSSES} | (validated or {})
         self._write("training", **speed, **{name: round(value, 6) for name, value in values.items()})
 

@@ -1,4 +1,4 @@
-"""What a training says of itself in its checkpoint, `training.json`; what is published of it names no picture."""
+"""What a training says of itself in its checkpoint, `training.json`; what is published of it names no image."""
 
 import hashlib
 import json
@@ -25,7 +25,7 @@ def write_record(folder, settings, training_seconds, peak_memory_gb, held_out):
         folder (`str` or `Path`): the checkpoint.
         settings (`dict`): as `settings_to_record` gives them.
         training_seconds, peak_memory_gb (`float`, *optional*): None where they were not measured.
-        held_out (`dict[str, list]`): each category's pictures that calibrate it.
+        held_out (`dict[str, list]`): each category's images that calibrate it.
     """
     record = {
         "settings": settings,
@@ -46,9 +46,9 @@ def read_record(folder):
 
 
 def publishable_record(record):
-    """What of a record others may read, `dict`: of held-out pictures their number and a hash of all their names.
+    """What of a record others may read, `dict`: of held-out images their number and a hash of all their names.
 
-    The split follows from names and seed alone (`pictures.data.hold_out`), so that whoever has the pictures finds it
+    The split follows from names and seed alone (`images.data.hold_out`), so that whoever has the images finds it
     again, and sees by the hash whether it is the same.
     """
     shared = {name: record[name] for name in ("training_seconds", "peak_memory_gb") if name in record}

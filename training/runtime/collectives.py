@@ -1,6 +1,6 @@
-"""Share work on pictures out among the processes of `accelerate launch`, and bring the results together.
+"""Share work on images out among the processes of `accelerate launch`, and bring the results together.
 
-Each process takes a run of whole batches, so that every picture is computed in the same batch as on one process.
+Each process takes a run of whole batches, so that every image is computed in the same batch as on one process.
 Every process has to call these functions, in the same order; on a single one they change nothing.
 """
 
@@ -15,7 +15,7 @@ from accelerate.utils import broadcast_object_list, gather, reduce
 from training.runtime.process import are_on_cpu
 
 PATIENCE = timedelta(days=1)
-"""So long the other processes wait for the main one to list, or to compare, the pictures."""
+"""So long the other processes wait for the main one to list, or to compare, the images."""
 
 
 def start_processes(patience=None):
@@ -32,7 +32,7 @@ def start_processes(patience=None):
 
 
 def own_share(count, batch_size):
-    """The places of this process among `count` pictures, a `range`; whole batches but for the last."""
+    """The places of this process among `count` images, a `range`; whole batches but for the last."""
     state = PartialState()
     size = _share_size(count, batch_size, state.num_processes)
     start = min(state.process_index * size, count)
@@ -45,11 +45,11 @@ def gather_rows(rows, count, batch_size):
     Args:
         rows (`torch.Tensor`): one row for each place of `own_share(count, batch_size)`, (rows, …). A process whose
             share is empty gives (0, …) of the same dtype and shape.
-        count (`int`): pictures of all processes.
+        count (`int`): images of all processes.
         batch_size (`int`): as in `own_share`.
 
     Returns:
-        `torch.Tensor`: (count, …) on the CPU, in the order of the pictures, on every process.
+        `torch.Tensor`: (count, …) on the CPU, in the order of the images, on every process.
     """
     state = PartialState()
     if state.num_processes == 1:

@@ -19,10 +19,10 @@ TERMINATED = 128 + signal.SIGTERM
 """Exit status of a process that ended because it was asked to."""
 
 MAX_READERS = 8
-"""Processes that read pictures for one that computes on a GPU, unless more are asked for."""
+"""Processes that read images for one that computes on a GPU, unless more are asked for."""
 
 READER_NICENESS = 10
-"""How far processes that read pictures stand back behind the one that computes, as in `os.nice`."""
+"""How far processes that read images stand back behind the one that computes, as in `os.nice`."""
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -2, -3, -8
 
@@ -45,7 +45,7 @@ def use_all_cores():
 
 
 def num_readers():
-    """How many processes read pictures: one where the cores compute, else one for each core to spare, up to a limit."""
+    """How many processes read images: one where the cores compute, else one for each core to spare, up to a limit."""
     if not torch.cuda.is_available():
         return 1
     return min(max(1, _cores_of_this_process() - 1), MAX_READERS)
@@ -55,7 +55,7 @@ def keep_large_buffers():
     """Tell glibc to reuse large buffers, of any thread, instead of giving them back to the kernel after each operation.
 
     Threads share one arena: with one for each, every thread that ever served a request would keep the buffers of the
-    largest picture it saw. Page faults took a third of a training step's processor time without it. Does nothing where
+    largest image it saw. Page faults took a third of a training step's processor time without it. Does nothing where
     the C library has no mallopt.
     """
     try:
@@ -117,7 +117,7 @@ def noted_termination():
 
 
 def stand_back(*_):
-    """For processes that read pictures for another: let its threads go first, leave SIGTERM to it, and end with it.
+    """For processes that read images for another: let its threads go first, leave SIGTERM to it, and end with it.
 
     The threads of a step wait for each other, so that a reader on the core of one of them holds up all; it finds time
     enough while they are not all busy. SIGTERM to the whole group is the other's to answer, which ends its readers:

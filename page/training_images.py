@@ -1,4 +1,4 @@
-"""The pictures that users give to be trained on: unpacked into a folder, checked one by one."""
+"""The images that users give to be trained on: unpacked into a folder, checked one by one."""
 
 import hashlib
 import re
@@ -9,14 +9,14 @@ from training.data.image_reading import IMAGE_SUFFIXES, is_image_name
 from training.data.layouts import MIN_IMAGES, good_files, says_what_it_shows
 
 MAX_BYTES = 4 << 30
-"""So much disk the pictures of one training may take."""
+"""So much disk the images of one training may take."""
 
 MAX_FOLDERS = 8
-"""Of a picture in a ZIP, so many folders above it are kept, for they say what it shows."""
+"""Of an image in a ZIP, so many folders above it are kept, for they say what it shows."""
 
 
-def unpack_pictures(uploads, target, report=None):
-    """Write the pictures of an upload to a folder of their own, under names of our own making.
+def unpack_images(uploads, target, report=None):
+    """Write the images of an upload to a folder of their own, under names of our own making.
 
     Args:
         uploads (`Folder`): what the user gave.
@@ -37,9 +37,7 @@ def unpack_pictures(uploads, target, report=None):
         count = len(uploads) - len(left_out)
         if count < MIN_IMAGES:
             reason = f" The first that cannot be used: {left_out[0]}" if left_out else ""
-            raise ValueError(
-                f"{count} of {len(uploads)} pictures can be used; at least {MIN_IMAGES} are needed.{reason}"
-            )
+            raise ValueError(f"{count} of {len(uploads)} images can be used; at least {MIN_IMAGES} are needed.{reason}")
     except BaseException:
         shutil.rmtree(target)
         raise
@@ -56,7 +54,7 @@ def _unpack(uploads, target, report):
         else:
             size += len(content)
             if size > MAX_BYTES:
-                raise ValueError(f"the pictures take more than {MAX_BYTES >> 30} GB; give fewer or smaller ones.")
+                raise ValueError(f"the images take more than {MAX_BYTES >> 30} GB; give fewer or smaller ones.")
             path = target / _folder_of(name) / _file_name(index, name)
             if path.exists():
                 path = path.with_stem(f"{path.stem}-{index:05d}")
@@ -68,7 +66,7 @@ def _unpack(uploads, target, report):
 
 
 def _usable(uploads, index, seen):
-    """The bytes of a picture that can be trained on; `seen` says which contents there were, and their names."""
+    """The bytes of an image that can be trained on; `seen` says which contents there were, and their names."""
     name = Path(uploads.names[index]).name
     if not is_image_name(name):
         raise ValueError(f"{name} is in no format that is trained on ({', '.join(IMAGE_SUFFIXES)}).")
@@ -76,29 +74,29 @@ def _usable(uploads, index, seen):
     content = uploads.content(index)
     twin = seen.setdefault(hashlib.sha256(content).digest(), name)
     if twin is not name:  # held out and trained on, it would make the promise too good
-        raise ValueError(f"{name} is the same picture as {twin}.")
+        raise ValueError(f"{name} is the same image as {twin}.")
     return content
 
 
 def _keep_good_ones(target):
-    """Delete what shows no good parts in a layout that is understood, and say how many pictures that were.
+    """Delete what shows no good parts in a layout that is understood, and say how many images that were.
 
     Raises:
-        ValueError: if folders or names say that not all pictures show good parts, in no layout that is understood.
+        ValueError: if folders or names say that not all images show good parts, in no layout that is understood.
     """
     everything = [path for path in target.rglob("*") if path.is_file()]
     if not everything:
         return []
     root = _data_set_in(target)
-    good = set(good_files(root, remedy="give the pictures of good parts alone"))
+    good = set(good_files(root, remedy="give the images of good parts alone"))
     others = [path for path in everything if path not in good]
     for path in others:
         path.unlink()
-    return [f"{path.relative_to(root).as_posix()} is not among the good pictures to train on." for path in others]
+    return [f"{path.relative_to(root).as_posix()} is not among the good images to train on." for path in others]
 
 
 def _data_set_in(folder):
-    """The folder that a ZIP was made of: everything lies in it, and its name says nothing of what its pictures show."""
+    """The folder that a ZIP was made of: everything lies in it, and its name says nothing of what its images show."""
     inside = list(folder.iterdir())
     if len(inside) > 1 or not inside[0].is_dir() or says_what_it_shows(inside[0]):
         return folder
@@ -106,12 +104,12 @@ def _data_set_in(folder):
 
 
 def _folder_of(name):
-    """Where a picture lay in its ZIP, as a path that leads nowhere else; no folder name is taken as it is."""
+    """Where an image lay in its ZIP, as a path that leads nowhere else; no folder name is taken as it is."""
     parts = [re.sub(r"[^A-Za-z0-9_ -]+", "-", part)[:60].strip(" -") for part in PurePosixPath(name).parts[:-1]]
     return Path(*[part for part in parts if part][:MAX_FOLDERS])
 
 
 def _file_name(index, name):
-    """A name of our own making, which says what the file's own does: a good part, a bad one, another picture's mask."""
+    """A name of our own making, which says what the file's own does: a good part, a bad one, another image's mask."""
     stem = re.sub(r"[^A-Za-z0-9_]+", "-", Path(name).stem).strip("-")[:60]
     return f"{stem or index}{Path(name).suffix.lower()}"
