@@ -2,7 +2,7 @@
 
     python benchmarks/ablation.py CATEGORY [CATEGORY …]
 
-Each variant is measured on defects planted into held-out good images, by which it may be chosen, and on real ones,
+Each variant is measured on synthetic defects in held-out good images, by which it may be chosen, and on real ones,
 which only report how well that foresees them. Nothing is trained but a model that OUT/models does not hold yet.
 """
 
@@ -32,23 +32,25 @@ from training.runtime.process import keep_large_buffers, use_all_cores
 NUM_DRAWS = 4
 
 IMAGE_SCORES = {
-    "largest value": lambda parts: parts.amax(dim=(-2, -1)),
+    "largest value": lambda maps: maps.amax(dim=(-2, -1)),
     "mean of the worst 1 %": worst_mean,
-    "mean of the worst 5 %": lambda parts: parts.flatten(-2).topk(max(1, parts[0, 0].numel() // 20)).values.mean(-1),
-    "mean of all": lambda parts: parts.mean(dim=(-2, -1)),
+    "mean of the worst 5 %": lambda components: (
+        components.flatten(-2).topk(max(1, components[0, 0].numel() // 20)).values.mean(-1)
+    ),
+    "mean of all": lambda maps: maps.mean(dim=(-2, -1)),
 }
 
 
 class Measured:
-    """A category's good, planted and real images, measured once for every noise draw."""
+    """A category's good, synthetic and real images, measured once for every noise draw."""
 
     def __init__(self, data):
         self.data, self.pipe = data, data.pipeline
         self.timesteps = sorted(self.pipe.config.timesteps)
-        self.planted_masks = [mask.numpy() for _, masks in data.planted for mask in masks]
+        self.synthetic_masks = [mask.numpy() for _, masks in data.synthetic for mask in masks]
         sources = {
             "good": list(data.batches(data.held_out)),
-            "planted": [samples for samples, _ in data.planted],
+            "synthetic": [samples for samples, _ in data.synthetic],
             "real": data.test,
         }
         self.draws = {name: self._measure(batches, name) for name, batches in sources.items()}
@@ -64,43 +66,43 @@ class Measured:
                 draw.append(self.pipe.measure(batch, self.timesteps, noise))
         return [Measurement(*(torch.cat(maps) for maps in zip(*draw, strict=True))) for draw in found]
 
-    def parts(self, draws, timesteps):
-        """Standardised parts of good, planted and real images, the first `draws` draws averaged."""
+    def components(self, draws, timesteps):
+        """Standardised components of good, synthetic and real images, the first `draws` draws averaged."""
         chosen = [self.timesteps.index(timestep) for timestep in timesteps]
         calibration = ScoreCalibration.from_config(self.pipe.calibration.config, timesteps=timesteps)
         averaged = {}
         for name, measurements in self.draws.items():
             kl, error = (
-                torch.stack([getattr(each, part)[:, chosen] for each in measurements[:draws]]).mean(dim=0)
-                for part in ("kl", "feature_error")
+                torch.stack([getattr(each, name)[:, chosen] for each in measurements[:draws]]).mean(dim=0)
+                for name in ("kl", "feature_error")
             )
             averaged[name] = Measurement(kl, error, measurements[0].reference)
         fit_normalisation(calibration, averaged["good"])
         return {name: calibration.standardize(each, timesteps) for name, each in averaged.items()}
 
     def row(self, name, draws=1, timesteps=None, sigma=None, image_score=worst_mean, network_alone=False):
-        """Image AUROC and PRO of one variant, on planted and on real defects."""
+        """Image AUROC and PRO of one variant, on synthetic and on real defects."""
         calibration, alpha = self.pipe.calibration, self.pipe.alpha
         if network_alone:
             calibration, alpha = without_references(calibration), PAPER_ALPHA
-        parts = self.parts(draws, list(timesteps or self.timesteps))
-        scores = {kind: image_score(each) for kind, each in parts.items()}
+        components = self.components(draws, list(timesteps or self.timesteps))
+        scores = {kind: image_score(each) for kind, each in components.items()}
         std, mean = torch.std_mean(scores["good"], dim=0)
         deciding, rule = calibration.image_parts, calibration.config.image_rule
         scores = {kind: combine(((each - mean) / std)[:, deciding], rule).numpy() for kind, each in scores.items()}
         real, defective = scores["real"], self.data.defective
-        planted = np.concatenate([scores["good"], scores["planted"]])
+        synthetic = np.concatenate([scores["good"], scores["synthetic"]])
 
         def pro(kind, masks):
-            maps = blended_maps(self.pipe, calibration, parts[kind], alpha, REDUCTION, sigma)
+            maps = blended_maps(self.pipe, calibration, components[kind], alpha, REDUCTION, sigma)
             return per_region_overlap([mask[::REDUCTION, ::REDUCTION] for mask in masks], list(maps.numpy()))
 
-        is_planted = np.arange(len(planted)) >= len(scores["good"])
+        is_synthetic = np.arange(len(synthetic)) >= len(scores["good"])
         return {
             "category": self.data.folder.name,
             "variant": name,
-            "planted_image_auroc": float(roc_auc_score(is_planted, planted)),
-            "planted_pro": pro("planted", self.planted_masks),
+            "planted_image_auroc": float(roc_auc_score(is_synthetic, synthetic)),
+            "planted_pro": pro("synthetic", self.synthetic_masks),
             "image_auroc": float(roc_auc_score(defective, real)),
             "pro": pro("real", self.data.masks),
         }
@@ -120,10 +122,10 @@ def ablate(data):
 
 
 def format_rows(rows):
-    """A Markdown table, and for each category how planted defects rank the variants as real ones do."""
+    """A Markdown table, and for each category how synthetic defects rank the variants as real ones do."""
     names = ("planted_image_auroc", "planted_pro", "image_auroc", "pro")
     lines = [
-        "| category | variant | planted image AUROC | planted PRO | image AUROC | PRO |",
+        "| category | variant | synthetic image AUROC | synthetic PRO | image AUROC | PRO |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for row in rows:
@@ -134,7 +136,7 @@ def format_rows(rows):
         image = spearmanr(values["planted_image_auroc"], values["image_auroc"]).statistic
         pixel = spearmanr(values["planted_pro"], values["pro"]).statistic
         lines.append(
-            f"{category}: rank correlation of planted with real defects {image:.2f} (image), {pixel:.2f} (PRO)"
+            f"{category}: rank correlation of synthetic with real defects {image:.2f} (image), {pixel:.2f} (PRO)"
         )
     return "\n".join(lines)
 

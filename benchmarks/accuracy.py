@@ -40,7 +40,7 @@ from pipelines.score_calibration import combine
 from training.data.groups import HELP as GROUPS_HELP
 from training.engine.data_statistics import fit_feature_statistics
 from training.evaluation.metrics import image_metrics, pixel_metrics
-from training.fitting.blend_weights import choose_image_parts, choose_map_weights
+from training.fitting.blend_weights import choose_image_components, choose_map_weights
 from training.fitting.feature_references import GRID_SIZE, fit_feature_reference
 from training.runtime.process import keep_large_buffers, use_all_cores
 
@@ -182,34 +182,34 @@ def _ours(data, alpha=None, image_parts=None):
     pipe = data.pipeline
     calibration = without_references(pipe.calibration, image_parts) if image_parts else pipe.calibration
     alpha = pipe.alpha if alpha is None else alpha
-    scores = calibration.image_score(data.parts, list(pipe.config.timesteps))
-    return scores, blended_maps(pipe, calibration, data.parts, alpha, data.reduction)
+    scores = calibration.image_score(data.components, list(pipe.config.timesteps))
+    return scores, blended_maps(pipe, calibration, data.components, alpha, data.reduction)
 
 
 @torch.inference_mode()
 def _references(data):
-    """Scores and maps of Gaussians and memory alone, with weights chosen on defects planted into held-out images."""
+    """Scores and maps of Gaussians and memory alone, with weights chosen on synthetic defects in held-out images."""
     with tqdm(total=len(data.training_files), desc="feature statistics", leave=False) as progress:
         fit_feature_statistics(data.extractor, data.batches(data.training_files), progress)
     references = fit_feature_reference(data.extractor, data.images(data.training_files), data.seed)
 
     def distances(batches):
-        parts = []
+        found = []
         for batch in batches:
             features = data.extractor(batch)
             maps = [resize_map(reference(features), (GRID_SIZE, GRID_SIZE)) for reference in references]
-            parts.append(torch.stack(maps, dim=1))
-        return torch.cat(parts)
+            found.append(torch.stack(maps, dim=1))
+        return torch.cat(found)
 
     held_out = distances(data.batches(data.held_out))
     std, mean = torch.std_mean(held_out, dim=(0, 2, 3), keepdim=True)
-    held_out, planted, new = (
-        (parts - mean) / std
-        for parts in (held_out, distances(samples for samples, _ in data.planted), distances(data.test))
+    held_out, synthetic, new = (
+        (each - mean) / std
+        for each in (held_out, distances(samples for samples, _ in data.synthetic), distances(data.test))
     )
-    masks = torch.cat([masks for _, masks in data.planted])
-    image_parts, image_rule, _ = choose_image_parts(held_out, planted)
-    with_empty_kl = F.pad(planted, (0, 0, 0, 0, 1, 0))
+    masks = torch.cat([masks for _, masks in data.synthetic])
+    image_parts, image_rule, _ = choose_image_components(held_out, synthetic)
+    with_empty_kl = F.pad(synthetic, (0, 0, 0, 0, 1, 0))
     even = [1 / len(references)] * len(references)
     _, map_weights, _ = choose_map_weights(with_empty_kl, masks, data.resolution, SMOOTHING_SIGMA, 0.0, even)
     std, mean = torch.std_mean(worst_mean(held_out), dim=0)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.category import DEFAULT_BACKBONE, Category, checkpoint_folder, standardized_parts, train
+from benchmarks.category import DEFAULT_BACKBONE, Category, checkpoint_folder, standardized_components, train
 from benchmarks.paper import format_rows, measure
 from training.data.groups import HELP as GROUPS_HELP
 from training.runtime.process import keep_large_buffers, use_all_cores
@@ -30,9 +30,9 @@ def compare(old, new, steps):
         (old, after.for_category(old.folder.name), "after"),
         (new, after.for_category(new.folder.name), "after"),
     ):
-        parts = standardized_parts(pipe, data.test)
-        rows.append(measure(data, pipe, parts, f"{when}, with references"))
-        rows.append(measure(data, pipe, parts, f"{when}, Eq. 10 alone", 0.0, references=False))
+        components = standardized_components(pipe, data.test)
+        rows.append(measure(data, pipe, components, f"{when}, with references"))
+        rows.append(measure(data, pipe, components, f"{when}, Eq. 10 alone", 0.0, references=False))
     return rows
 
 

@@ -208,7 +208,7 @@ def split_p_values(calibration, good, new=None, splits=200, seed=0):
     """`SplitPValues` of new good images under calibrations fitted to random splits of others.
 
     Args:
-        calibration (`ScoreCalibration`): gives timesteps and deciding parts; it is left as it is.
+        calibration (`ScoreCalibration`): gives timesteps and deciding components; it is left as it is.
         good (`Measurement`): of the images that are split.
         new (`Measurement`, *optional*): of new images; without it, each split takes `NEW_SHARE` of `good` for them.
     """

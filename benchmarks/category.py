@@ -20,9 +20,9 @@ from training.data.image_reading import read_image
 from training.data.labelled_images import find_labelled_images
 from training.data.layouts import find_good_images
 from training.data.splits import hold_out
-from training.data.synthetic_defects import PlantedDefects
+from training.data.synthetic_defects import SyntheticDefects
 from training.evaluate import nearest_mask
-from training.fitting.calibration_fit import NUM_PLANTED
+from training.fitting.calibration_fit import NUM_SYNTHETIC
 from training.networks.pretrained_extractor import load_pretrained_extractor
 
 RESOLUTION = 256
@@ -33,7 +33,7 @@ FEATURE_GRID = 64
 DEFAULT_BACKBONE = PRESETS[DEFAULT_PRESET]["feature_extractor"]
 
 PAPER_ALPHA = 0.5
-"""The paper's weight of the pixel part, the same for all categories."""
+"""The paper's weight of the pixel component, the same for all categories."""
 
 
 class Category:
@@ -84,9 +84,9 @@ class Category:
         return self.batches([item.path for item in self.labelled])
 
     @cached_property
-    def planted(self):
-        """Held-out good images with planted defects: list of (samples, masks), eight at a time."""
-        images = PlantedDefects(self.images(self.held_out), NUM_PLANTED, self.seed)
+    def synthetic(self):
+        """Held-out good images with synthetic defects: list of (samples, masks), eight at a time."""
+        images = SyntheticDefects(self.images(self.held_out), NUM_SYNTHETIC, self.seed)
         return list(DataLoader(images, batch_size=8))
 
     @cached_property
@@ -95,9 +95,9 @@ class Category:
         return self.trained()
 
     @cached_property
-    def parts(self):
-        """Standardised parts of every test image by our model, (images, parts, grid, grid)."""
-        return standardized_parts(self.pipeline, self.test)
+    def components(self):
+        """Standardised components of every test image by our model, (images, components, grid, grid)."""
+        return standardized_components(self.pipeline, self.test)
 
     def trained(self, variant="", options=()):
         """A model of ours trained with further options of `training/train.py`, which `variant` names."""
@@ -155,7 +155,7 @@ def steps_of(max_train_steps=None):
 def without_references(calibration, image_parts=(True, True)):
     """A copy of a `ScoreCalibration` without references.
 
-    Its feature part is the feature error of Eq. 10 alone. Its score is that of KL, of the feature error, or the mean of
+    Its feature component is the feature error of Eq. 10 alone. Its score is KL's, the feature error's, or the mean of
     both (Eq. 11 at the paper's alpha), as `image_parts` says.
     """
     references = len(calibration.config.map_weights) - 1
@@ -169,19 +169,19 @@ def without_references(calibration, image_parts=(True, True)):
     return copy
 
 
-def blended_maps(pipe, calibration, parts, alpha, reduction=1, sigma=None):
-    """Anomaly maps of standardised parts, (images, size, size), size being the model's divided by `reduction`.
+def blended_maps(pipe, calibration, components, alpha, reduction=1, sigma=None):
+    """Anomaly maps of standardised components, (images, size, size), size being the model's divided by `reduction`.
 
     Weights are those of `calibration`; `sigma` (pixels of the model's square) defaults to the pipeline's smoothing.
     """
     sigma = pipe.config.smoothing_sigma if sigma is None else sigma
-    maps = render(calibration.two_parts(parts), pipe.resolution // reduction, sigma / reduction)
+    maps = render(calibration.two_components(components), pipe.resolution // reduction, sigma / reduction)
     return blend(*maps.unbind(dim=1), alpha)
 
 
 @torch.inference_mode()
-def standardized_parts(pipe, batches):
-    """What the calibration makes of batches of samples: (images, parts, grid, grid), on the CPU, as the pipeline is.
+def standardized_components(pipe, batches):
+    """What the calibration makes of batches: (images, components, grid, grid), on the CPU as the pipeline is.
 
     Where there is a GPU, it measures.
     """
@@ -190,6 +190,6 @@ def standardized_parts(pipe, batches):
     timesteps = list(pipe.config.timesteps)
     noise = pipe.calibration.noise_fields(timesteps)
     measured = (pipe.measure(batch, timesteps, noise) for batch in batches)
-    parts = torch.cat([pipe.calibration.standardize(batch, timesteps) for batch in measured]).cpu()
+    components = torch.cat([pipe.calibration.standardize(batch, timesteps) for batch in measured]).cpu()
     pipe.to("cpu")
-    return parts
+    return components

@@ -28,7 +28,7 @@ from tqdm.auto import tqdm
 
 from benchmarks.interrupted_runs import ROOT, compare, digests_of, finish, kill_all, two_processes_command
 from training.data.image_folders import find_images
-from training.inference.scored_shards import PARTS
+from training.inference.scored_chunks import CHUNKS
 from training.runtime.whole_files import PARTIAL
 
 SCRIPT = "training/score_folder.py"
@@ -77,12 +77,12 @@ def measure(options, folder):
 def kill(process, output_dir, delay, while_writing, takes_all):
     """Kill all processes of a run, or one of the two, `delay` seconds from now; returns what happened, in words."""
     time.sleep(delay)
-    while while_writing and process.poll() is None and not any((output_dir / PARTS).glob(f".*{PARTIAL}")):
+    while while_writing and process.poll() is None and not any((output_dir / CHUNKS).glob(f".*{PARTIAL}")):
         time.sleep(LOOK_EVERY)
     if process.poll() is not None:
         process.communicate()
         return "it had ended"
-    finished = len(list((output_dir / PARTS).glob("part-*")))
+    finished = len(list((output_dir / CHUNKS).glob("part-*")))
     scoring = psutil.Process(process.pid).children()
     if takes_all or not scoring:
         kill_all(process)

@@ -3,7 +3,7 @@
     python benchmarks/paper.py table1 CATEGORY [CATEGORY …]     the method and ours, category by category
     python benchmarks/paper.py table2 CATEGORY [CATEGORY …]     strides and grid of the features
     python benchmarks/paper.py table3 CATEGORY CATEGORY […]     one model for all categories against separate ones
-    python benchmarks/paper.py figure5 CATEGORY [CATEGORY …]    alpha from 0 to 1, on real and on planted defects
+    python benchmarks/paper.py figure5 CATEGORY [CATEGORY …]    alpha from 0 to 1, on real and on synthetic defects
     python benchmarks/paper.py figure6 CATEGORY [CATEGORY …]    KL against the squared RGB difference
 
 Models are kept in OUT/models and trained when they are not there. Nothing is chosen on a test image.
@@ -28,7 +28,7 @@ from benchmarks.category import (
     PAPER_ALPHA,
     Category,
     blended_maps,
-    standardized_parts,
+    standardized_components,
     steps_of,
     train,
     without_references,
@@ -89,23 +89,23 @@ class Row:
     pro: float
 
 
-def measure(data, pipe, parts, method, alpha=None, references=True, masks=None, reduction=1):
-    """Pixel metrics of the maps that a pipeline's parts give, on a square that is `reduction` times smaller."""
+def measure(data, pipe, components, method, alpha=None, references=True, masks=None, reduction=1):
+    """Pixel metrics of the maps that a pipeline's components give, on a square that is `reduction` times smaller."""
     calibration = pipe.calibration if references else without_references(pipe.calibration)
-    maps = blended_maps(pipe, calibration, parts, pipe.alpha if alpha is None else alpha, reduction)
+    maps = blended_maps(pipe, calibration, components, pipe.alpha if alpha is None else alpha, reduction)
     masks = [mask[::reduction, ::reduction] for mask in (data.masks if masks is None else masks)]
     return Row(data.folder.name, method, **pixel_metrics(masks, list(maps.numpy())))
 
 
 def table1(args):
-    """The method as the paper has it, and with references and weights chosen on planted defects."""
+    """The method as the paper has it, and with references and weights chosen on synthetic defects."""
     rows = []
     for data in _categories(args):
         for name, values in zip(PAPER_COLUMNS, PAPER_TABLE_1.get(data.folder.name, ()), strict=False):
             rows.append(Row(data.folder.name, f"{name}, printed", values[0] / 100, float("nan"), values[1] / 100))
-        pipe, parts = data.pipeline, data.parts
-        rows.append(measure(data, pipe, parts, f"Eq. 11, alpha {PAPER_ALPHA}", PAPER_ALPHA, references=False))
-        rows.append(measure(data, pipe, parts, f"with references, chosen weights, alpha {pipe.alpha:g}"))
+        pipe, components = data.pipeline, data.components
+        rows.append(measure(data, pipe, components, f"Eq. 11, alpha {PAPER_ALPHA}", PAPER_ALPHA, references=False))
+        rows.append(measure(data, pipe, components, f"with references, chosen weights, alpha {pipe.alpha:g}"))
     return rows
 
 
@@ -119,10 +119,10 @@ def table2(args):
             numbers = [str(stride) for stride in strides]
             options = ["--feature_strides", *numbers, "--feature_grid", str(size)]
             pipe = data.trained(f"strides-{'-'.join(numbers)}-grid-{size}", options)
-            parts = standardized_parts(pipe, data.test)
+            components = standardized_components(pipe, data.test)
             name = f"grid {size}, strides {', '.join(numbers)}"
-            rows.append(measure(data, pipe, parts, f"Eq. 10, {name}", 0.0, references=False))
-            rows.append(measure(data, pipe, parts, f"with references, {name}", 0.0))
+            rows.append(measure(data, pipe, components, f"Eq. 10, {name}", 0.0, references=False))
+            rows.append(measure(data, pipe, components, f"with references, {name}", 0.0))
     return rows
 
 
@@ -137,49 +137,55 @@ def table3(args):
     rows = []
     for data in _categories(args):
         for method, pipe in (("separate", data.pipeline), ("unified", unified.for_category(data.folder.name))):
-            parts = standardized_parts(pipe, data.test)
-            rows.append(measure(data, pipe, parts, f"{method}, Eq. 10 alone", 0.0, references=False))
-            rows.append(measure(data, pipe, parts, f"{method}, with references"))
+            components = standardized_components(pipe, data.test)
+            rows.append(measure(data, pipe, components, f"{method}, Eq. 10 alone", 0.0, references=False))
+            rows.append(measure(data, pipe, components, f"{method}, with references"))
     return rows
 
 
 def figure5(args):
-    """PRO and pixel AUROC for alpha from 0 to 1, on real defects and on those planted into held-out good images."""
+    """PRO and pixel AUROC for alpha from 0 to 1, on real defects and on those put into held-out good images."""
     rows = []
     for data in _categories(args):
         pipe = data.pipeline
-        planted = standardized_parts(pipe, (samples for samples, _ in data.planted))
-        planted_masks = [mask.numpy() for _, masks in data.planted for mask in masks]
-        kinds = (("real", data.parts, None), ("planted", planted, planted_masks))
+        synthetic = standardized_components(pipe, (samples for samples, _ in data.synthetic))
+        synthetic_masks = [mask.numpy() for _, masks in data.synthetic for mask in masks]
+        kinds = (("real", data.components, None), ("synthetic", synthetic, synthetic_masks))
         curves = {}
-        for kind, parts, masks in kinds:
+        for kind, components, masks in kinds:
             curves[kind] = [
                 measure(
-                    data, data.pipeline, parts, f"{kind}, alpha {alpha:.1f}", alpha, masks=masks, reduction=REDUCTION
+                    data,
+                    data.pipeline,
+                    components,
+                    f"{kind}, alpha {alpha:.1f}",
+                    alpha,
+                    masks=masks,
+                    reduction=REDUCTION,
                 )
                 for alpha in tqdm(ALPHAS, desc=f"{data.folder.name}, {kind}", unit="alpha")
             ]
             rows += curves[kind]
-        ranks = spearmanr(*([row.pro for row in curves[kind]] for kind in ("real", "planted"))).statistic
-        print(f"{data.folder.name}: PRO on planted and real defects have Spearman's rank correlation {ranks:.2f}")
+        ranks = spearmanr(*([row.pro for row in curves[kind]] for kind in ("real", "synthetic"))).statistic
+        print(f"{data.folder.name}: PRO on synthetic and real defects have Spearman's rank correlation {ranks:.2f}")
     plot_alpha(rows, Path(args.output_dir) / "figure5.png")
     return rows
 
 
 def figure6(args):
-    """The pixel part alone: KL (Eq. 9) against the squared RGB difference of x_0 and its prediction."""
+    """The pixel component alone: KL (Eq. 9) against the squared RGB difference of x_0 and its prediction."""
     rows = []
     for data in _categories(args):
         pipe = data.pipeline
-        rgb_parts = data.parts.clone()
-        rgb_parts[:, :1] = standardized_rgb(
+        rgb_components = data.components.clone()
+        rgb_components[:, :1] = standardized_rgb(
             pipe,
             rgb_difference(pipe, tqdm(data.batches(data.held_out), desc="RGB, good", unit="batch")),
             rgb_difference(pipe, tqdm(data.test, desc="RGB, test", unit="batch")),
         )
-        for name, parts in (("KL", data.parts), ("RGB", rgb_parts)):
-            rows.append(measure(data, pipe, parts, f"{name} alone", 1.0))
-            rows.append(measure(data, pipe, parts, f"{name} with Eq. 10, alpha {PAPER_ALPHA}", PAPER_ALPHA, False))
+        for name, components in (("KL", data.components), ("RGB", rgb_components)):
+            rows.append(measure(data, pipe, components, f"{name} alone", 1.0))
+            rows.append(measure(data, pipe, components, f"{name} with Eq. 10, alpha {PAPER_ALPHA}", PAPER_ALPHA, False))
     return rows
 
 
@@ -210,10 +216,10 @@ def rgb_difference(pipe, batches):
 
 
 def plot_alpha(rows, path):
-    """PRO against alpha for each category, real defects drawn through and planted ones dashed, as a PNG."""
+    """PRO against alpha for each category, real defects drawn through and synthetic ones dashed, as a PNG."""
     figure, panel = pyplot().subplots(figsize=(6, 4))
     for index, category in enumerate(dict.fromkeys(row.category for row in rows)):
-        for kind, style in (("real", "-"), ("planted", "--")):
+        for kind, style in (("real", "-"), ("synthetic", "--")):
             values = [row.pro for row in rows if row.category == category and row.method.startswith(kind)]
             panel.plot(ALPHAS, values, style, color=f"C{index}", label=f"{category}, {kind}")
     panel.set_xlabel("alpha")
@@ -234,7 +240,7 @@ def format_rows(rows):
 
 
 def _categories(args, share=1.0):
-    """The categories named on the command line, one at a time: each holds all its test images' parts."""
+    """The categories named on the command line, one at a time: each holds all its test images' components."""
     steps = args.max_train_steps
     if steps is None and share < 1:
         steps = round(share * steps_of())

@@ -1,8 +1,8 @@
-"""How well defects are removed: planted ones, where the truth is known, and real ones, where only scoring can judge.
+"""How well defects are removed: synthetic ones, where the truth is known, and real ones, where only scoring can judge.
 
     python benchmarks/repair.py --model CKPT --data_dir CATEGORY [--output_dir OUT]
 
-Planted defects change good test images, at their own size and by clearly more than their texture varies. Beside our
+Synthetic defects change good test images, at their own size and by clearly more than their texture varies. Beside our
 repair stand the paper's Algorithm 1, Eq. 13 without a diffusion model and a plain round trip through one (AnoDDPM).
 Acceptance is scoring's verdict on the images that come back; as repairs look at that score, it proves less than the
 error that is left. OUT gets a table, JSON, contact sheets and the curve of Eq. 12.
@@ -22,8 +22,8 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
-from benchmarks.planted_truth import as_image, as_sample, compare, plant_defects, read_good
 from benchmarks.plotting import pyplot, require_matplotlib
+from benchmarks.synthetic_truth import add_clear_defects, as_image, as_sample, compare, read_good
 from pipelines.pipeline_gradient_denoise import GradientDenoisePipeline
 from rendering.repair_views import side_by_side, strip
 from training.data.image_reading import read_as_8_bits
@@ -52,8 +52,8 @@ class Row:
     """One method on one set of images, NaN where there is no truth or nothing to count.
 
     An image that scoring does not reject is left alone, and all of its error with it: `error_left_if_rejected` leaves
-    those out; `error_left_pooled` is all error left over all error planted; `accepted` is the share of those rejected
-    before that are accepted after.
+    those out; `error_left_pooled` is all error left over all error of the synthetic defects;
+    `accepted` is the share of those rejected before that are accepted after.
     """
 
     images: str
@@ -83,25 +83,25 @@ def repair(pipe, images, masks, options, progress):
     return outputs, np.array(seconds)
 
 
-def measure_planted(pipe, planted, method, progress):
-    """A `Row`, and the outputs, of one method on planted defects."""
-    images = [as_image(each.defective) for each in planted]
-    masks = [None] * len(planted)
+def measure_synthetic(pipe, synthetic, method, progress):
+    """A `Row`, and the outputs, of one method on synthetic defects."""
+    images = [as_image(each.defective) for each in synthetic]
+    masks = [None] * len(synthetic)
     if method in WITH_TRUE_MASK:
-        masks = [each.mask for each in planted]
+        masks = [each.mask for each in synthetic]
     elif method in EVERYWHERE:
-        masks = [np.ones_like(each.mask) for each in planted]
+        masks = [np.ones_like(each.mask) for each in synthetic]
     # Those that are not told where the defect is do not know when to stop either: at a rate of 1 nothing is accepted.
     options = METHODS[method] | ({"false_alarm_rate": 1.0} if method in EVERYWHERE else {})
     outputs, seconds = repair(pipe, images, masks, options, progress)
-    row = _row(pipe, "planted", method, outputs, seconds)
+    row = _row(pipe, "synthetic", method, outputs, seconds)
     left, psnr, ssim = np.transpose(
-        [compare(each, as_sample(output.images[0])) for each, output in zip(planted, outputs, strict=True)]
+        [compare(each, as_sample(output.images[0])) for each, output in zip(synthetic, outputs, strict=True)]
     )
     rejected = rejected_before(pipe, outputs)
     row.error_left, row.median_error_left = float(left.mean()), float(np.median(left))
     row.error_left_if_rejected = float(left[rejected].mean()) if rejected.any() else float("nan")
-    before = np.array([((each.defective - each.good)[:, each.mask] ** 2).sum() for each in planted])
+    before = np.array([((each.defective - each.good)[:, each.mask] ** 2).sum() for each in synthetic])
     row.error_left_pooled = float((left * before).sum() / before.sum())
     row.psnr_outside, row.ssim_outside = float(np.median(psnr)), float(np.median(ssim))
     return row, outputs
@@ -217,11 +217,11 @@ def main(argv=None):
     parser.add_argument("--model", required=True, help="checkpoint folder")
     parser.add_argument("--data_dir", required=True, help="category in MVTec-AD layout")
     parser.add_argument("--category", help="for a checkpoint of several categories")
-    parser.add_argument("--num_planted", type=int, default=24, help="planted defects")
+    parser.add_argument("--num_synthetic", type=int, default=24, help="synthetic defects")
     parser.add_argument("--num_real", type=int, default=12, help="images with real defects, evenly taken")
     parser.add_argument("--num_good", type=int, default=40, help="good test images that should come back untouched")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS), help="to compare")
-    parser.add_argument("--seed", type=int, default=0, help="of planted defects")
+    parser.add_argument("--seed", type=int, default=0, help="of synthetic defects")
     parser.add_argument("--output_dir", default="outputs/repair", help="table, JSON, sheets and curve")
     args = parser.parse_args(argv)
     keep_large_buffers()
@@ -236,11 +236,11 @@ def main(argv=None):
         good = [item.path for item in labelled if item.defect == "good"]
         defective = [item.path for item in labelled if item.defect != "good"]
         if not good:
-            raise ValueError(f"{args.data_dir} has no good test images to plant defects into.")
-        if args.num_planted < 1:
-            raise ValueError(f"--num_planted is {args.num_planted}; it must be at least 1.")
-        samples = [read_good(path, pipe.config.white_level) for path in _evenly(good, args.num_planted)]
-        planted = plant_defects(samples, args.num_planted, args.seed)
+            raise ValueError(f"{args.data_dir} has no good test images to put defects into.")
+        if args.num_synthetic < 1:
+            raise ValueError(f"--num_synthetic is {args.num_synthetic}; it must be at least 1.")
+        samples = [read_good(path, pipe.config.white_level) for path in _evenly(good, args.num_synthetic)]
+        synthetic = add_clear_defects(samples, args.num_synthetic, args.seed)
         output_dir = Path(args.output_dir)
         output_dir.mkdir(parents=True, exist_ok=True)
     except (ValueError, OSError) as error:
@@ -248,11 +248,11 @@ def main(argv=None):
     real, untouched = _evenly(defective, args.num_real), _evenly(good, args.num_good)
 
     rows, curves = [], {}
-    total = len(args.methods) * len(planted) + len(real) + len(untouched)
+    total = len(args.methods) * len(synthetic) + len(real) + len(untouched)
     with tqdm(total=total, desc="repairing", unit="image") as progress:
-        columns = [[as_image(each.good), as_image(each.defective)] for each in planted]
+        columns = [[as_image(each.good), as_image(each.defective)] for each in synthetic]
         for method in args.methods:
-            row, outputs = measure_planted(pipe, planted, method, progress)
+            row, outputs = measure_synthetic(pipe, synthetic, method, progress)
             rows.append(row)
             for column, output in zip(columns, outputs, strict=True):
                 column.append(Image.fromarray(output.images[0]))
@@ -260,7 +260,7 @@ def main(argv=None):
             longest = max(outputs, key=lambda output: len(output.steps[0]))
             strip(longest.steps[0]).save(output_dir / f"strip-{method.lower().replace(' ', '-').replace(',', '')}.png")
             _save(rows, output_dir)
-        contact_sheet(columns[:12]).save(output_dir / "planted.png")
+        contact_sheet(columns[:12]).save(output_dir / "synthetic.png")
         for name, paths in (("real defects", real), ("good", untouched)):
             if not paths:
                 continue

@@ -25,8 +25,8 @@ leaves this server; files are deleted after an hour.
 
 A denoising network with learned variance is trained on good parts alone. For a new image, noise of several scales is
 added to x₀ (one fixed noise field for each timestep, so that the same image always gets the same score); the KL
-divergence between the true posterior and the network's one-step prediction is the *pixel part* of the map, the
-error of the network's prediction of pretrained features the *feature part*, together with the image's distance
+divergence between the true posterior and the network's one-step prediction is the *pixel component* of the map, the
+error of the network's prediction of pretrained features the *feature component*, together with the image's distance
 from two Gaussians and a memory of good features. Each is standardised with held-out good images. The map blends
 them; an image's score is the largest, or the mean, of what some of them find. Which, and with what weights, is chosen
 on synthetic defects. Verdicts are conformal: the p-value is the rank among held-out good images.

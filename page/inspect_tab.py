@@ -61,7 +61,7 @@ def build_inspect_tab(page):
                 to_repair = gr.Button("Show it without the defect", interactive=False, elem_id="to-repair")
                 prepare = gr.Button("Prepare downloads", interactive=False, elem_id="prepare")
             files = gr.Files(label="Overlay, mask, map (16-bit PNG and NPY), numbers", visible=False, elem_id="files")
-            with gr.Accordion("Advanced: noise scales, the two parts of the map", open=False):
+            with gr.Accordion("Advanced: noise scales, the two components of the map", open=False):
                 gr.Markdown(
                     "Noise of each scale is added to the image, and the network says what a good part would look "
                     "like. It can be wrong about pixels (KL divergence) and about features; α weighs both in the map."
@@ -70,10 +70,12 @@ def build_inspect_tab(page):
                 timesteps = gr.CheckboxGroup(
                     scales, value=scales, label="Noise scales (timesteps, of 1000)", elem_id="timesteps"
                 )
-                alpha = gr.Slider(0, 1, first.scoring.alpha, step=0.05, label="α: weight of the pixel part in the map")
+                alpha = gr.Slider(0, 1, first.scoring.alpha, step=0.05, label="α: weight of the pixel component")
                 with gr.Row():
-                    kl = gr.Image(label="Pixel part (KL)", format="png", interactive=False, buttons=["fullscreen"])
-                    features = gr.Image(label="Feature part", format="png", interactive=False, buttons=["fullscreen"])
+                    kl = gr.Image(label="Pixel component (KL)", format="png", interactive=False, buttons=["fullscreen"])
+                    features = gr.Image(
+                        label="Feature component", format="png", interactive=False, buttons=["fullscreen"]
+                    )
             with gr.Accordion("All numbers", open=False):
                 numbers = gr.JSON(label="Numbers", show_label=False)
 
@@ -128,8 +130,8 @@ def _inspect(page, model, upload, percent, timesteps, alpha):
         return None, *_blank(), None, None
     image, name = uploaded_image(upload, page.settings.max_upload_mb)
     inspection = page.inspector.inspect(model, image, shown_name(upload, name), timesteps, alpha)
-    parts = [page.inspector.part(inspection, part) for part in ("kl_map", "feature_map")]
-    return inspection, *_judged(page, inspection, percent), *parts
+    components = [page.inspector.component(inspection, name) for name in ("kl_map", "feature_map")]
+    return inspection, *_judged(page, inspection, percent), *components
 
 
 @answer_in_one_sentence

@@ -195,8 +195,8 @@ class Inspector:
         """The heat map with the mask's outline, uint8 RGB."""
         return outline(inspection.heat, mask)
 
-    def part(self, inspection, name):
-        """The image under one part of the map alone, "kl_map" or "feature_map", in the same colours, uint8 RGB."""
+    def component(self, inspection, name):
+        """The image under one component of the map alone, "kl_map" or "feature_map", in the same colours, uint8 RGB."""
         saturation = saturation_of(self.shelf.get(inspection.model).scoring)
         return overlay(inspection.image, getattr(inspection, name), saturation)
 
@@ -216,9 +216,9 @@ def check_percent(percent):
 def _drawn(model, image, file, output, timesteps, alpha, index=0):
     maps = [output.anomaly_map[index], output.kl_map[index], output.feature_map[index]]
     size = maps[0].shape
-    shown = [shrink(as_uint8(image, model.scoring.config.white_level), part, MAX_SIDE) for part in maps]
+    shown = [shrink(as_uint8(image, model.scoring.config.white_level), each, MAX_SIDE) for each in maps]
     drawn = np.ascontiguousarray(shown[0][0])
-    anomaly_map, kl_map, feature_map = (np.array(part) for _, part in shown)
+    anomaly_map, kl_map, feature_map = (np.array(values) for _, values in shown)
     heat = overlay(drawn, anomaly_map, saturation_of(model.scoring))
     misfit = misfit_of(image, model.scoring.config.white_level)
     maps = (anomaly_map, kl_map, feature_map)

@@ -206,7 +206,7 @@ def without_noise(calibration):
 
 
 def measured_results(model):
-    """What was measured of a model, `dict` as `publishing.measured_results` reads it, or None where nothing was."""
+    """What was measured of a model, `dict` as `records.measured_results` reads it, or None where nothing was."""
     return read_results(model.folder, model.category)
 
 

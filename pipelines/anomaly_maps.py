@@ -8,7 +8,7 @@ WORST_SHARE = 0.01
 
 SMOOTHING_SIGMA = 2.0
 """Deviation of the maps' smoothing in pixels of the model's square, by default. Bringing a map from its grid to the
-square has smoothed it already: on planted defects of four categories 4 pixels, common elsewhere, had a lower PRO."""
+square has smoothed it already: on synthetic defects of four categories 4 pixels, common elsewhere, had a lower PRO."""
 
 
 def smooth(maps, sigma):
@@ -31,7 +31,7 @@ def smooth(maps, sigma):
 
 
 def blend(kl_map, feature_map, alpha):
-    """Eq. 11 after averaging over timesteps: alpha of the pixel part and 1 - alpha of the feature part."""
+    """Eq. 11 after averaging over timesteps: alpha of the pixel component and 1 - alpha of the feature component."""
     return alpha * kl_map + (1 - alpha) * feature_map
 
 

@@ -21,7 +21,7 @@ class AnomalyScoringOutput(BaseOutput):
         pred_mask (`list`): the defect's pixels at the image's own size, (height, width) bool; with
             `output_type="pil"` an image of 0 and 255. Empty for an image accepted as good.
         kl_map, feature_map (`list`): the two parts, like `anomaly_map`, which is
-            alpha * kl_map + (1 - alpha) * feature_map. The feature part holds the feature error of Eq. 10 and the
+            alpha * kl_map + (1 - alpha) * feature_map. The feature component holds the feature error of Eq. 10 and the
             distances from good features.
         false_alarm_rate (`float`): the rate that is promised: of good parts, at most this share is rejected.
         image_threshold, pixel_threshold (`float`): the thresholds that this rate implies.

@@ -57,8 +57,8 @@ def check_fit(pipe):
     bank = pipe.categories
     if classes != len(bank.config.names):
         raise ValueError(f"the unet knows {classes} categories, but there are {len(bank.config.names)}.")
-    for parts in zip(*(getattr(bank, name) for name in REFERENCES), bank.calibration, strict=True):
-        _check_category_fit(pipe, *parts)
+    for components in zip(*(getattr(bank, name) for name in REFERENCES), bank.calibration, strict=True):
+        _check_category_fit(pipe, *components)
 
 
 def _check_category_fit(pipe, gaussian, memory, coarse_gaussian, calibration):

@@ -58,7 +58,7 @@ class AnomalyScoringPipeline(TrainedModel, DiffusionPipeline):
                 [0, 1]. Images are squashed to the model's square; maps come back at the image's own size.
             category (`str`, *optional*): what the images show, for a checkpoint of several categories.
             timesteps (`list[int]`, *optional*): T of Eq. 11, a subset of the calibrated ones.
-            alpha (`float`, *optional*): weight of the pixel part in the map, in [0, 1].
+            alpha (`float`, *optional*): weight of the pixel component in the map, in [0, 1].
             false_alarm_rate (`float`, *optional*): share of good parts that may be rejected, in (0, 1]. The default
                 is 1 %; a rate that the number of calibration images cannot promise becomes the smallest they can.
             batch_size (`int`): images per UNet call, each at all timesteps.
@@ -103,7 +103,7 @@ class AnomalyScoringPipeline(TrainedModel, DiffusionPipeline):
         samples, sizes = preprocess(image, self.resolution, self.config.white_level)
         noise = self._noise_fields(timesteps, generator)
 
-        # 2. Scores, and both parts on the score grid, in batches
+        # 2. Scores, and both components on the score grid, in batches
         scores, both = [], []
         batches = samples.split(batch_size)
         for batch in self.progress_bar(batches) if len(batches) > 1 else batches:

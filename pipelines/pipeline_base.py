@@ -63,7 +63,7 @@ class TrainedModel:
         patch_size (`int`): pixel-unshuffle factor of the UNet.
         data_mean, data_std (`float`): brightness and contrast of good images in [-1, 1]; see `normalize_contrast`.
         timesteps (`list[int]`): default T of Eq. 11.
-        alpha (`float`, *optional*): default weight of the pixel part in the map (Eq. 11); without it, that
+        alpha (`float`, *optional*): default weight of the pixel component in the map (Eq. 11); without it, that
             of the calibration.
         smoothing_sigma (`float`): Gaussian smoothing of the maps, in pixels of the model's square.
         score_grid (`int`): height and width of the grid that images are scored on.
@@ -138,7 +138,7 @@ class TrainedModel:
 
     @property
     def alpha(self):
-        """Weight of the pixel part in the map (Eq. 11), unless a call asks for another; None if not set."""
+        """Weight of the pixel component in the map (Eq. 11), unless a call asks for another; None if not set."""
         if self.config.alpha is None and self.calibration is not None:
             return self.calibration.config.alpha
         return self.config.alpha
@@ -211,12 +211,12 @@ class TrainedModel:
 
     @torch.inference_mode()
     def score(self, samples, timesteps, noise):
-        """Anomaly score of each sample, (batch,), and both parts on the score grid, (batch, 2, grid, grid).
+        """Anomaly score of each sample, (batch,), and both components on the score grid, (batch, 2, grid, grid).
 
         Arguments are those of `measure`.
         """
-        parts = self.calibration.standardize(self.measure(samples, timesteps, noise), timesteps)
-        return self.calibration.image_score(parts, timesteps), self.calibration.two_parts(parts)
+        components = self.calibration.standardize(self.measure(samples, timesteps, noise), timesteps)
+        return self.calibration.image_score(components, timesteps), self.calibration.two_components(components)
 
     def predict(self, noisy_sample, timesteps, mixed_precision=None):
         """Noise, variance and features that the UNet predicts for x_t; see `denoising_network.predict`.

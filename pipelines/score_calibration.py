@@ -8,9 +8,9 @@ new part is exchangeable with parts, not with images: each ranked part weighs on
 (Lee, Barber and Willett, "Distribution-free inference with hierarchical data"; Dunn, Wasserman and Ramdas,
 "Distribution-free prediction sets for two-layer hierarchical models").
 
-An image is measured in several parts: KL (Eq. 9), feature error (Eq. 10) and, beyond the paper, its distance from
+An image is measured in several components: KL (Eq. 9), feature error (Eq. 10) and, beyond the paper, its distance from
 each reference of good features. Each is standardised, then the maps are blended as in Eq. 11. An image's
-score is the largest that the deciding parts give it, or their mean.
+score is the largest that the deciding components give it, or their mean.
 """
 
 import math
@@ -41,11 +41,11 @@ REFERENCES = {
     "memory": "the memory of good features",
     "coarse_gaussian": "the coarse Gaussian of good features",
 }
-"""Components that the features of an image are compared with, in the order of their parts, and what they are called.
+"""Components that the features of an image are compared with, in their order, and what they are called.
 """
 
 IMAGE_RULES = ("max", "mean")
-"""How the scores that parts give an image become one."""
+"""How the scores that components give an image become one."""
 
 
 class Measurement(NamedTuple):
@@ -67,14 +67,14 @@ class ScoreCalibration(Float32Component, ConfigMixin):
         timesteps (`list[int]`): the calibrated T of Eq. 11.
         resolution (`int`): height and width of the model's square.
         grid_size (`int`): height and width of the score grid.
-        alpha (`float`): weight of the pixel part in the map (Eq. 11), unless a caller asks for another.
-        map_weights (`list[float]`): shares of the feature part in the map, adding to 1: feature error (Eq. 10), then
-            each reference of good features that the image is compared with.
+        alpha (`float`): weight of the pixel component in the map (Eq. 11), unless a caller asks for another.
+        map_weights (`list[float]`): shares of the feature component in the map, adding to 1: feature error (Eq. 10),
+            then each reference of good features that the image is compared with.
         image_parts (`list[bool]`, *optional*): whether KL, feature error and each reference may decide the score of the
             whole image; by default all of them.
-        image_rule (`str`): "max" if the score is the largest that those parts give, "mean" if it is their mean.
-        planted_pro, planted_image_auroc (`float`, *optional*): PRO and image AUROC of these choices on the defects
-            planted into good images that they were made on.
+        image_rule (`str`): "max" if the score is the largest that those components give, "mean" if it is their mean.
+        planted_pro, planted_image_auroc (`float`, *optional*): PRO and image AUROC of these choices on the synthetic
+            defects that they were made on.
         num_ranked (`int`): good images whose scores are ranked.
         num_fitted (`int`): good images that the normalisation was fitted on.
         num_groups (`int`, *optional*): parts that the ranked images show, where some show the same; None where each
@@ -158,9 +158,9 @@ class ScoreCalibration(Float32Component, ConfigMixin):
         if bfloat16_deviation is not None:
             check_number("bfloat16_deviation", bfloat16_deviation, 0, 1e9)
         num_references = len(map_weights) - 1
-        count, subsets, parts = len(timesteps), 2 ** len(timesteps) - 1, 2 + num_references
+        count, subsets, components = len(timesteps), 2 ** len(timesteps) - 1, 2 + num_references
         if image_parts is not None:
-            check_list("image_parts", image_parts, parts, parts)
+            check_list("image_parts", image_parts, components, components)
             if not all(isinstance(counts, bool) for counts in image_parts) or not any(image_parts):
                 raise ValueError(
                     f"image_parts is {shown(image_parts)}; true and false are accepted, true at least once."
@@ -171,10 +171,10 @@ class ScoreCalibration(Float32Component, ConfigMixin):
             self.register_buffer(f"{name}_std", torch.ones(count, grid_size, grid_size))
         self.register_buffer("reference_mean", torch.zeros(num_references))
         self.register_buffer("reference_std", torch.ones(num_references))
-        self.register_buffer("part_score_mean", torch.zeros(subsets, parts))
-        self.register_buffer("part_score_std", torch.ones(subsets, parts))
+        self.register_buffer("part_score_mean", torch.zeros(subsets, components))
+        self.register_buffer("part_score_std", torch.ones(subsets, components))
         for prefix in ("", "bfloat16_") if ranks_bfloat16 else ("",):
-            self.register_buffer(f"{prefix}part_scores", torch.zeros(subsets, num_ranked, parts))
+            self.register_buffer(f"{prefix}part_scores", torch.zeros(subsets, num_ranked, components))
             self.register_buffer(f"{prefix}map_maxima", torch.zeros(subsets, NUM_ALPHAS, num_ranked))
         if num_groups is not None:
             self.register_buffer("ranked_groups", torch.arange(num_ranked).clamp(max=num_groups - 1))
@@ -206,7 +206,7 @@ class ScoreCalibration(Float32Component, ConfigMixin):
 
     @property
     def image_parts(self):
-        """Whether each part (KL, feature error, references) may decide the score of the whole image, `list[bool]`."""
+        """Whether each component (KL, feature error, references) may decide the image's score, `list[bool]`."""
         return list(self.config.image_parts or [True] * self.part_scores.shape[-1])
 
     @property
@@ -229,7 +229,7 @@ class ScoreCalibration(Float32Component, ConfigMixin):
             timesteps (`list[int]`): a subset of the calibrated ones.
 
         Returns:
-            `torch.Tensor`: (batch, parts, grid, grid), in standard deviations of good images.
+            `torch.Tensor`: (batch, components, grid, grid), in standard deviations of good images.
         """
         indices = self._indices(timesteps)
         kl = (measured.kl - self.kl_mean[indices]) / self.kl_std[indices]
@@ -238,22 +238,22 @@ class ScoreCalibration(Float32Component, ConfigMixin):
         reference = (measured.reference - mean) / std
         return torch.cat([kl.mean(dim=1, keepdim=True), error.mean(dim=1, keepdim=True), reference], dim=1)
 
-    def two_parts(self, parts):
-        """Pixel part, and feature error with the references as one: (batch, parts, …) to (batch, 2, …)."""
-        weights = torch.tensor(self.config.map_weights, device=parts.device).view(-1, 1, 1)
-        return torch.stack([parts[:, 0], (parts[:, 1:] * weights).sum(dim=1)], dim=1)
+    def two_components(self, components):
+        """Pixel component, and feature error with the references as one: (batch, components, …) to (batch, 2, …)."""
+        weights = torch.tensor(self.config.map_weights, device=components.device).view(-1, 1, 1)
+        return torch.stack([components[:, 0], (components[:, 1:] * weights).sum(dim=1)], dim=1)
 
-    def image_score(self, parts, timesteps):
-        """Anomaly score of each image: the worst places of each part, standardised, and of these `image_rule`.
+    def image_score(self, components, timesteps):
+        """Anomaly score of each image: the worst places of each component, standardised, and of these `image_rule`.
 
         Args:
-            parts (`torch.Tensor`): from `standardize`, (batch, parts, grid, grid).
-            timesteps (`list[int]`): what the parts were measured at.
+            components (`torch.Tensor`): from `standardize`, (batch, components, grid, grid).
+            timesteps (`list[int]`): what they were measured at.
 
         Returns:
             `torch.Tensor`: (batch,), in standard deviations of good images.
         """
-        return self._combined_score(worst_mean(parts), timesteps)
+        return self._combined_score(worst_mean(components), timesteps)
 
     def effective_rate(self, false_alarm_rate=None):
         """The promised false alarm rate: the one asked for, but no smaller than 1 / (g + 1), g the ranked parts.
@@ -316,7 +316,7 @@ class ScoreCalibration(Float32Component, ConfigMixin):
     def _combined_score(self, worst, timesteps):
         subset = self._subset(timesteps)
         standardized = (worst - self.part_score_mean[subset]) / self.part_score_std[subset]
-        counting = [part for part, counts in enumerate(self.image_parts) if counts]
+        counting = [component for component, counts in enumerate(self.image_parts) if counts]
         return combine(standardized[..., counting], self.config.image_rule)
 
     def _column(self, table, alpha, timesteps):
@@ -338,7 +338,7 @@ class ScoreCalibration(Float32Component, ConfigMixin):
 
 
 def combine(part_scores, rule):
-    """The score of an image, (…), from those of its parts, (…, parts), by one of `IMAGE_RULES`."""
+    """The score of an image, (…), from those of its components, (…, components), by one of `IMAGE_RULES`."""
     return part_scores.amax(dim=-1) if rule == "max" else part_scores.mean(dim=-1)
 
 

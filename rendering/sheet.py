@@ -1,4 +1,4 @@
-"""Sheets of images, one captioned row for each: views of any kind, or input, truth and the parts of the map."""
+"""Sheets of images, one captioned row for each: views of any kind, or input, truth and the components of the map."""
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
@@ -53,7 +53,7 @@ def map_sheet(rows, columns, saturation, cell=192):
     """
     drawn = []
     for caption, image, mask, maps in rows:
-        views = [image, _grey(mask), *(_coloured(part, saturation) for part in maps[:-1])]
+        views = [image, _grey(mask), *(_coloured(values, saturation) for values in maps[:-1])]
         contour = np.asarray(Image.fromarray(mask.astype(np.uint8)).resize(image.shape[1::-1]), bool)
         views.append(outline(overlay(image, maps[-1], saturation), contour))
         drawn.append((caption, [Image.fromarray(view).resize((cell, cell)) for view in views]))

@@ -48,7 +48,7 @@ def main(argv=None):
     parser.add_argument("--groups", help=GROUPS_HELP)
     parser.add_argument("--timesteps", type=int, nargs="+", help="T of Eq. 11; the default keeps the checkpoint's")
     parser.add_argument(
-        "--alpha", type=float, help="weight of the pixel part in the map; default: chosen on planted defects"
+        "--alpha", type=float, help="weight of the pixel component in the map; default: chosen on synthetic defects"
     )
     parser.add_argument("--batch_size", type=int, default=8, help="images per UNet call")
     parser.add_argument("--seed", type=int, default=0, help="draws the noise fields and splits the images")

@@ -4,7 +4,7 @@
 
 `torchrun --nproc_per_node 2 training/evaluate.py …` shares the images out among processes, to the same figures.
 
-Layouts are those of `images/layouts.py`. Everything is looked at before anything is scored: what cannot be read is
+Layouts are those of `data/layouts.py`. Everything is looked at before anything is scored: what cannot be read is
 left out, and what cannot be measured, such as pixels where nobody has marked the defect, is "not measured".
 
 Metrics are those of the paper's section 4.1 (AUROC, PRO up to 30 % false positives), on maps of the model's square
@@ -74,7 +74,7 @@ def evaluate(pipe, labelled, batch_size=8, false_alarm_rate=None, alpha=None, na
         labelled (`list[LabelledImage]`): test images.
         batch_size (`int`): images per UNet call.
         false_alarm_rate (`float`, *optional*): promised to good parts.
-        alpha (`float`, *optional*): weight of the pixel part in the map.
+        alpha (`float`, *optional*): weight of the pixel component in the map.
         native (`bool`): whether to measure at the images' own sizes as well.
 
     Returns:
@@ -220,7 +220,7 @@ def main(argv=None):
     parser.add_argument("--output_dir", help="for report.json and sheet.png; default outputs/evaluation/CATEGORY")
     parser.add_argument("--batch_size", type=int, default=8, help="images per UNet call")
     parser.add_argument("--false_alarm_rate", type=float, help="promised to good parts; default 1 %%")
-    parser.add_argument("--alpha", type=float, help="weight of the pixel part in the map; default the checkpoint's")
+    parser.add_argument("--alpha", type=float, help="pixel component's weight in the map; default the checkpoint's")
     parser.add_argument("--no_native", action="store_true", help="leave out the table at native size")
     parser.add_argument("--keep_with_model", action="store_true", help="leave the figures in the checkpoint too")
     parser.add_argument(

@@ -5,8 +5,8 @@
 
 OUT holds scores.csv and overlays/, which mirrors the folder tree. An image that cannot be read is a row with its
 reason, not an end. Killed at any moment, the same command goes on and ends with the table of an undisturbed run, with
-any number of processes: what is written is in `score_parts.py`, what is read in `image_sources.py` and
-`image_shards.py`, what a process does with it in `image_batches.py` and `part_scoring.py`.
+any number of processes: what is written is in `scored_chunks.py`, what is read in `image_sources.py` and
+`image_shards.py`, what a process does with it in `image_batches.py` and `chunk_scoring.py`.
 """
 
 import argparse
@@ -30,13 +30,13 @@ from training.cli.data_arguments import (
     settle_num_workers,
 )
 from training.data.hub_dataset import import_datasets, keep_revision, open_rows, pin_revision
+from training.inference.chunk_scoring import ChunkScorer
 from training.inference.image_batches import ImageBatches, load_batches
 from training.inference.image_shards import open_shards
 from training.inference.image_sources import HubRows, list_folder
 from training.inference.parquet_files import import_parquet
 from training.inference.score_table import FORMATS, VERDICTS
-from training.inference.scored_shards import ScoreParts, describe_scores
-from training.inference.shard_scoring import PartScorer
+from training.inference.scored_chunks import ScoredChunks, describe_scores
 from training.runtime.collectives import PATIENCE, is_main_process, on_main_process, start_processes
 from training.runtime.output_folder import check_output_dir
 from training.runtime.process import (
@@ -50,8 +50,8 @@ from training.runtime.process import (
 from training.runtime.whole_files import whole_file
 from training.verify import hash_files
 
-PART_SIZE = 256
-"""Images of a part: what a process that is killed loses at most."""
+CHUNK_SIZE = 256
+"""Images of a chunk: what a process that is killed loses at most."""
 
 LOOK_EVERY = 1.0
 """Seconds between two looks at what the other processes have finished."""
@@ -66,17 +66,17 @@ class Stopped(Exception):
     """Raised when the process has been asked to end."""
 
 
-def score_images(scorer, source, batch_size=8, num_workers=1, part_size=PART_SIZE):
-    """Score the images of a source, from where the parts that are finished end, and write the table.
+def score_images(scorer, source, batch_size=8, num_workers=1, chunk_size=CHUNK_SIZE):
+    """Score the images of a source, from where the chunks that are finished end, and write the table.
 
     Every process of a launch has to call this. SIGTERM ends it after the batch in hand.
 
     Args:
-        scorer (`PartScorer`): scores this process's batches.
+        scorer (`ChunkScorer`): scores this process's batches.
         source: see `image_sources.py`.
         batch_size (`int`): images per UNet call.
         num_workers (`int`): processes that read images, for each process that scores.
-        part_size (`int`): images of a part.
+        chunk_size (`int`): images of a chunk.
 
     Returns:
         `tuple[dict[str, int], float]` or None: number of images of each verdict, and images a second, on the main
@@ -86,22 +86,22 @@ def score_images(scorer, source, batch_size=8, num_workers=1, part_size=PART_SIZ
         ValueError: if the source cannot be read on, or another process has ended too soon.
         Stopped: after SIGTERM.
     """
-    state, parts = PartialState(), scorer.parts
+    state, chunks = PartialState(), scorer.chunks
     own = range(state.process_index, source.num_runs, state.num_processes)
-    batches = ImageBatches(source, own, parts.finished, part_size, batch_size)
-    began, before = time.perf_counter(), parts.count_images(source.num_runs) if is_main_process() else 0
+    batches = ImageBatches(source, own, chunks.finished, chunk_size, batch_size)
+    began, before = time.perf_counter(), chunks.count_images(source.num_runs) if is_main_process() else 0
     with (
         noted_termination() as asked_to_end,
         tqdm(
             total=source.num_images, initial=before, desc="scoring", unit="image", disable=not is_main_process()
         ) as progress,
     ):
-        watch = _ProgressOfAll(progress, parts, part_size)
+        watch = _ProgressOfAll(progress, chunks, chunk_size)
         for batch in load_batches(batches, num_workers):
             if batch.failure:
                 raise ValueError(f"{batch.failure} The same command goes on from here.")
             scorer.score(batch)
-            watch.add(len(batch.images), batch.ends_part)
+            watch.add(len(batch.images), batch.ends_chunk)
             if asked_to_end.is_set():
                 raise Stopped
         if not is_main_process():
@@ -110,50 +110,50 @@ def score_images(scorer, source, batch_size=8, num_workers=1, part_size=PART_SIZ
 
         def rows():
             for run in range(source.num_runs):
-                _wait_for(run, parts, state.num_processes, asked_to_end, watch)
-                for row in parts.rows(run):
+                _wait_for(run, chunks, state.num_processes, asked_to_end, watch)
+                for row in chunks.rows(run):
                     counts[row.verdict] += 1
                     yield row
 
-        with whole_file(parts.table, parts.folder) as stream:
-            FORMATS[parts.table_format](rows(), stream)
+        with whole_file(chunks.table, chunks.folder) as stream:
+            FORMATS[chunks.table_format](rows(), stream)
     return counts, (sum(counts.values()) - before) / (time.perf_counter() - began)
 
 
 class _ProgressOfAll:
-    """The main process's bar: its own images at once, those of the others by the parts that they finish."""
+    """The main process's bar: its own images at once, those of the others by the chunks that they finish."""
 
-    def __init__(self, progress, parts, part_size):
-        self.progress, self.parts, self.part_size = progress, parts, part_size
-        self.own = self.own_parts = 0
-        self.first = 0 if progress.disable else parts.count()
+    def __init__(self, progress, chunks, chunk_size):
+        self.progress, self.chunks, self.chunk_size = progress, chunks, chunk_size
+        self.own = self.own_chunks = 0
+        self.first = 0 if progress.disable else chunks.count()
         self.looked = time.monotonic()
 
-    def add(self, count, ends_part):
+    def add(self, count, ends_chunk):
         """Say what this process has scored; nothing if it only waits."""
-        self.own, self.own_parts = self.own + count, self.own_parts + ends_part
+        self.own, self.own_chunks = self.own + count, self.own_chunks + ends_chunk
         if self.progress.disable:
             return
         if time.monotonic() - self.looked < LOOK_EVERY:
             self.progress.update(count)
             return
         self.looked = time.monotonic()
-        others = (self.parts.count() - self.first - self.own_parts) * self.part_size
+        others = (self.chunks.count() - self.first - self.own_chunks) * self.chunk_size
         reached = self.progress.initial + self.own + others
         self.progress.update(max(min(reached, self.progress.total or reached) - self.progress.n, 0))
 
 
-def _wait_for(run, parts, num_processes, asked_to_end, watch):
+def _wait_for(run, chunks, num_processes, asked_to_end, watch):
     """Wait until a run is finished.
 
     Raises:
         ValueError: if the process whose share it is has ended before.
     """
-    while not parts.finished(run)[1]:
+    while not chunks.finished(run)[1]:
         if asked_to_end.is_set():
             raise Stopped
         process = run % num_processes
-        if not (process and parts.is_held(process)) and not parts.finished(run)[1]:
+        if not (process and chunks.is_held(process)) and not chunks.finished(run)[1]:
             raise ValueError(f"process {process} has ended before its share was done; the same command goes on.")
         watch.add(0, False)
         time.sleep(LOOK_EVERY / 10)
@@ -167,51 +167,51 @@ def score(args):
     alpha = pipe.alpha if args.alpha is None else args.alpha
     pipe.check_inputs(list(pipe.config.timesteps), alpha, args.false_alarm_rate, args.batch_size, "np")
     pipe.set_progress_bar_config(disable=True)
-    parts = ScoreParts(check_output_dir(args.output_dir), args.format)
+    chunks = ScoredChunks(check_output_dir(args.output_dir), args.format)
     settings = {"format": args.format, "part_size": args.part_size, "maps": args.maps}
     settings |= {"category": args.category, "alpha": args.alpha, "false_alarm_rate": args.false_alarm_rate}
     settings["no_overlays"] = args.no_overlays
     try:
-        manifest = on_main_process(parts.prepare)
-        source = _open_source(args, parts, is_resumed=manifest is not None)
+        manifest = on_main_process(chunks.prepare)
+        source = _open_source(args, chunks, is_resumed=manifest is not None)
         described, counts = on_main_process(
-            lambda: parts.admit(manifest, describe_scores(hash_files(folder), source.identity, settings))
+            lambda: chunks.admit(manifest, describe_scores(hash_files(folder), source.identity, settings))
         )
     except (ValueError, OSError):
-        parts.give_up()
+        chunks.give_up()
         raise
     if counts is not None:
-        return _sentence(parts, counts) if is_main_process() else None
+        return _sentence(chunks, counts) if is_main_process() else None
     if not is_main_process():
-        parts.hold(PartialState().process_index)
+        chunks.hold(PartialState().process_index)
     PartialState().wait_for_everyone()  # or the main one might look for another before it shows that it is there
-    scorer = PartScorer(pipe, parts, args.alpha, args.false_alarm_rate, not args.no_overlays, args.maps)
+    scorer = ChunkScorer(pipe, chunks, args.alpha, args.false_alarm_rate, not args.no_overlays, args.maps)
     done = score_images(scorer, source, args.batch_size, args.dataloader_num_workers, args.part_size)
     if done is None:
         return None
     counts, speed = done
-    parts.finish(described, counts)
+    chunks.finish(described, counts)
     count, unit = PartialState().num_processes, "GPUs"
     if device.type == "cpu":
         count, unit = count * torch.get_num_threads(), "cores"
-    return f"{speed:.3g} images a second, {speed / count:.3g} on each of {count} {unit}\n{_sentence(parts, counts)}"
+    return f"{speed:.3g} images a second, {speed / count:.3g} on each of {count} {unit}\n{_sentence(chunks, counts)}"
 
 
-def _sentence(parts, counts):
-    return ", ".join(f"{count} {verdict}" for verdict, count in counts.items()) + f"; see {parts.output_dir}"
+def _sentence(chunks, counts):
+    return ", ".join(f"{count} {verdict}" for verdict, count in counts.items()) + f"; see {chunks.output_dir}"
 
 
-def _open_source(args, parts, is_resumed):
+def _open_source(args, chunks, is_resumed):
     """The images that the command line names; on the main process what is slow, or has to be the same for all."""
     if args.input_dir is not None:
-        return on_main_process(lambda: list_folder(args.input_dir, parts.folder, args.part_size, args.output_dir))
+        return on_main_process(lambda: list_folder(args.input_dir, chunks.folder, args.part_size, args.output_dir))
     if args.shards is not None:
         return on_main_process(lambda: open_shards(args.shards, args.image_column, args.part_size))
     import_datasets()
-    revision = on_main_process(lambda: pin_revision(args, parts.output_dir, is_resumed))
+    revision = on_main_process(lambda: pin_revision(args, chunks.output_dir, is_resumed))
     source, revision = open_rows(args, revision)
     if is_main_process():
-        keep_revision(parts.output_dir, revision)
+        keep_revision(chunks.output_dir, revision)
     return HubRows(source, revision, args.part_size, args.dataset_config_name)
 
 
@@ -247,11 +247,11 @@ def parse_args(argv=None):
         help="keep the anomaly maps in maps/part-*.parquet, columns file and map, on the model's square: finer than "
         "that they are only interpolated. About 100 kB each, rounded to 11 bits; needs the package pyarrow",
     )
-    written.add_argument("--part_size", type=int, default=PART_SIZE, help="images that are written at once")
+    written.add_argument("--part_size", type=int, default=CHUNK_SIZE, help="images that are written at once")
     scoring = parser.add_argument_group("scoring")
     scoring.add_argument("--batch_size", type=int, default=8, help="images per UNet call")
     scoring.add_argument("--false_alarm_rate", type=float, help="promised to good parts; default 1 %%")
-    scoring.add_argument("--alpha", type=float, help="weight of the pixel part in the map; default the checkpoint's")
+    scoring.add_argument("--alpha", type=float, help="pixel component's weight in the map; default the checkpoint's")
     add_num_workers(scoring)
     args = parser.parse_args(argv)
     given = [name for name in ("input_dir", "shards", "dataset_name") if getattr(args, name) is not None]

@@ -12,9 +12,9 @@ from pipelines.score_calibration import ScoreCalibration
 
 
 @pytest.mark.usefixtures("one_core")
-def test_each_variant_is_measured_on_planted_and_on_real_defects(tiny_pipeline, tmp_path, monkeypatch, capsys):
+def test_each_variant_is_measured_on_synthetic_and_on_real_defects(tiny_pipeline, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(category, "RESOLUTION", 64)
-    monkeypatch.setattr(category, "NUM_PLANTED", 12)
+    monkeypatch.setattr(category, "NUM_SYNTHETIC", 12)
     tiny_pipeline.save_pretrained(checkpoint_folder(tmp_path, f"{TILES.name}-0"))
     ablation.main([str(TILES), "--output_dir", str(tmp_path)])
     rows = {row["variant"]: row for row in json.loads((tmp_path / "ablation.json").read_text())}
@@ -33,8 +33,8 @@ def test_each_variant_is_measured_on_planted_and_on_real_defects(tiny_pipeline, 
 
 def test_the_network_alone_scores_as_equation_11_does_at_the_papers_alpha():
     calibration = ScoreCalibration(timesteps=[5], grid_size=10, map_weights=[0, 0.5, 0.5], image_rule="max")
-    parts = torch.tensor([4.0, 1.0, 9.0, 9.0]).view(1, 4, 1, 1).expand(1, 4, 10, 10)
+    components = torch.tensor([4.0, 1.0, 9.0, 9.0]).view(1, 4, 1, 1).expand(1, 4, 10, 10)
     for deciding, expected in (((True, True), 2.5), ((True, False), 4.0), ((False, True), 1.0)):
         alone = without_references(calibration, deciding)
-        assert alone.image_score(parts, [5]).item() == expected
-        assert alone.two_parts(parts)[0, :, 0, 0].tolist() == [4.0, 1.0]
+        assert alone.image_score(components, [5]).item() == expected
+        assert alone.two_components(components)[0, :, 0, 0].tolist() == [4.0, 1.0]

@@ -29,5 +29,5 @@ def test_both_categories_are_measured_by_the_models_of_before_and_after(
         for how in ("with references", "Eq. 10 alone")
     ]
     before, after, other = (rows[first : first + 2] for first in (0, 2, 4))
-    assert [row[2:] for row in before] == [row[2:] for row in after]  # the unified model holds the very same parts
+    assert [row[2:] for row in before] == [row[2:] for row in after]  # the unified model holds the very same components
     assert [row[2:] for row in other] != [row[2:] for row in after]

@@ -238,7 +238,7 @@ def test_our_model_and_its_parts_are_measured_on_a_category(tiny_pipeline, tmp_p
 
 
 def test_a_category_of_deep_images_is_measured_by_its_own_white(tmp_path, monkeypatch):
-    monkeypatch.setattr(category, "NUM_PLANTED", 8)
+    monkeypatch.setattr(category, "NUM_SYNTHETIC", 8)
     for path in find_images(TILES):
         saved = tmp_path / path.relative_to(TILES).with_suffix(".png")
         saved.parent.mkdir(parents=True, exist_ok=True)
@@ -248,7 +248,7 @@ def test_a_category_of_deep_images_is_measured_by_its_own_white(tmp_path, monkey
     assert deep.white_level == 4095
     for first, second in zip(data.batches(data.files), deep.batches(deep.files), strict=True):
         torch.testing.assert_close(first, second, atol=0.02, rtol=0)
-    for (first, _), (second, _) in zip(data.planted, deep.planted, strict=True):
+    for (first, _), (second, _) in zip(data.synthetic, deep.synthetic, strict=True):
         assert (first.mean() - second.mean()).abs() < 0.15  # other draws; read as 16 bits all would be black
 
 

@@ -18,7 +18,7 @@ from training.data.good_images import GoodImages
 def output(tiny_pipeline, tmp_path, monkeypatch):
     """An output folder that holds a model of the tiles already, so that nothing is trained."""
     monkeypatch.setattr(category, "RESOLUTION", 64)
-    monkeypatch.setattr(category, "NUM_PLANTED", 12)
+    monkeypatch.setattr(category, "NUM_SYNTHETIC", 12)
     monkeypatch.setattr(paper, "ALPHAS", np.array([0.0, 0.5, 1.0]))
     tiny_pipeline.save_pretrained(checkpoint_folder(tmp_path, f"{TILES.name}-0"))
     return tmp_path

@@ -82,7 +82,7 @@ def test_lists_are_json(url, tiny_pipeline):
 
 
 @pytest.mark.parametrize(
-    ("picture", "words"),
+    ("image", "words"),
     [
         ("http://127.0.0.1:9/x.png", "Web addresses are not fetched; upload the image itself."),
         ("https://example.com/x.png", "Web addresses are not fetched; upload the image itself."),

@@ -127,7 +127,7 @@ def test_batch_is_scored_in_batches(tiny_checkpoint, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("pictures", "words"),
+    ("images", "words"),
     [([], "at least one"), ("x", "at least one"), (None, "at least one"), (["x"] * 21, "at most 20")],
 )
 def test_batches_of_none_or_too_many_are_refused_in_one_sentence(url, images, words):

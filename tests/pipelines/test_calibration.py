@@ -52,7 +52,7 @@ def many_files(tile_files, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def disjoint_pipeline(tiny_checkpoint, many_files):
-    """The tiny pipeline calibrated on two disjoint parts."""
+    """The tiny pipeline calibrated on two disjoint sets of images."""
     pipe = AnomalyScoringPipeline.from_pretrained(tiny_checkpoint, calibration=None)
     pipe.set_progress_bar_config(disable=True)
     pipe.register_modules(calibration=fit_calibration(pipe, many_files, TIMESTEPS))
@@ -75,8 +75,8 @@ def measured(pipe, files):
     images = GoodImages(files, pipe.resolution)
     samples = torch.stack([images[index] for index in range(len(files))])
     noise = pipe.calibration.noise_fields(TIMESTEPS)
-    parts = [pipe.measure(batch, TIMESTEPS, noise, "no") for batch in samples.split(8)]
-    return Measurement(*(torch.cat(part) for part in zip(*parts, strict=True)))
+    components = [pipe.measure(batch, TIMESTEPS, noise, "no") for batch in samples.split(8)]
+    return Measurement(*(torch.cat(part) for part in zip(*components, strict=True)))
 
 
 # p-values and thresholds, by hand
@@ -199,7 +199,7 @@ def test_between_two_alphas_of_the_table_good_map_values_are_never_understated()
     ],
 )
 @pytest.mark.parametrize("image_rule", ["max", "mean"])
-def test_the_score_is_the_largest_or_the_mean_of_the_parts_that_may_decide(image_parts, image_rule, largest, mean):
+def test_the_score_is_the_largest_or_the_mean_of_the_components_that_may_decide(image_parts, image_rule, largest, mean):
     config = {"timesteps": [5], "resolution": 8, "grid_size": 10, "map_weights": [1, 0, 0]}
     calibration = ScoreCalibration(**config, image_parts=image_parts, image_rule=image_rule)
     expected = largest if image_rule == "max" else mean
@@ -209,14 +209,14 @@ def test_the_score_is_the_largest_or_the_mean_of_the_parts_that_may_decide(image
     calibration.part_score_std.copy_(torch.tensor([2.0, 1.0, 5.0, 1.0]))
     # standardised: KL 3, feature error -1, references 2 and -2
     assert calibration.image_threshold(0.5, [5]) == expected
-    parts = torch.full((1, 4, 10, 10), -9.0)  # one cell of a hundred is the worst hundredth
+    components = torch.full((1, 4, 10, 10), -9.0)  # one cell of a hundred is the worst hundredth
     for part, place in enumerate(((2, 3), (5, 5), (9, 9), (0, 7))):
-        parts[0, part][place] = raw[part]
-    assert calibration.image_score(parts, [5]).tolist() == [expected]
+        components[0, part][place] = raw[part]
+    assert calibration.image_score(components, [5]).tolist() == [expected]
 
 
 @pytest.mark.parametrize("image_parts", [[True], [True] * 5, [False] * 4, [1, 0, 0, 0], "all", [0.5] * 4])
-def test_parts_that_cannot_decide_get_one_sentence(image_parts):
+def test_components_that_cannot_decide_get_one_sentence(image_parts):
     with pytest.raises(ValueError, match="image_parts") as error:
         ScoreCalibration(map_weights=[1, 0, 0], image_parts=image_parts)
     assert_sentence(str(error.value), "accepted")
@@ -340,12 +340,12 @@ def assert_standard(calibration, maps):
     kept = calibration.config.image_parts
     for index, timestep in enumerate(TIMESTEPS):
         single = Measurement(maps.kl[:, [index]], maps.feature_error[:, [index]], maps.reference)
-        parts = calibration.standardize(single, [timestep])
-        assert parts.mean(dim=(0, 2, 3)).abs().max() < 0.1
-        assert ((parts.std(dim=(0, 2, 3)) > 0.7) & (parts.std(dim=(0, 2, 3)) < 1.3)).all()
-        for part in range(parts.shape[1]):
-            calibration.register_to_config(image_parts=[each == part for each in range(parts.shape[1])])
-            scores = calibration.image_score(parts, [timestep])
+        components = calibration.standardize(single, [timestep])
+        assert components.mean(dim=(0, 2, 3)).abs().max() < 0.1
+        assert ((components.std(dim=(0, 2, 3)) > 0.7) & (components.std(dim=(0, 2, 3)) < 1.3)).all()
+        for part in range(components.shape[1]):
+            calibration.register_to_config(image_parts=[each == part for each in range(components.shape[1])])
+            scores = calibration.image_score(components, [timestep])
             assert scores.mean().item() == pytest.approx(0, abs=0.1)
             assert scores.std().item() == pytest.approx(1, abs=0.1)
     calibration.register_to_config(image_parts=kept)

@@ -475,21 +475,21 @@ def test_algorithm_1_is_a_setting(pipe, defective, monkeypatch):
 
 
 @pytest.mark.parametrize("size", [1, 3])
-def test_a_trained_model_removes_a_planted_defect_and_its_image_is_accepted(size):
+def test_a_trained_model_removes_a_synthetic_defect_and_its_image_is_accepted(size):
     pipe = GradientDenoisePipeline.from_pretrained(ROOT / "checkpoints" / "magnetic-tile")
     pipe.set_progress_bar_config(disable=True)
     good = Image.open(ROOT / "examples" / "good-1.jpg").convert("RGB")
     good = good.resize((good.width * size, good.height * size))
-    planted = good.copy()
+    synthetic = good.copy()
     width, height = good.size
     for place in range(0, width // 5, 3):  # a comb finer than the model's square
-        ImageDraw.Draw(planted).line([width // 5 + place, height // 2, width // 5 + place, 0.55 * height], fill=0)
+        ImageDraw.Draw(synthetic).line([width // 5 + place, height // 2, width // 5 + place, 0.55 * height], fill=0)
     spot = [width // 2, height // 3, width // 2 + width // 16, height // 3 + height // 16]
-    ImageDraw.Draw(planted).ellipse(spot, fill=(250, 250, 250))
-    marked = (np.asarray(good) != np.asarray(planted)).any(axis=-1)
+    ImageDraw.Draw(synthetic).ellipse(spot, fill=(250, 250, 250))
+    marked = (np.asarray(good) != np.asarray(synthetic)).any(axis=-1)
     # At three times the size the comb is too faint on the square to be found as a whole.
-    result = pipe(planted, mask=None if size == 1 else marked, output_type="np")
-    truth, before, after = (np.asarray(image).astype(float) for image in (good, planted, result.images[0]))
+    result = pipe(synthetic, mask=None if size == 1 else marked, output_type="np")
+    truth, before, after = (np.asarray(image).astype(float) for image in (good, synthetic, result.images[0]))
     assert ((after - truth) ** 2)[before != truth].sum() < 0.15 * ((before - truth) ** 2).sum()
     assert not np.array_equal(before, after)
     assert result.is_accepted[0]

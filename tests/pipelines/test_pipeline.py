@@ -118,7 +118,7 @@ def test_maps_and_masks_come_back_at_each_images_own_size(pipe, strange_images, 
         assert values.dtype == dtype
 
 
-def test_the_anomaly_map_blends_both_parts_as_equation_11_does(pipe, tiles, output):
+def test_the_anomaly_map_blends_both_components_as_equation_11_does(pipe, tiles, output):
     for alpha, result in ((0.5, output), (0.3, pipe(tiles, alpha=0.3)), (1, pipe(tiles, alpha=1))):
         for anomaly_map, kl_map, feature_map in zip(result.anomaly_map, result.kl_map, result.feature_map, strict=True):
             np.testing.assert_allclose(anomaly_map, alpha * kl_map + (1 - alpha) * feature_map, atol=1e-5)
@@ -136,11 +136,13 @@ def test_alpha_0_and_1_leave_one_part_of_the_map_alone_and_the_score_as_it_is(pi
         np.testing.assert_array_equal(other.p_value, output.p_value)
 
 
-def test_the_score_combines_each_parts_worst_hundredth_in_deviations_of_good_images(pipe, tile_files):
+def test_the_score_combines_each_components_worst_hundredth_in_deviations_of_good_images(pipe, tile_files):
     samples, _ = preprocess(Image.open(tile_files[0]), 64)
     timesteps, calibration = [5, 50, 100], pipe.calibration
-    parts = calibration.standardize(pipe.measure(samples, timesteps, calibration.noise_fields(timesteps)), timesteps)
-    worst = [np.sort(part.ravel())[-round(0.01 * part.size) :].mean() for part in parts[0].numpy()]
+    components = calibration.standardize(
+        pipe.measure(samples, timesteps, calibration.noise_fields(timesteps)), timesteps
+    )
+    worst = [np.sort(values.ravel())[-round(0.01 * values.size) :].mean() for values in components[0].numpy()]
     standardized = (np.array(worst) - calibration.part_score_mean[-1].numpy()) / calibration.part_score_std[-1].numpy()
     kept = {name: calibration.config[name] for name in ("image_parts", "image_rule")}
     for rule, combined in (("max", standardized.max()), ("mean", standardized.mean())):
@@ -150,15 +152,15 @@ def test_the_score_combines_each_parts_worst_hundredth_in_deviations_of_good_ima
     calibration.register_to_config(**kept)
 
 
-def test_parts_are_standardised_measurements_averaged_over_the_timesteps_asked_for(pipe, tile_files):
+def test_components_are_standardised_measurements_averaged_over_the_timesteps_asked_for(pipe, tile_files):
     with Image.open(tile_files[0]) as tile:
         square = tile.resize((64, 64))
     samples, _ = preprocess(square, 64)
     single = {}
     for timestep in (5, 50, 100):
         measured = pipe.measure(samples, [timestep], pipe.calibration.noise_fields([timestep]))
-        parts = pipe.calibration.two_parts(pipe.calibration.standardize(measured, [timestep]))
-        single[timestep] = render(parts, 64, pipe.config.smoothing_sigma)[0].numpy()
+        components = pipe.calibration.two_components(pipe.calibration.standardize(measured, [timestep]))
+        single[timestep] = render(components, 64, pipe.config.smoothing_sigma)[0].numpy()
     for timesteps in ([5], [50, 5], [5, 50, 100], (100,), np.array([100, 50])):
         result = pipe(square, timesteps=timesteps)
         for part, name in enumerate(("kl_map", "feature_map")):
@@ -193,8 +195,8 @@ def test_without_references_the_feature_part_is_equation_10_alone(pipe, tile_fil
     samples, _ = preprocess(tiles[0], 64)
     measured = plain.measure(samples, [50], plain.calibration.noise_fields([50]))
     assert measured.reference.shape == (1, 0, 16, 16)
-    parts = plain.calibration.standardize(measured, [50])
-    expected = render(parts[:, 1:], 64, plain.config.smoothing_sigma)[0, 0]
+    components = plain.calibration.standardize(measured, [50])
+    expected = render(components[:, 1:], 64, plain.config.smoothing_sigma)[0, 0]
     result = plain(tiles[0], timesteps=[50], output_type="pt")
     torch.testing.assert_close(result.feature_map[0], resize_map(expected, result.feature_map[0].shape))
 

@@ -211,7 +211,7 @@ def test_fit_is_reproducible(tiny_pipeline, tile_files):
     assert not torch.equal(first[1].bank, other[1].bank)
 
 
-def test_a_planted_blot_is_far_from_good_features_where_it_lies(tiny_pipeline, tile_files):
+def test_a_synthetic_blot_is_far_from_good_features_where_it_lies(tiny_pipeline, tile_files):
     extractor = tiny_pipeline.feature_extractor
     training, new = tile_files[:-4], tile_files[-4:]
     references = fit_feature_reference(extractor, GoodImages(training, 64))
@@ -220,8 +220,8 @@ def test_a_planted_blot_is_far_from_good_features_where_it_lies(tiny_pipeline, t
     blotted = samples.clone()
     blotted[:, :, 24:36, 36:48] = 1 - blotted[:, :, 24:36, 36:48]
     for reference in references:
-        clean, planted = (resize_map(reference(extractor(each)), (16, 16)) for each in (samples, blotted))
-        gain = (planted - clean).mean(dim=0)
+        clean, synthetic = (resize_map(reference(extractor(each)), (16, 16)) for each in (samples, blotted))
+        gain = (synthetic - clean).mean(dim=0)
         assert gain[6:9, 9:12].mean() > 1.05 * gain[:4, :6].mean() > 0
 
 

@@ -175,7 +175,7 @@ def test_a_table_of_files_and_parts_is_read_however_much_of_the_path_it_names(tm
     assert [groups[image] for image in images] == [str(index // 2) for index in range(16)]
 
 
-@pytest.mark.parametrize("row", ["morning/{}.png", "/plant/morning/{}.png", "C:\\morning\\{}.png"])
+@pytest.mark.parametrize("row", ["morning/{}.png", "/put/morning/{}.png", "C:\\morning\\{}.png"])
 def test_a_image_never_takes_the_part_of_a_file_of_the_same_name_in_another_folder(tmp_path, row):
     images = [tmp_path / folder / f"{index}.png" for folder in ("morning", "evening") for index in range(9)]
     table = tmp_path / "parts.csv"

@@ -18,7 +18,7 @@ from training.inference.image_batches import ImageBatches, load_batches
 from training.inference.image_shards import open_shards
 from training.inference.image_sources import list_folder
 from training.inference.score_table import COLUMNS
-from training.inference.scored_shards import ScoreParts
+from training.inference.scored_chunks import ScoredChunks
 from training.score_folder import main
 
 pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
@@ -221,9 +221,9 @@ def test_batches_begin_anew_with_each_part_and_say_where_they_end(tiles, tmp_pat
     (tmp_path / "2.tar").write_bytes(b"\0" * 10240)  # an archive without members
     source = open_shards(paths, "image", RUN_SIZE)
     finished = {0: (0, False), 1: (1, False), 2: (0, False), 3: (1, True)}
-    batches = ImageBatches(source, range(4), finished.get, part_size=4, batch_size=3)
+    batches = ImageBatches(source, range(4), finished.get, chunk_size=4, batch_size=3)
     found = [
-        (batch.run, batch.part, len(batch.images), batch.ends_part, batch.ends_run)
+        (batch.run, batch.chunk, len(batch.images), batch.ends_chunk, batch.ends_run)
         for batch in load_batches(batches, num_workers)
     ]
     expected = [(0, 0, 3, False, False), (0, 0, 1, True, False), (0, 1, 3, False, False), (0, 1, 1, True, False)]
@@ -232,17 +232,17 @@ def test_batches_begin_anew_with_each_part_and_say_where_they_end(tiles, tmp_pat
 
 
 def test_spawned_processes_take_the_sources_and_the_parts_too(tiles, tmp_path):
-    parts = ScoreParts(tmp_path)
-    parts.prepare()
-    parts.write(0, 0, [], is_last=True)
+    chunks = ScoredChunks(tmp_path)
+    chunks.prepare()
+    chunks.write(0, 0, [], is_last=True)
     source = open_shards(
         [write_tar(tmp_path / "a.tar", tiles), write_tar(tmp_path / "b.tar", tiles)], "image", RUN_SIZE
     )
-    loader = load_batches(ImageBatches(source, range(2), parts.finished, part_size=40, batch_size=20), 1)
+    loader = load_batches(ImageBatches(source, range(2), chunks.finished, chunk_size=40, batch_size=20), 1)
     loader.multiprocessing_context = "spawn"
     (batch,) = loader
     assert (batch.run, len(batch.images), batch.ends_run) == (1, 20, True)
-    parts.remove()
+    chunks.remove()
 
 
 @pytest.mark.usefixtures("one_core")

@@ -11,17 +11,17 @@ from PIL import Image, ImageDraw
 from scipy.ndimage import gaussian_filter
 from sentences import assert_sentence, refused
 
-from benchmarks.planted_truth import (
+from benchmarks.repair import _rejects as rejects
+from benchmarks.repair import main
+from benchmarks.synthetic_truth import (
     ALWAYS_CLEAR,
     KINDS,
     STRENGTH,
+    add_clear_defects,
     compare,
-    plant_defects,
     read_good,
     structural_similarity,
 )
-from benchmarks.repair import _rejects as rejects
-from benchmarks.repair import main
 from pipelines.pipeline_gradient_denoise import GradientDenoisePipeline
 from rendering.repair_views import GAP, chosen_steps, save_animation, side_by_side, strip
 from training.data.good_images import GoodImages
@@ -118,25 +118,25 @@ def test_the_command_refuses_a_folder_without_images(tiny_checkpoint, tmp_path, 
 # the benchmark
 
 
-def test_planted_defects_are_of_every_kind_and_clearly_above_the_texture(samples):
-    planted = plant_defects(samples, 8)
-    assert [each.kind for each in planted] == list(KINDS) * 2
-    for each in planted:
+def test_synthetic_defects_are_of_every_kind_and_clearly_above_the_texture(samples):
+    synthetic = add_clear_defects(samples, 8)
+    assert [each.kind for each in synthetic] == list(KINDS) * 2
+    for each in synthetic:
         change = each.defective - each.good
         texture = each.good - gaussian_filter(each.good, (0, 4, 4))  # a 32nd of 128
         assert (change[:, each.mask] ** 2).mean() > STRENGTH**2 * texture.var()
         assert np.abs(change[:, ~each.mask]).max() < 0.1
-    again = plant_defects(samples, 8)
-    assert all(np.array_equal(a.defective, b.defective) for a, b in zip(planted, again, strict=True))
+    again = add_clear_defects(samples, 8)
+    assert all(np.array_equal(a.defective, b.defective) for a, b in zip(synthetic, again, strict=True))
 
 
 def test_where_no_kind_of_defect_is_clear_a_sentence_says_so():
     with refused(ValueError, "no clear", "good image"):
-        plant_defects([np.zeros((3, 64, 64), dtype=np.float32)], 4)
+        add_clear_defects([np.zeros((3, 64, 64), dtype=np.float32)], 4)
 
 
 def test_measures_of_a_perfect_an_idle_and_a_half_repair(samples):
-    each = plant_defects(samples, 1)[0]
+    each = add_clear_defects(samples, 1)[0]
     clean = each.good.copy()
     clean[:, ~each.mask] = each.good[:, ~each.mask]
     left, psnr, ssim = compare(each, clean)
@@ -160,21 +160,21 @@ def test_structural_similarity_by_hand():
 def test_the_benchmark_prints_a_row_for_each_method_and_kind_of_image(
     tiny_checkpoint, tmp_path, capsys, quick, one_core
 ):
-    sizes = ["--num_planted", "2", "--num_real", "2", "--num_good", "2"]
+    sizes = ["--num_synthetic", "2", "--num_real", "2", "--num_good", "2"]
     methods = ["--methods", "ours", "Eq. 13 alone", "DDPM round trip"]
     main(["--model", str(tiny_checkpoint), "--data_dir", str(TILES), "--output_dir", str(tmp_path), *sizes, *methods])
     rows = json.loads((tmp_path / "repair.json").read_text())
     assert [(row["images"], row["method"]) for row in rows] == [
-        ("planted", "ours"),
-        ("planted", "Eq. 13 alone"),
-        ("planted", "DDPM round trip"),
+        ("synthetic", "ours"),
+        ("synthetic", "Eq. 13 alone"),
+        ("synthetic", "DDPM round trip"),
         ("real defects", "ours"),
         ("good", "ours"),
     ]
     assert rows[1]["untouched"] == 0
     assert all(row["error_left"] > 0 for row in rows[1:3])
     assert "| good | ours | 2 |" in capsys.readouterr().out
-    assert {path.name for path in tmp_path.glob("*.png")} >= {"planted.png", "real.png", "distance.png"}
+    assert {path.name for path in tmp_path.glob("*.png")} >= {"synthetic.png", "real.png", "distance.png"}
 
 
 def test_the_benchmark_counts_as_rejected_what_the_pipeline_rejects_in_its_own_precision(tiny_checkpoint):
@@ -186,7 +186,7 @@ def test_the_benchmark_counts_as_rejected_what_the_pipeline_rejects_in_its_own_p
     assert not rejects(pipe, [score]).any()
 
 
-def test_deep_images_are_planted_into_by_the_white_of_the_model(tmp_path):
+def test_deep_images_get_synthetic_defects_by_the_white_of_the_model(tmp_path):
     values = np.linspace(0, 4000, 64 * 64).reshape(64, 64).astype(np.uint16)
     Image.fromarray(values).save(tmp_path / "deep.png")
     np.testing.assert_allclose(read_good(tmp_path / "deep.png", 4095)[0], values / 4095 * 2 - 1, atol=0.005)
@@ -201,5 +201,5 @@ def test_the_benchmark_refuses_a_folder_without_a_checkpoint(tmp_path, one_core)
 def test_a_image_in_black_and_white_which_is_all_texture_can_have_clear_defects():
     stripes = np.where(np.arange(64) // 8 % 2, 1.0, -1.0).astype(np.float32)
     sample = np.broadcast_to(stripes, (3, 64, 64)).copy()
-    for each in plant_defects([sample], 8):
+    for each in add_clear_defects([sample], 8):
         assert np.sqrt(((each.defective - each.good)[:, each.mask] ** 2).mean()) > ALWAYS_CLEAR

@@ -15,7 +15,7 @@ from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from pipelines.score_calibration import ScoreCalibration
 from training.cli.arguments import parse_args
 from training.data.good_images import GoodImages
-from training.engine.report import build_report, leave_report, parts_table
+from training.engine.report import build_report, components_table, leave_report
 from training.publish import prepare_shipment
 from training.records.checkpoint_contents import REPORT, list_contents
 
@@ -194,7 +194,7 @@ def test_a_report_that_cannot_be_written_costs_a_warning_and_leaves_the_former(
 )
 def test_the_table_of_parts_says_what_each_counts_in_the_map_and_what_decides_the_score(parts, rule, words):
     config = {"alpha": 0.2, "map_weights": [0.5, 0.25, 0.125, 0.125], "image_parts": parts, "image_rule": rule}
-    rows = parts_table(ScoreCalibration(**config, planted_pro=0.75, planted_image_auroc=0.875))
+    rows = components_table(ScoreCalibration(**config, planted_pro=0.75, planted_image_auroc=0.875))
     _, *table = rows.values()
     deciding = ["yes" if decides else "no" for decides in parts]
     shares = ["20%", "40%", "20%", "10%", "10%"]

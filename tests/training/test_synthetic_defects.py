@@ -1,4 +1,4 @@
-"""Planted defects: visible, where their masks say, reproducible; and what is chosen on them."""
+"""Synthetic defects: visible, where their masks say, reproducible; and what is chosen on them."""
 
 import numpy as np
 import pytest
@@ -9,8 +9,14 @@ from sklearn.metrics import roc_auc_score
 from pipelines.anomaly_maps import worst_mean
 from pipelines.score_calibration import IMAGE_RULES, combine
 from training.data.good_images import GoodImages
-from training.data.synthetic_defects import KINDS, MIN_VISIBLE_PIXELS, VISIBLE, PlantedDefects, plant
-from training.fitting.blend_weights import ALPHAS, _is_as_good, choose_image_parts, choose_map_weights, choose_weights
+from training.data.synthetic_defects import KINDS, MIN_VISIBLE_PIXELS, VISIBLE, SyntheticDefects, add_defect
+from training.fitting.blend_weights import (
+    ALPHAS,
+    _is_as_good,
+    choose_image_components,
+    choose_map_weights,
+    choose_weights,
+)
 
 SIZE = 128
 
@@ -25,7 +31,7 @@ def test_every_kind_changes_the_image_visibly_where_its_mask_says_and_nowhere_el
     shares = []
     for index in range(12):
         good, donor = images[index].numpy(), images[index + 1].numpy()
-        sample, mask = plant(good, donor, kind, np.random.default_rng(index))
+        sample, mask = add_defect(good, donor, kind, np.random.default_rng(index))
         assert sample.dtype == np.float32
         assert np.abs(sample).max() <= 1
         change = np.abs(sample - good).max(axis=0)
@@ -38,31 +44,31 @@ def test_every_kind_changes_the_image_visibly_where_its_mask_says_and_nowhere_el
     assert len(set(shares)) > 6
 
 
-def test_what_is_planted_follows_seed_and_place_and_kinds_take_turns(images, monkeypatch):
-    planted = PlantedDefects(images, 40, seed=1)
-    assert len(planted) == len(list(planted)) == 40
+def test_a_synthetic_defect_follows_seed_and_place_and_kinds_take_turns(images, monkeypatch):
+    synthetic = SyntheticDefects(images, 40, seed=1)
+    assert len(synthetic) == len(list(synthetic)) == 40
     for index in (0, 7, 39):
-        (sample, mask), (again, mask_again) = planted[index], PlantedDefects(images, 100, seed=1)[index]
+        (sample, mask), (again, mask_again) = synthetic[index], SyntheticDefects(images, 100, seed=1)[index]
         assert torch.equal(sample, again)
         assert torch.equal(mask, mask_again)
-    assert not torch.equal(planted[3][0], PlantedDefects(images, 40, seed=2)[3][0])
-    assert not torch.equal(planted[0][0], planted[len(images)][0])  # the same image with another defect
+    assert not torch.equal(synthetic[3][0], SyntheticDefects(images, 40, seed=2)[3][0])
+    assert not torch.equal(synthetic[0][0], synthetic[len(images)][0])  # the same image with another defect
     drawn = []
     for kind in KINDS:
         monkeypatch.setitem(KINDS, kind, lambda sample, *_, kind=kind: drawn.append(kind) or sample + 0.5)
-    list(planted)
+    list(synthetic)
     assert drawn[: len(KINDS)] == list(KINDS)
     assert max(drawn.count(kind) for kind in KINDS) - min(drawn.count(kind) for kind in KINDS) <= 1
 
 
-def parts_of(count, informative, masks=None, strength=2.0):
-    """Standard normal parts (KL, feature error, two references); the informative ones rise where the masks are."""
-    parts = torch.randn(count, 4, 8, 8, generator=torch.Generator().manual_seed(count))
+def components_of(count, informative, masks=None, strength=2.0):
+    """Standard normal components (KL, feature error, two references); the informative ones rise where the masks are."""
+    components = torch.randn(count, 4, 8, 8, generator=torch.Generator().manual_seed(count))
     if masks is not None:
         rise = strength * torch.nn.functional.avg_pool2d(masks[:, None].float(), 8)
         for part in informative:
-            parts[:, part : part + 1] += rise
-    return parts
+            components[:, part : part + 1] += rise
+    return components
 
 
 @pytest.fixture
@@ -74,8 +80,8 @@ def masks():
 
 
 @pytest.mark.parametrize("informative", [1, 2, 3])
-def test_the_part_that_separates_planted_defects_gets_most_of_the_weight(masks, informative):
-    weights = choose_weights(parts_of(60, []), parts_of(40, [informative], masks), masks, 64, 1.0)
+def test_the_part_that_separates_synthetic_defects_gets_most_of_the_weight(masks, informative):
+    weights = choose_weights(components_of(60, []), components_of(40, [informative], masks), masks, 64, 1.0)
     share = weights.map_weights
     assert sum(share) == pytest.approx(1)
     assert share[informative - 1] == max(share) >= 0.5
@@ -94,72 +100,72 @@ def test_the_best_is_clearly_ahead_beyond_so_many_standard_errors():
 
 
 def test_where_no_share_is_clearly_better_half_is_the_networks_and_references_share_the_rest(masks):
-    planted = torch.cat([parts_of(40, []), parts_of(41, [])[:40, 3:]], dim=1)
-    assert choose_map_weights(planted, masks, 64, 1.0)[1] == pytest.approx([1 / 2, 1 / 6, 1 / 6, 1 / 6])
+    synthetic = torch.cat([components_of(40, []), components_of(41, [])[:40, 3:]], dim=1)
+    assert choose_map_weights(synthetic, masks, 64, 1.0)[1] == pytest.approx([1 / 2, 1 / 6, 1 / 6, 1 / 6])
     thirds = [1 / 3] * 3
-    assert choose_map_weights(planted[:, :4], masks, 64, 1.0, even=thirds)[1] == pytest.approx(thirds)
+    assert choose_map_weights(synthetic[:, :4], masks, 64, 1.0, even=thirds)[1] == pytest.approx(thirds)
 
 
 def test_of_shares_that_are_as_even_the_one_with_the_larger_overlap_is_taken(masks):
-    planted = parts_of(40, [1, 2, 3], masks, strength=1.5)
-    planted[:, [1, 3]] += 0.75 * torch.nn.functional.avg_pool2d(masks[:, None].float(), 8)
-    alpha, shares, overlap = choose_map_weights(planted, masks, 64, 1.0, alpha=0.0)
+    synthetic = components_of(40, [1, 2, 3], masks, strength=1.5)
+    synthetic[:, [1, 3]] += 0.75 * torch.nn.functional.avg_pool2d(masks[:, None].float(), 8)
+    alpha, shares, overlap = choose_map_weights(synthetic, masks, 64, 1.0, alpha=0.0)
     assert alpha == 0
     assert shares == pytest.approx([1 / 2, 1 / 6, 1 / 3])
-    mirrored = choose_map_weights(planted[:, [0, 1, 3, 2]], masks, 64, 1.0, alpha=0.0)
+    mirrored = choose_map_weights(synthetic[:, [0, 1, 3, 2]], masks, 64, 1.0, alpha=0.0)
     assert mirrored[1] == pytest.approx([1 / 2, 1 / 3, 1 / 6])
     assert mirrored[2] == pytest.approx(overlap)
 
 
 def test_alpha_rises_with_what_the_pixel_part_knows_and_is_kept_if_given(masks):
-    good, planted = parts_of(60, []), parts_of(40, [0], masks)
-    chosen = choose_weights(good, planted, masks, 64, 1.0)
+    good, synthetic = components_of(60, []), components_of(40, [0], masks)
+    chosen = choose_weights(good, synthetic, masks, 64, 1.0)
     assert chosen.alpha == max(ALPHAS)
-    kept = choose_weights(good, planted, masks, 64, 1.0, alpha=0.15)
+    kept = choose_weights(good, synthetic, masks, 64, 1.0, alpha=0.15)
     assert kept.alpha == 0.15
     assert kept.planted_pro < chosen.planted_pro
 
 
 def test_without_references_all_of_the_feature_part_is_the_feature_error(masks):
-    weights = choose_weights(parts_of(60, [])[:, :2], parts_of(40, [1], masks)[:, :2], masks, 64, 1.0)
+    weights = choose_weights(components_of(60, [])[:, :2], components_of(40, [1], masks)[:, :2], masks, 64, 1.0)
     assert weights.map_weights == [1.0]
     assert weights.image_parts[1]
     assert len(weights.image_parts) == 2
 
 
-def image_auroc(parts, good, planted, rule="max"):
+def image_auroc(components, good, synthetic, rule="max"):
     std, mean = torch.std_mean(worst_mean(good), dim=0)
-    scores = [combine(((worst_mean(each) - mean) / std)[:, parts], rule) for each in (good, planted)]
-    return roc_auc_score(np.repeat([0, 1], [len(good), len(planted)]), torch.cat(scores))
+    scores = [combine(((worst_mean(each) - mean) / std)[:, components], rule) for each in (good, synthetic)]
+    return roc_auc_score(np.repeat([0, 1], [len(good), len(synthetic)]), torch.cat(scores))
 
 
 def test_a_part_that_knows_nothing_may_not_decide_where_it_hides_what_others_know(masks):
-    good, planted = parts_of(400, []), parts_of(40, [2], masks)
-    chosen, rule, auroc = choose_image_parts(good, planted)
+    good, synthetic = components_of(400, []), components_of(40, [2], masks)
+    chosen, rule, auroc = choose_image_components(good, synthetic)
     assert chosen[2]
-    assert auroc == pytest.approx(image_auroc(chosen, good, planted, rule))
-    assert auroc > max(image_auroc([True] * 4, good, planted, rule) for rule in IMAGE_RULES)
+    assert auroc == pytest.approx(image_auroc(chosen, good, synthetic, rule))
+    assert auroc > max(image_auroc([True] * 4, good, synthetic, rule) for rule in IMAGE_RULES)
 
 
 def test_every_part_may_decide_where_each_sees_defects_of_its_own(masks):
-    good, planted = parts_of(60, []), parts_of(40, [], masks)
+    good, synthetic = components_of(60, []), components_of(40, [], masks)
     rises = 6.0 * torch.nn.functional.avg_pool2d(masks[:, None].float(), 8)
     for part in range(4):
-        planted[part::4, part : part + 1] += rises[part::4]
-    chosen, rule, auroc = choose_image_parts(good, planted)
+        synthetic[part::4, part : part + 1] += rises[part::4]
+    chosen, rule, auroc = choose_image_components(good, synthetic)
     assert chosen == [True] * 4
     assert rule == "max"
-    assert auroc > 0.95 > max(image_auroc([part], good, planted) for part in range(4)) + 0.1
+    assert auroc > 0.95 > max(image_auroc([part], good, synthetic) for part in range(4)) + 0.1
 
 
-def test_the_mean_decides_where_all_parts_see_the_same_faintly(masks):
-    good, planted = parts_of(400, []), parts_of(40, range(4), masks, strength=1.5)
-    chosen, rule, auroc = choose_image_parts(good, planted)
+def test_the_mean_decides_where_all_components_see_the_same_faintly(masks):
+    good, synthetic = components_of(400, []), components_of(40, range(4), masks, strength=1.5)
+    chosen, rule, auroc = choose_image_components(good, synthetic)
     assert (chosen, rule) == ([True] * 4, "mean")
-    assert auroc == pytest.approx(image_auroc(chosen, good, planted, "mean"))
-    assert auroc > image_auroc(chosen, good, planted, "max")
+    assert auroc == pytest.approx(image_auroc(chosen, good, synthetic, "mean"))
+    assert auroc > image_auroc(chosen, good, synthetic, "max")
 
 
-def test_of_choices_that_are_as_good_the_one_with_most_parts_is_taken(masks):
-    nothing_known = choose_image_parts(parts_of(60, []), parts_of(40, []))
+def test_of_choices_that_are_as_good_the_one_with_most_components_is_taken(masks):
+    nothing_known = choose_image_components(components_of(60, []), components_of(40, []))
     assert nothing_known[0] == [True] * 4

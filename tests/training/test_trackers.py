@@ -36,7 +36,7 @@ def train(environment, output_dir, *trackers):
 
 
 def assert_a_sheet(image):
-    """Check that an image is a whole sheet: five columns on white, with outlines of planted defects."""
+    """Check that an image is a whole sheet: five columns on white, with outlines of synthetic defects."""
     assert image.shape[-1] == 3
     assert image.shape[0] > 1000
     assert image.shape[1] > 600

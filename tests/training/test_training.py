@@ -319,13 +319,13 @@ def plant_blob(tile, rng, brightness):
     return Image.fromarray(pixels.astype(np.uint8)), mask
 
 
-def auroc(pipe, clean, planted):
-    scores = np.concatenate([pipe(clean).anomaly_score, pipe(planted).anomaly_score])
-    return roc_auc_score([0] * len(clean) + [1] * len(planted), scores)
+def auroc(pipe, clean, synthetic):
+    scores = np.concatenate([pipe(clean).anomaly_score, pipe(synthetic).anomaly_score])
+    return roc_auc_score([0] * len(clean) + [1] * len(synthetic), scores)
 
 
 @pytest.fixture(scope="module")
-def planted(unseen_tiles):
+def synthetic(unseen_tiles):
     """Each unseen tile three times with a dark blob: images and masks."""
     rng = np.random.default_rng(0)
     images = [plant_blob(tile, rng, 0.6) for tile in unseen_tiles for _ in range(3)]
@@ -345,15 +345,15 @@ def test_training_lowers_the_errors_on_good_images_it_has_not_seen(trained, untr
     assert (kl < 0.95 * blank_kl).all()
 
 
-def test_a_planted_defect_raises_the_score_above_that_of_clean_tiles(trained, unseen_tiles, planted):
-    images, _ = planted
+def test_a_synthetic_defect_raises_the_score_above_that_of_clean_tiles(trained, unseen_tiles, synthetic):
+    images, _ = synthetic
     assert auroc(trained, unseen_tiles, images) >= 0.9
     clean, defective = trained(unseen_tiles).anomaly_score, trained(images).anomaly_score
     assert np.mean(defective.reshape(-1, 3) > clean[:, None]) >= 0.9
 
 
-def test_the_map_is_higher_inside_a_planted_defect_than_outside(trained, planted):
-    images, masks = planted
+def test_the_map_is_higher_inside_a_synthetic_defect_than_outside(trained, synthetic):
+    images, masks = synthetic
     maps = trained(images).anomaly_map
     contrast = [
         anomaly_map[mask].mean() - anomaly_map[~mask].mean() for anomaly_map, mask in zip(maps, masks, strict=True)

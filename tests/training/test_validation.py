@@ -96,9 +96,9 @@ def test_images_whose_scores_are_ranked_are_never_looked_at(held_out):
 
 def test_good_images_come_first_and_every_kind_of_defect_follows(tile_files):
     images = choose_images(tile_files, NUM_IMAGES, RESOLUTION, 0)
-    good, planted = images[:NUM_IMAGES], images[NUM_IMAGES:]
-    assert len(planted) == 2 * len(KINDS)
-    for (sample, blank), (changed, mask) in zip(good, planted, strict=True):
+    good, synthetic = images[:NUM_IMAGES], images[NUM_IMAGES:]
+    assert len(synthetic) == 2 * len(KINDS)
+    for (sample, blank), (changed, mask) in zip(good, synthetic, strict=True):
         assert not blank.any()
         assert mask.any()
         assert (sample - changed)[:, mask].abs().max() > 0.03
@@ -189,4 +189,4 @@ def test_a_sheet_shows_a_defect_of_each_kind_beside_what_is_found(validation):
     assert validation.has_measured
     sheet = np.asarray(validation.draw_sheets()["tile"])
     assert sheet.shape[0] > len(KINDS) * 160
-    assert (sheet == (0, 255, 255)).all(axis=-1).sum() > 50  # outlines of the planted defects
+    assert (sheet == (0, 255, 255)).all(axis=-1).sum() > 50  # outlines of the synthetic defects

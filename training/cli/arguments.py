@@ -199,7 +199,7 @@ def _build_parser():
     scoring.add_argument(
         "--alpha",
         type=float,
-        help="weight of the pixel part in the map (Eq. 11); the default is chosen on planted defects",
+        help="weight of the pixel component in the map (Eq. 11); the default is chosen on synthetic defects",
     )
 
     running = parser.add_argument_group("running")
@@ -209,7 +209,7 @@ def _build_parser():
     running.add_argument(
         "--validation_steps",
         type=int,
-        help="steps between two validations, of which one follows the last step: how well the network tells planted "
+        help="steps between two validations, of which one follows the last step: how well the network tells synthetic "
         "defects from good images, on held-out ones that fit the calibration; 0 for none. It changes nothing of what "
         "is trained. The default is the preset's",
     )

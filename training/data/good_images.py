@@ -1,7 +1,7 @@
 """Good images as samples: categories of folders, and the data set that training and calibration read.
 
 Where images are given as `Path`, those of a data set (`hub_images.HubImage`) are taken as well. Files are found by
-`folders.py` and `layouts.py`, read by `reading.py`, set aside by `splits.py`.
+`image_folders.py` and `layouts.py`, read by `image_reading.py`, set aside by `splits.py`.
 """
 
 import logging

@@ -1,4 +1,4 @@
-"""Synthetic defects planted into good images: what separates them can be chosen without ever seeing a real defect.
+"""Synthetic defects put into good images: what separates them can be chosen without ever seeing a real defect.
 
 Each kind changes a region of random place, size, shape and strength, in ways that defects of manufactured parts differ
 from good ones: something is darker or brighter, scratched, displaced, smeared, or looks like another place of a part.
@@ -24,10 +24,10 @@ CONTRAST_SHARE = 0.8
 """This share of the regions is placed where the image has edges and texture, the rest anywhere."""
 
 
-class PlantedDefects(Dataset):
-    """Good images, each with one planted defect: samples, (3, height, width), and masks, bool, (height, width).
+class SyntheticDefects(Dataset):
+    """Good images, each with one synthetic defect: samples, (3, height, width), and masks, bool, (height, width).
 
-    What is planted depends on the seed and the place in the sequence alone. An image that comes again gets another
+    The defect depends on the seed and the place in the sequence alone. An image that comes again gets another
     defect, and every kind of defect comes equally often.
 
     Args:
@@ -50,12 +50,12 @@ class PlantedDefects(Dataset):
         random = np.random.default_rng((self.seed, index))
         kind = list(KINDS)[index % len(KINDS)]
         good, donor = self.images[index % len(self.images)], self.images[int(random.integers(len(self.images)))]
-        sample, mask = plant(good.numpy(), donor.numpy(), kind, random)
+        sample, mask = add_defect(good.numpy(), donor.numpy(), kind, random)
         return torch.from_numpy(sample), torch.from_numpy(mask)
 
 
-def plant(sample, donor, kind, random):
-    """Plant one defect.
+def add_defect(sample, donor, kind, random):
+    """Put one defect.
 
     Args:
         sample (`np.ndarray`): good image, float32 in [-1, 1], (3, height, width).

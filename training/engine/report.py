@@ -43,7 +43,7 @@ SEPARATION_TITLES = {
     "image_auroc": "Images told apart (image AUROC)",
     "pixel_auroc": "Defects' pixels found (pixel AUROC)",
 }
-PART_NAMES = {"features": "feature error", "kl": "KL"}
+COMPONENT_NAMES = {"features": "feature error", "kl": "KL"}
 
 logger = logging.getLogger(__name__)
 
@@ -81,12 +81,12 @@ def build_report(pipe, args, categories, splits, validation, training_seconds, p
     entries = read_progress(args.output_dir)
     several = len(splits) > 1
     sheets = validation.draw_sheets() if validation else {}
-    parts = []
+    sections = []
     for images, name in zip(categories, splits, strict=True):
         scoring = pipe.for_category(name if several else None)
         validated = validation.categories[name] if validation else None
-        found = _category_parts(scoring, images, validated, sheets.get(name), args.seed)
-        parts.append(html.section(f"Category {name}" if several else "What the model does", *found))
+        found = _category_section(scoring, images, validated, sheets.get(name), args.seed)
+        sections.append(html.section(f"Category {name}" if several else "What the model does", *found))
     trained, held_out = (sum(len(split[side]) for split in splits.values()) for side in (0, 1))
     more = " and more that were streamed" if args.streaming else ""
     lead = (
@@ -99,7 +99,7 @@ def build_report(pipe, args, categories, splits, validation, training_seconds, p
         [
             html.facts(_key_facts(pipe, args, trained, held_out, training_seconds)),
             html.section("How training went", *_curves(entries)),
-            *parts,
+            *sections,
             html.section("How it was made", *_making(args, entries, splits, training_seconds, phase_seconds)),
         ],
     )
@@ -153,7 +153,7 @@ def _curves(entries):
         )
     if separation["step"]:
         yield html.paragraph(
-            "How well the network alone tells synthetic defects, planted into held-out good images, from what is "
+            "How well the network alone tells synthetic defects, put into held-out good images, from what is "
             "good: 1 is perfect, 0.5 a guess. It is measured on few images, so that small steps up or down mean "
             "nothing. The finished model also compares images with references of good features."
         )
@@ -161,34 +161,34 @@ def _curves(entries):
             curves_svg(
                 title,
                 separation["step"],
-                {PART_NAMES[part]: separation[f"{part}_{measure}"] for part in PART_NAMES},
+                {COMPONENT_NAMES[name]: separation[f"{name}_{measure}"] for name in COMPONENT_NAMES},
                 (0.0, 1.0),
             )
             for measure, title in SEPARATION_TITLES.items()
         )
 
 
-def _category_parts(pipe, images, validated, sheet, seed):
+def _category_section(pipe, images, validated, sheet, seed):
     calibration, timesteps = pipe.calibration, list(pipe.config.timesteps)
     rate, bfloat16 = calibration.effective_rate(), pipe.uses_bfloat16()
     threshold = calibration.image_threshold(None, timesteps, bfloat16)
     yield html.paragraph(f"It was {describe_promise(calibration)}")
     good = calibration.ranked_scores(timesteps, bfloat16).cpu().numpy()
-    planted = np.empty(0) if validated is None else _planted_scores(pipe, validated)
+    synthetic = np.empty(0) if validated is None else _synthetic_scores(pipe, validated)
     caption = (
         f"Scores. Grey: the {len(good)} held-out good images that are ranked, of which {rate:.1%} may be rejected."
     )
-    if len(planted):
+    if len(synthetic):
         caption += (
-            f" Coloured: {len(planted)} held-out images with a synthetic defect, some of them faint, scored by "
-            f"the finished model: {(planted > threshold).sum()} are rejected (vermilion), the others accepted (blue)."
+            f" Coloured: {len(synthetic)} held-out images with a synthetic defect, some of them faint, scored by "
+            f"the finished model: {(synthetic > threshold).sum()} are rejected (vermilion), the others accepted (blue)."
         )
-    yield html.drawing(histogram_svg(good, planted, threshold, "synthetic defects"), caption, "histogram")
-    yield html.table(parts_table(calibration))
+    yield html.drawing(histogram_svg(good, synthetic, threshold, "synthetic defects"), caption, "histogram")
+    yield html.table(components_table(calibration))
     if sheet is not None:
         yield html.figure(
             sheet,
-            "The last validation: synthetic defects in held-out images, and what each part of the network alone "
+            "The last validation: synthetic defects in held-out images, and what each component of the network alone "
             "makes of them. The colours end at one and a half times the largest value that is usual in a good one.",
         )
     places = np.linspace(0, len(images) - 1, NUM_SAMPLES).round().astype(int)
@@ -204,7 +204,7 @@ def _category_parts(pipe, images, validated, sheet, seed):
     )
 
 
-def _planted_scores(pipe, validated):
+def _synthetic_scores(pipe, validated):
     timesteps = list(pipe.config.timesteps)
     noise = pipe.calibration.noise_fields(timesteps)
     samples = torch.stack([sample for sample, _ in validated.images[validated.num_good :]])
@@ -212,15 +212,15 @@ def _planted_scores(pipe, validated):
     return torch.cat(scores).cpu().numpy()
 
 
-def parts_table(calibration):
-    """What the score and the map are made of, and how they do on the planted defects that chose it."""
+def components_table(calibration):
+    """What the score and the map are made of, and how they do on the synthetic defects that chose it."""
     config = calibration.config
     rows = {"Part": "its weight in the map / whether the image's score looks at it"}
     names = ("KL (Eq. 9)", "feature error (Eq. 10)", *(name.removeprefix("the ") for name in REFERENCES.values()))
     for name, share, decides in zip(names, calibration.map_shares, calibration.image_parts, strict=False):
         rows[name] = f"{share:.0%} / {'yes' if decides else 'no'}"
     rule = {"max": "the largest of these", "mean": "the mean of these"}[config.image_rule]
-    rows["the image's score"] = rule if sum(calibration.image_parts) > 1 else "that part's"
+    rows["the image's score"] = rule if sum(calibration.image_parts) > 1 else "that component's"
     if config.planted_image_auroc is not None:
         rows["this choice, on synthetic defects"] = (
             f"image AUROC {config.planted_image_auroc:.3f}, PRO {config.planted_pro:.3f}"

@@ -1,6 +1,6 @@
-"""How well a network tells synthetic defects from good images while it is trained, by its own parts (Eq. 9 and 10).
+"""How well a network tells synthetic defects from good images while it is trained, by its components (Eq. 9 and 10).
 
-A few held-out good images, and the same with planted defects, are measured with the averaged weights, which are what
+A few held-out good images, and the same with synthetic defects, are measured with the averaged weights, which are what
 a training ends with. Nothing is chosen by it, and nothing of the training is changed: noise and defects follow from the
 seed, and the weights are put back bit for bit.
 """
@@ -20,21 +20,21 @@ from pipelines.score_calibration import Measurement, ScoreCalibration
 from rendering.heat_map import SATURATION_FACTOR
 from rendering.sheet import map_sheet
 from training.data.good_images import GoodImages
-from training.data.synthetic_defects import KINDS, PlantedDefects
+from training.data.synthetic_defects import KINDS, SyntheticDefects
 from training.fitting.blend_weights import REDUCTION
 from training.fitting.calibration_fit import draw_noise_fields, measure_all, split_held_out
 from training.fitting.normalisation import fit_normalisation
 from training.records.progress import SEPARATION
 
 NUM_IMAGES = 12
-"""Good ones, shared out among the categories; as many have a planted defect, of every kind two."""
+"""Good ones, shared out among the categories; as many have a synthetic defect, of every kind two."""
 
 MIN_IMAGES = 4
 """Of each category, however many there are."""
 
 BATCH_SIZE = 8
 SHOWN_GOOD, CELL = 2, 160
-COLUMNS = ("image", "planted defect", "KL (Eq. 9)", "feature error (Eq. 10)", "mean of both")
+COLUMNS = ("image", "synthetic defect", "KL (Eq. 9)", "feature error (Eq. 10)", "mean of both")
 
 
 @dataclass
@@ -44,8 +44,8 @@ class ValidatedCategory:
     Args:
         pipe (`AnomalyScoringPipeline`): without references, which are fitted at the end.
         images (`list[tuple]`): samples, (3, resolution, resolution) in [-1, 1], with masks, bool: first the good
-            ones, then as many planted ones.
-        maps (`torch.Tensor`, *optional*): both parts of each, KL first, in standard deviations of the good
+            ones, then as many synthetic ones.
+        maps (`torch.Tensor`, *optional*): both components of each, KL first, in standard deviations of the good
             ones, float32, (images, 2, grid, grid).
     """
 
@@ -55,7 +55,7 @@ class ValidatedCategory:
 
     @property
     def num_good(self):
-        """How many of the images are good; the others are planted."""
+        """How many of the images are good; the others are synthetic."""
         return len(self.images) // 2
 
 
@@ -130,14 +130,14 @@ class Validation:
     def draw_sheets(self):
         """A sheet of each category, `dict[str, PIL.Image.Image]`, of what was measured last.
 
-        One planted defect of each kind, then good images. The colours end above the largest value that is usual
+        One synthetic defect of each kind, then good images. The colours end above the largest value that is usual
         in a good image, the median of theirs.
         """
         return {name: _draw_sheet(category) for name, category in self.categories.items()}
 
 
 def choose_images(held_out, count, resolution, seed, groups=None, white_level=WHITE_LEVELS[-1]):
-    """Good images and the same with planted defects, as `ValidatedCategory` holds them.
+    """Good images and the same with synthetic defects, as `ValidatedCategory` holds them.
 
     Args:
         held_out (`list[Path]` or `list[HubImage]`): of a category.
@@ -150,8 +150,8 @@ def choose_images(held_out, count, resolution, seed, groups=None, white_level=WH
     places = np.linspace(0, len(fitted) - 1, min(count, len(fitted))).round().astype(int)
     images = GoodImages([fitted[place] for place in places], resolution, white_level=white_level)
     blank = torch.zeros(resolution, resolution, dtype=torch.bool)
-    planted = PlantedDefects(images, len(images), seed)
-    return [(images[i], blank) for i in range(len(images))] + [planted[i] for i in range(len(planted))]
+    synthetic = SyntheticDefects(images, len(images), seed)
+    return [(images[i], blank) for i in range(len(images))] + [synthetic[i] for i in range(len(synthetic))]
 
 
 @contextmanager
@@ -185,7 +185,7 @@ def standardized(pipe, measured, num_good):
 
 
 def separation_of(pipe, maps, masks):
-    """How well each part tells planted defects from what is good.
+    """How well each component tells synthetic defects from what is good.
 
     Args:
         pipe (`AnomalyScoringPipeline`): whose maps they are.
@@ -194,16 +194,16 @@ def separation_of(pipe, maps, masks):
 
     Returns:
         `dict[str, float]`: each of `SEPARATION`. Image AUROC ranks images by the mean of the worst 1 % of places;
-        pixel AUROC ranks the pixels of the planted images.
+        pixel AUROC ranks the pixels of the synthetic images.
     """
-    is_planted = masks.flatten(1).any(dim=1)
+    is_synthetic = masks.flatten(1).any(dim=1)
     scores = worst_mean(maps)
-    reduced = masks[is_planted][:, ::REDUCTION, ::REDUCTION].flatten()
-    rendered = render(maps[is_planted], pipe.resolution // REDUCTION, pipe.config.smoothing_sigma / REDUCTION)
+    reduced = masks[is_synthetic][:, ::REDUCTION, ::REDUCTION].flatten()
+    rendered = render(maps[is_synthetic], pipe.resolution // REDUCTION, pipe.config.smoothing_sigma / REDUCTION)
     found = {}
-    for place, part in enumerate(("kl", "features")):
-        found[f"{part}_image_auroc"] = float(roc_auc_score(is_planted, scores[:, place]))
-        found[f"{part}_pixel_auroc"] = float(roc_auc_score(reduced, rendered[:, place].flatten()))
+    for place, component in enumerate(("kl", "features")):
+        found[f"{component}_image_auroc"] = float(roc_auc_score(is_synthetic, scores[:, place]))
+        found[f"{component}_pixel_auroc"] = float(roc_auc_score(reduced, rendered[:, place].flatten()))
     return found
 
 

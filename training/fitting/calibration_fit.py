@@ -11,9 +11,9 @@ from pipelines.denoising_network import has_bfloat16
 from pipelines.score_calibration import NUM_ALPHAS, Measurement, ScoreCalibration
 from training.data.good_images import GoodImages
 from training.data.splits import count_parts, hold_out, part_numbers
-from training.data.synthetic_defects import PlantedDefects
+from training.data.synthetic_defects import SyntheticDefects
 from training.fitting.blend_weights import choose_weights, even_shares
-from training.fitting.normalisation import fit_normalisation, part_scores_of, standardized_subsets
+from training.fitting.normalisation import component_scores_of, fit_normalisation, standardized_subsets
 from training.runtime.collectives import (
     gather_rows,
     is_main_process,
@@ -30,13 +30,9 @@ FITTED_SHARE = 0.4
 
 
 NUM_FOLDS = 5
-
-
 MAPS_AT_ONCE = 16
-
-
-NUM_PLANTED = 180
-"""So many defects are planted to choose weights and deciding parts, in turn into each image."""
+NUM_SYNTHETIC = 180
+"""Synthetic defects used to select blend weights and score components, put into each image in turn."""
 
 
 def fit_calibration(
@@ -44,9 +40,9 @@ def fit_calibration(
 ):
     """Calibrate a pipeline on good images that its model was not trained on.
 
-    The images that fit the normalisation also serve, with defects planted into them, to choose the weights of Eq. 11
-    and the parts that decide a score; those that are ranked do not, so that the promised rate holds whatever is chosen.
-    (Where images are too few to be split, the same do both, and the rate is an estimate.)
+    The images that fit the normalisation also serve, with synthetic defects put into them, to choose the weights of
+    Eq. 11 and the components that decide a score; those that are ranked do not, so that the promised rate holds
+    whatever is chosen. (Where images are too few to be split, the same do both, and the rate is an estimate.)
 
     Several processes share the images out; each of them has to call this, and each gets the same calibration.
 
@@ -56,10 +52,10 @@ def fit_calibration(
         timesteps (`list[int]`): T to calibrate, with every subset of it.
         seed (`int`): draws the noise fields and splits the images.
         batch_size (`int`): images per UNet call.
-        alpha (`float`, *optional*): weight of the pixel part in the map; by default it is chosen too.
+        alpha (`float`, *optional*): weight of the pixel component in the map; by default it is chosen too.
         on_progress (*optional*): called after each batch with the images this process has measured so far and their
             total; what it raises ends the calibration.
-        groups (`dict`, *optional*): the part that each image shows (`images.groups.find_groups`); by default each
+        groups (`dict`, *optional*): the part that each image shows (`data.groups.find_groups`); by default each
             shows one of its own. Images of a part are never on both sides of a split, and share its weight.
         ranks_bfloat16 (`bool`, *optional*): whether images are ranked in bfloat16 as well, for verdicts in it; by
             default where the processor computes in it.
@@ -93,8 +89,8 @@ def fit_calibration(
         GoodImages(chosen, pipe.resolution, white_level=pipe.config.white_level)
         for chosen in (ranked_files, fitted_files)
     )
-    planted_images = PlantedDefects(fitted_images, NUM_PLANTED, seed)
-    measured_images = [ranked_images, planted_images]
+    synthetic_images = SyntheticDefects(fitted_images, NUM_SYNTHETIC, seed)
+    measured_images = [ranked_images, synthetic_images]
     measured_images += [] if cross_fitted else [fitted_images]
     measured_images += [ranked_images] if ranks_bfloat16 else []
     total = sum(len(own_share(len(images), batch_size)) for images in measured_images)
@@ -112,12 +108,12 @@ def fit_calibration(
         ranked = measured(ranked_images)[0]
         rough = measured(ranked_images, "bf16")[0] if ranks_bfloat16 else None
         fitted = ranked if cross_fitted else measured(fitted_images)[0]
-        planted, masks = measured(planted_images)
+        synthetic, masks = measured(synthetic_images)
 
     sigma = pipe.config.smoothing_sigma
     fit_normalisation(calibration, fitted)
-    fitted, planted = (calibration.standardize(parts, timesteps) for parts in (fitted, planted))
-    weights = choose_weights(fitted, planted, masks, pipe.resolution, sigma, alpha)
+    fitted, synthetic = (calibration.standardize(each, timesteps) for each in (fitted, synthetic))
+    weights = choose_weights(fitted, synthetic, masks, pipe.resolution, sigma, alpha)
     calibration.register_to_config(**asdict(weights))
     tables = [ranked] if rough is None else [ranked, rough]
     if cross_fitted:
@@ -182,7 +178,7 @@ def measure_all(pipe, images, timesteps, noise, batch_size, mixed_precision="no"
         batches.append([*(maps.cpu() for maps in pipe.measure(samples, timesteps, noise, mixed_precision)), masks])
         if on_batch is not None:
             on_batch(min(len(samples), len(own)))
-    rows = (gather_rows(torch.cat(parts)[: len(own)], len(images), batch_size) for parts in zip(*batches, strict=True))
+    rows = (gather_rows(torch.cat(rows)[: len(own)], len(images), batch_size) for rows in zip(*batches, strict=True))
     *maps, masks = rows
     return Measurement(*maps), masks
 
@@ -190,7 +186,7 @@ def measure_all(pipe, images, timesteps, noise, batch_size, mixed_precision="no"
 def fit_image_ranks(calibration, fitted, ranked):
     """Fit all that p-values depend on to measurements already taken: what `fit_calibration` does with disjoint parts.
 
-    Weights and deciding parts stay as they are, and so do the ranks of map values, which only masks depend on.
+    Weights and deciding components stay as they are, and so do the ranks of map values, which only masks depend on.
 
     Args:
         calibration (`ScoreCalibration`): changed in place.
@@ -198,7 +194,7 @@ def fit_image_ranks(calibration, fitted, ranked):
         ranked (`Measurement`): of those whose scores are ranked, as many as its `num_ranked`.
     """
     fit_normalisation(calibration, fitted)
-    calibration.part_scores.copy_(part_scores_of(calibration, ranked))
+    calibration.part_scores.copy_(component_scores_of(calibration, ranked))
 
 
 def draw_noise_fields(seed, timesteps, resolution):
@@ -212,16 +208,16 @@ def draw_noise_fields(seed, timesteps, resolution):
 
 
 def _score_all(calibration, measured, sigma):
-    """Part scores, (subsets, images, parts), and map maxima, (subsets, alphas, images)."""
+    """Component scores, (subsets, images, components), and map maxima, (subsets, alphas, images)."""
     maxima = []
-    for parts in standardized_subsets(calibration, measured):
+    for components in standardized_subsets(calibration, measured):
         rows = []
-        for batch in calibration.two_parts(parts).split(MAPS_AT_ONCE):
+        for batch in calibration.two_components(components).split(MAPS_AT_ONCE):
             kl_maps, feature_maps = render(batch, calibration.config.resolution, sigma).unbind(dim=1)
             alphas = torch.linspace(0, 1, NUM_ALPHAS).tolist()
             rows.append(torch.stack([blend(kl_maps, feature_maps, alpha).amax(dim=(1, 2)) for alpha in alphas]))
         maxima.append(torch.cat(rows, dim=1))
-    return part_scores_of(calibration, measured), torch.stack(maxima)
+    return component_scores_of(calibration, measured), torch.stack(maxima)
 
 
 def _cross_fit(calibration, tables, parts, sigma):
@@ -234,7 +230,7 @@ def _cross_fit(calibration, tables, parts, sigma):
         sigma (`float`): smoothing of the maps.
 
     Returns:
-        `list[tuple]`: part scores and map maxima of each table, as `_score_all` returns them.
+        `list[tuple]`: component scores and map maxima of each table, as `_score_all` returns them.
     """
     first = tables[0]
     folds = parts % min(NUM_FOLDS, int(parts.max()) + 1)

@@ -1,4 +1,4 @@
-"""What good images measure on average and how far they vary: what is divided out before Eq. 11 blends the parts."""
+"""What good images measure on average and how far they vary: what is divided out before Eq. 11."""
 
 import torch
 
@@ -13,7 +13,7 @@ POSITION_SIGMA = 1.0
 
 
 def fit_normalisation(calibration, measured):
-    """Set mean and deviation of every part's maps, then of its worst places, from a `Measurement` of good images."""
+    """Set mean and standard deviation of each component's maps, then of its worst places, from good images."""
     for name in ("kl", "feature_error"):
         mean, std = _shrunk_statistics(getattr(measured, name))
         getattr(calibration, f"{name}_mean").copy_(mean)
@@ -22,7 +22,7 @@ def fit_normalisation(calibration, measured):
         std, mean = torch.std_mean(measured.reference, dim=(0, 2, 3))
         calibration.reference_mean.copy_(mean)
         calibration.reference_std.copy_(std.clamp(min=1e-6))
-    std, mean = torch.std_mean(part_scores_of(calibration, measured), dim=1)
+    std, mean = torch.std_mean(component_scores_of(calibration, measured), dim=1)
     calibration.part_score_mean.copy_(mean)
     calibration.part_score_std.copy_(std.clamp(min=1e-6))
 
@@ -43,15 +43,15 @@ def _shrunk_statistics(maps):
     return mean.float(), variance.clamp(min=1e-6 * common_variance).sqrt().float()
 
 
-def part_scores_of(calibration, measured):
-    """The worst places of each part of a `Measurement` for every subset of timesteps, (subsets, images, parts)."""
-    return torch.stack([worst_mean(parts) for parts in standardized_subsets(calibration, measured)])
+def component_scores_of(calibration, measured):
+    """The worst places of each component for every subset of timesteps, (subsets, images, components)."""
+    return torch.stack([worst_mean(components) for components in standardized_subsets(calibration, measured)])
 
 
 def standardized_subsets(calibration, measured):
-    """Yield the standardised parts, (images, parts, grid, grid), for every subset of the timesteps."""
+    """Yield the standardised components, (images, components, grid, grid), for every subset of the timesteps."""
     timesteps = list(calibration.config.timesteps)
     for subset in timestep_subsets(timesteps):
         chosen = [timesteps.index(timestep) for timestep in subset]
-        part = Measurement(measured.kl[:, chosen], measured.feature_error[:, chosen], measured.reference)
-        yield calibration.standardize(part, list(subset))
+        subset_measured = Measurement(measured.kl[:, chosen], measured.feature_error[:, chosen], measured.reference)
+        yield calibration.standardize(subset_measured, list(subset))

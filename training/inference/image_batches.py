@@ -1,7 +1,7 @@
 """Decoded images of a source in batches, for the processes of a `DataLoader`.
 
 The runs of a source are dealt out to the processes of a launch, and those of a process to its loader's workers. Each
-run is cut into parts, which are what is written at once (`score_parts.py`), and each part into batches; the images
+run is cut into chunks, which are what is written at once (`scored_chunks.py`), and each chunk into batches; the images
 of a batch depend on the batch size alone, not on how many processes there are or where one was killed.
 """
 
@@ -38,49 +38,49 @@ class ImageBatch:
     """Images that are scored together.
 
     Args:
-        run, part (`int`): where they are.
+        run, chunk (`int`): where they are.
         images (`list[DecodedImage]`): in their order.
-        ends_part, ends_run (`bool`): whether they are the last ones there.
+        ends_chunk, ends_run (`bool`): whether they are the last ones there.
         failure (`str`): why the source cannot be read on; the batch then is nothing else.
     """
 
     run: int
-    part: int
+    chunk: int
     images: list
-    ends_part: bool = False
+    ends_chunk: bool = False
     ends_run: bool = False
     failure: str = ""
 
 
 class ImageBatches(IterableDataset):
-    """The batches of some runs, from where their finished parts end.
+    """The batches of some runs, from where their finished chunks end.
 
     Args:
         source: see `image_sources.py`.
         runs (`range`): the runs.
-        finished (`Callable[[int], tuple[int, bool]]`): number of a run's finished parts, and whether they are all.
-        part_size (`int`): images of a part, the last one of a run perhaps smaller.
-        batch_size (`int`): images of a batch, the last one of a part perhaps smaller.
+        finished (`Callable[[int], tuple[int, bool]]`): number of a run's finished chunks, and whether they are all.
+        chunk_size (`int`): images of a chunk, the last one of a run perhaps smaller.
+        batch_size (`int`): images of a batch, the last one of a chunk perhaps smaller.
     """
 
-    def __init__(self, source, runs, finished, part_size, batch_size):
+    def __init__(self, source, runs, finished, chunk_size, batch_size):
         self.source, self.runs, self.finished = source, runs, finished
-        self.part_size, self.batch_size = part_size, batch_size
+        self.chunk_size, self.batch_size = chunk_size, batch_size
 
     def __iter__(self):
         worker = get_worker_info()
         for run in self.runs if worker is None else self.runs[worker.id :: worker.num_workers]:
-            part, is_whole = self.finished(run)
+            chunk, is_whole = self.finished(run)
             if is_whole:
                 continue
             try:
-                yield from self._batches(run, part)
+                yield from self._batches(run, chunk)
             except (ValueError, OSError) as error:  # a worker's exception would bring its traceback
-                yield ImageBatch(run, part, [], failure=str(error))
+                yield ImageBatch(run, chunk, [], failure=str(error))
                 return
 
-    def _batches(self, run, part):
-        images = self.source.images(run, part * self.part_size)
+    def _batches(self, run, chunk):
+        images = self.source.images(run, chunk * self.chunk_size)
         image, size, decoded = next(images, None), 0, []
         while True:
             if image is not None:
@@ -88,14 +88,14 @@ class ImageBatches(IterableDataset):
                 size += 1
                 image = next(images, None)  # the one before was read: a stream may be closed after its last
             ends_run = image is None
-            ends_part = ends_run or size == self.part_size
-            if ends_part or len(decoded) == self.batch_size:
-                yield ImageBatch(run, part, decoded, ends_part, ends_run)
+            ends_chunk = ends_run or size == self.chunk_size
+            if ends_chunk or len(decoded) == self.batch_size:
+                yield ImageBatch(run, chunk, decoded, ends_chunk, ends_run)
                 decoded = []
             if ends_run:
                 return
-            if ends_part:
-                part, size = part + 1, 0
+            if ends_chunk:
+                chunk, size = chunk + 1, 0
 
 
 def load_batches(batches, num_workers):

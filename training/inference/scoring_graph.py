@@ -25,12 +25,12 @@ class ScoringGraph(torch.nn.Module):
         super().__init__()
         self.timesteps = list(pipe.config.timesteps if timesteps is None else timesteps)
         self.alpha = pipe.alpha
-        pixel_part_counts, *self.feature_parts_count = _parts_that_count(pipe)
-        self.pixel_part_counts = pixel_part_counts
-        unet = pipe.unet if pixel_part_counts else _without_pixels(pipe.unet, 6 * pipe.config.patch_size**2)
+        pixel_component_counts, *self.feature_components_count = _components_that_count(pipe)
+        self.pixel_component_counts = pixel_component_counts
+        unet = pipe.unet if pixel_component_counts else _without_pixels(pipe.unet, 6 * pipe.config.patch_size**2)
         self.pipe = type(pipe).from_pipe(pipe, unet=unet, mixed_precision="no")
-        modules = {name: part for name, part in self.pipe.components.items() if isinstance(part, torch.nn.Module)}
-        self.parts = torch.nn.ModuleDict(modules)
+        modules = {name: module for name, module in self.pipe.components.items() if isinstance(module, torch.nn.Module)}
+        self.modules_of_pipe = torch.nn.ModuleDict(modules)
 
     def forward(self, images):
         """Score a batch.
@@ -45,21 +45,21 @@ class ScoringGraph(torch.nn.Module):
         pipe, calibration = self.pipe, self.pipe.calibration
         noise = calibration.noise_fields(self.timesteps)
         measured = self._with_what_counts(pipe.measure(squares_to_samples(images), self.timesteps, noise))
-        parts = calibration.standardize(measured, self.timesteps)
+        components = calibration.standardize(measured, self.timesteps)
         # The axis of length 1 keeps OpenVINO 2026.4 from fusing the mean of an image's worst places with what
         # follows: it does so wrongly for more than one image.
-        anomaly_score = calibration.image_score(parts[:, None], self.timesteps)[:, 0]
-        kl_map, feature_map = calibration.two_parts(parts).split(1, dim=1)
+        anomaly_score = calibration.image_score(components[:, None], self.timesteps)[:, 0]
+        kl_map, feature_map = calibration.two_components(components).split(1, dim=1)
         # Blended first, smoothed then: both are linear, and one map is smoothed instead of two.
         anomaly_map = render(blend(kl_map, feature_map, self.alpha), pipe.resolution, pipe.config.smoothing_sigma)
         return anomaly_score, calibration.p_value(anomaly_score, self.timesteps), anomaly_map[:, 0]
 
     def _with_what_counts(self, measured):
         """Zeros for what does not count: nothing then asks for what would compute it, and no graph holds it."""
-        error_counts, *references_count = self.feature_parts_count
+        error_counts, *references_count = self.feature_components_count
         references = zip(measured.reference.unbind(dim=1), references_count, strict=True)
         return measured._replace(
-            kl=measured.kl if self.pixel_part_counts else _zeros(measured.kl),
+            kl=measured.kl if self.pixel_component_counts else _zeros(measured.kl),
             feature_error=measured.feature_error if error_counts else _zeros(measured.feature_error),
             reference=torch.cat(
                 [measured.reference[:, :0], *((m if counts else _zeros(m))[:, None] for m, counts in references)], dim=1
@@ -72,8 +72,8 @@ def _zeros(maps):
     return maps.new_zeros(maps.shape)
 
 
-def _parts_that_count(pipe):
-    """Whether the pixel part, the feature error and each reference count in map or score, `list[bool]`."""
+def _components_that_count(pipe):
+    """Whether the pixel component, the feature error and each reference count in map or score, `list[bool]`."""
     in_map = [pipe.alpha > 0, *(pipe.alpha < 1 and weight > 0 for weight in pipe.calibration.config.map_weights)]
     return [any(both) for both in zip(in_map, pipe.calibration.image_parts, strict=True)]
 

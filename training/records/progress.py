@@ -22,7 +22,7 @@ import numpy as np
 PROGRESS = "progress.jsonl"
 LOSSES = ("noise", "bound", "features")
 SEPARATION = ("kl_image_auroc", "kl_pixel_auroc", "features_image_auroc", "features_pixel_auroc")
-"""How well the network's parts, KL (Eq. 9) and feature error (Eq. 10), tell planted defects from what is good."""
+"""How well KL (Eq. 9) and feature error (Eq. 10) tell synthetic defects from what is good."""
 
 WRITTEN_EVERY = 1.0
 """Seconds between two lines, at least; the first and the last step have one in any case."""
@@ -107,7 +107,7 @@ def loss_curve(entries, max_points=200):
     if not kept:
         return {name: [] for name in names}
     values = np.array([[entry[name] for name in names] for entry in kept], float)
-    means = np.stack([part.mean(axis=0) for part in np.array_split(values, min(max_points, len(values)))])
+    means = np.stack([share.mean(axis=0) for share in np.array_split(values, min(max_points, len(values)))])
     return dict(zip(names, means.T.tolist(), strict=True))
 
 

@@ -48,7 +48,7 @@ def read_record(folder):
 def publishable_record(record):
     """What of a record others may read, `dict`: of held-out images their number and a hash of all their names.
 
-    The split follows from names and seed alone (`images.data.hold_out`), so that whoever has the images finds it
+    The split follows from names and seed alone (`data.splits.hold_out`), so that whoever has the images finds it
     again, and sees by the hash whether it is the same.
     """
     shared = {name: record[name] for name in ("training_seconds", "peak_memory_gb") if name in record}

@@ -1,4 +1,4 @@
-"""Score the batches of a process and write what belongs to each finished part: overlays, maps, and last its rows."""
+"""Score the batches of a process and write what belongs to each finished chunk: overlays, maps, and last its rows."""
 
 from collections import defaultdict
 from pathlib import Path
@@ -17,27 +17,27 @@ OVERLAYS = "overlays"
 """In the output folder."""
 
 
-class PartScorer:
-    """Scores batches; parts of several runs may be under way at once, each of them in its order.
+class ChunkScorer:
+    """Scores batches; chunks of several runs may be under way at once, each of them in its order.
 
     Args:
         pipe (`AnomalyScoringPipeline`): a calibrated pipeline.
-        parts (`ScoreParts`): where finished parts are kept.
+        chunks (`ScoredChunks`): where finished chunks are kept.
         alpha (`float`, *optional*), false_alarm_rate (`float`, *optional*): as the pipeline takes them.
         overlays (`bool`): whether to draw heat maps over the images, below OUT/overlays.
         maps (`bool`): whether to keep the anomaly maps, in OUT/maps.
     """
 
-    def __init__(self, pipe, parts, alpha=None, false_alarm_rate=None, overlays=True, maps=False):
-        self.pipe, self.parts = pipe, parts
+    def __init__(self, pipe, chunks, alpha=None, false_alarm_rate=None, overlays=True, maps=False):
+        self.pipe, self.chunks = pipe, chunks
         self.options = {"alpha": alpha, "false_alarm_rate": false_alarm_rate}
         self.saturation = saturation_of(pipe) if overlays else None
         self.keeps_maps = maps
         self._rows, self._maps = defaultdict(list), defaultdict(list)
 
     def score(self, batch):
-        """Score a `ImageBatch`; if it ends its part, the part is written."""
-        place = batch.run, batch.part
+        """Score a `ImageBatch`; if it ends its chunk, the chunk is written."""
+        place = batch.run, batch.chunk
         readable = [index for index, image in enumerate(batch.images) if image.rgb is not None]
         rows = [unreadable_row(image.name, image.refusal) for image in batch.images]
         if readable:
@@ -52,21 +52,21 @@ class PartScorer:
                     square = resize_map(torch.from_numpy(anomaly_map), (self.pipe.resolution,) * 2)
                     self._maps[place].append((image.name, square.numpy()))
         self._rows[place] += rows
-        if batch.ends_part:
+        if batch.ends_chunk:
             self._write(place, batch.ends_run)
 
     def _draw(self, image, anomaly_map, mask):
         shown = as_uint8(image.rgb, self.pipe.config.white_level)
         drawn = outline(overlay(shown, anomaly_map, self.saturation), mask)
-        path = Path(self.parts.output_dir, OVERLAYS, f"{image.target}.png")
+        path = Path(self.chunks.output_dir, OVERLAYS, f"{image.target}.png")
         path.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(path, self.parts.folder, durable=False) as stream:
+        with whole_file(path, self.chunks.folder, durable=False) as stream:
             Image.fromarray(drawn).save(stream, "PNG")
 
     def _write(self, place, is_last):
         maps = self._maps.pop(place, [])
         if maps:
-            self.parts.maps.mkdir(exist_ok=True)
-            with whole_file(self.parts.maps / f"{self.parts.name(*place)}.parquet", self.parts.folder) as stream:
+            self.chunks.maps.mkdir(exist_ok=True)
+            with whole_file(self.chunks.maps / f"{self.chunks.name(*place)}.parquet", self.chunks.folder) as stream:
                 write_maps(*zip(*maps, strict=True), stream)
-        self.parts.write(*place, self._rows.pop(place), is_last)
+        self.chunks.write(*place, self._rows.pop(place), is_last)

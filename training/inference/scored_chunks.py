@@ -1,9 +1,9 @@
-"""What makes scoring restartable: finished parts of the table, and a manifest of what they belong to.
+"""What makes scoring restartable: finished chunks of the table, and a manifest of what they belong to.
 
 OUT/manifest.json says which model, images and settings the scores in OUT are of; others are refused. Until the table
-is whole, OUT/parts holds a file for each part that is finished, whose first line says how many images it has and
+is whole, OUT/parts holds a file for each chunk that is finished, whose first line says how many images it has and
 whether it is its run's last, and each other line is a row. Every file is there whole or not at all; its name follows
-from its place, so that a part that is scored twice is written once.
+from its place, so that a chunk that is scored twice is written once.
 """
 
 import hashlib
@@ -23,13 +23,13 @@ from training.runtime.output_folder import prepare_output_dir
 from training.runtime.whole_files import clear_partial_files, whole_file
 
 MANIFEST = "manifest.json"
-PARTS = "parts"
+CHUNKS = "parts"
 MAPS = "maps"
 PREFIX = "part-"
 
 
-class ScoreParts:
-    """The finished parts in an output folder.
+class ScoredChunks:
+    """The finished chunks in an output folder.
 
     Args:
         output_dir (`Path`): the folder.
@@ -39,7 +39,7 @@ class ScoreParts:
     def __init__(self, output_dir, table_format="csv"):
         self.output_dir, self.table_format = Path(output_dir), table_format
         self.table = self.output_dir / f"scores.{table_format}"
-        self.folder, self.maps = self.output_dir / PARTS, self.output_dir / MAPS
+        self.folder, self.maps = self.output_dir / CHUNKS, self.output_dir / MAPS
         self._held = None
 
     def __getstate__(self):
@@ -86,7 +86,7 @@ class ScoreParts:
         return described, counts
 
     def finish(self, described, counts):
-        """Say that the table is whole, with how many images have each verdict, and delete the parts."""
+        """Say that the table is whole, with how many images have each verdict, and delete the chunks."""
         _write_manifest(self, described, counts)
         self.remove()
 
@@ -111,33 +111,33 @@ class ScoreParts:
         with open(path, "ab") as stream:
             return not _lock(stream, unsupported=False)
 
-    def write(self, run, part, rows, is_last):
-        """Keep the rows (`list[ScoreRow]`) of a part; `is_last` says that the run ends with it."""
+    def write(self, run, chunk, rows, is_last):
+        """Keep the rows (`list[ScoreRow]`) of a chunk; `is_last` says that the run ends with it."""
         lines = [json.dumps({"pictures": len(rows), "is_last": is_last}), *(json.dumps(asdict(row)) for row in rows)]
-        with whole_file(self._path(run, part)) as stream:
+        with whole_file(self._path(run, chunk)) as stream:
             stream.write("".join(f"{line}\n" for line in lines).encode())
 
     def finished(self, run):
-        """How many parts of a run are finished, from its first on, and whether they are all, `tuple[int, bool]`."""
+        """How many chunks of a run are finished, from its first on, and whether they are all, `tuple[int, bool]`."""
         count = 0
         while self._path(run, count).exists():
             count += 1
         return count, count > 0 and self._head(run, count - 1)["is_last"]
 
     def count_images(self, num_runs):
-        """Images in the finished parts of the first `num_runs` runs."""
+        """Images in the finished chunks of the first `num_runs` runs."""
         return sum(
-            self._head(run, part)["pictures"] for run in range(num_runs) for part in range(self.finished(run)[0])
+            self._head(run, chunk)["pictures"] for run in range(num_runs) for chunk in range(self.finished(run)[0])
         )
 
     def count(self):
-        """How many parts are finished, of all runs and processes."""
+        """How many chunks are finished, of all runs and processes."""
         return sum(1 for path in self.folder.iterdir() if path.name.startswith(PREFIX))
 
     def rows(self, run):
         """Yield the rows of a finished run, `ScoreRow`, in their order."""
-        for part in range(self.finished(run)[0]):
-            with open(self._path(run, part), encoding="utf-8") as stream:
+        for chunk in range(self.finished(run)[0]):
+            with open(self._path(run, chunk), encoding="utf-8") as stream:
                 next(stream)
                 for line in stream:
                     yield ScoreRow(**json.loads(line))
@@ -153,15 +153,15 @@ class ScoreParts:
             with suppress(OSError):  # of an output folder that holds something
                 self.output_dir.rmdir()
 
-    def name(self, run, part):
-        """Name of a part's files, without ending; in alphabetical order they are in that of the images."""
-        return f"{PREFIX}{run:06}-{part:05}"
+    def name(self, run, chunk):
+        """Name of a chunk's files, without ending; in alphabetical order they are in that of the images."""
+        return f"{PREFIX}{run:06}-{chunk:05}"
 
-    def _path(self, run, part):
-        return self.folder / f"{self.name(run, part)}.jsonl"
+    def _path(self, run, chunk):
+        return self.folder / f"{self.name(run, chunk)}.jsonl"
 
-    def _head(self, run, part):
-        with open(self._path(run, part), encoding="utf-8") as stream:
+    def _head(self, run, chunk):
+        with open(self._path(run, chunk), encoding="utf-8") as stream:
             return json.loads(next(stream))
 
 
@@ -195,8 +195,8 @@ def read_manifest(output_dir):
     raise ValueError(f"{path} is no record of scores; name another --output_dir, or delete that file.")
 
 
-def _write_manifest(parts, described, counts):
-    with whole_file(parts.output_dir / MANIFEST, parts.folder) as stream:
+def _write_manifest(chunks, described, counts):
+    with whole_file(chunks.output_dir / MANIFEST, chunks.folder) as stream:
         stream.write((json.dumps(described | {"counts": counts}, indent=2) + "\n").encode())
 
 

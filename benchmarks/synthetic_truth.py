@@ -1,4 +1,4 @@
-"""Clear defects planted into good images at their own size, and what a repair leaves of them: the truth is known."""
+"""Clear synthetic defects in good images at their own size, and what a repair leaves of them: the truth is known."""
 
 from dataclasses import dataclass
 
@@ -7,15 +7,15 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from training.data.image_reading import read_as_8_bits
-from training.data.synthetic_defects import plant
+from training.data.synthetic_defects import add_defect
 
 KINDS = ("stain", "scratch", "patch", "missing")
 
 MAX_SIDE = 512
-"""Larger images are scaled down to this many pixels before a defect is planted, for the sake of time."""
+"""Larger images are scaled down to this many pixels before a defect is put into them, for the sake of time."""
 
 STRENGTH = 2.0
-"""A planted defect changes its pixels by at least this many standard deviations of the texture (root mean square)."""
+"""A synthetic defect changes its pixels by at least this many standard deviations of the texture (root mean square)."""
 
 ALWAYS_CLEAR = 0.25
 """A change of this much, of a range of 2, is clear on any image: one in black and white is all texture."""
@@ -27,7 +27,7 @@ MAX_ATTEMPTS = 50
 
 
 @dataclass
-class Planted:
+class DefectiveImage:
     """A good image, the same with a defect, (3, height, width) in [-1, 1], and the defect's pixels, bool."""
 
     kind: str
@@ -36,8 +36,8 @@ class Planted:
     mask: np.ndarray
 
 
-def plant_defects(samples, count, seed=0):
-    """Plant `count` clear defects into good images, every kind equally often.
+def add_clear_defects(samples, count, seed=0):
+    """Put `count` clear defects into good images, every kind equally often.
 
     Args:
         samples (`list[np.ndarray]`): good images, (3, height, width) in [-1, 1], of any sizes.
@@ -45,7 +45,7 @@ def plant_defects(samples, count, seed=0):
         seed (`int`): draws everything.
 
     Raises:
-        ValueError: if no clear defect can be planted into some image.
+        ValueError: if no clear defect can be put into some image.
     """
     found = []
     for index in range(count):
@@ -57,14 +57,14 @@ def plant_defects(samples, count, seed=0):
         for attempt in range(MAX_ATTEMPTS):
             random = np.random.default_rng((seed, index, attempt))
             donor = _resized(samples[int(random.integers(len(samples)))], good.shape[1:])
-            defective, mask = plant(good, donor, "stain" if kind == "missing" else kind, random)
+            defective, mask = add_defect(good, donor, "stain" if kind == "missing" else kind, random)
             if kind == "missing":
                 defective = _without(good, mask)
             if mask.any() and np.sqrt(((defective - good)[:, mask] ** 2).mean()) > clear:
                 break
         else:
-            raise ValueError(f"no clear {kind} could be planted into good image {index % len(samples)}.")
-        found.append(Planted(kind, good, defective, mask))
+            raise ValueError(f"no clear {kind} could be put into good image {index % len(samples)}.")
+        found.append(DefectiveImage(kind, good, defective, mask))
     return found
 
 
@@ -101,12 +101,12 @@ def structural_similarity(first, second):
     )
 
 
-def compare(planted, repaired):
+def compare(synthetic, repaired):
     """Share of the defect's squared error that is left inside of its mask, and PSNR and SSIM outside of it."""
-    inside, outside = planted.mask, ~planted.mask
-    before, after = ((image - planted.good) ** 2 for image in (planted.defective, repaired))
+    inside, outside = synthetic.mask, ~synthetic.mask
+    before, after = ((image - synthetic.good) ** 2 for image in (synthetic.defective, repaired))
     mean_square = max(after[:, outside].mean(), 1e-10)
-    similarity = structural_similarity(planted.good.mean(axis=0), repaired.mean(axis=0))
+    similarity = structural_similarity(synthetic.good.mean(axis=0), repaired.mean(axis=0))
     return (
         after[:, inside].sum() / before[:, inside].sum(),
         10 * np.log10(4 / mean_square),
