@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from .component_bundle import sibling_modules, write_component_code
+from .code_bundle import SECTION_LINE, write_bundle
 from .safetensors_only import WEIGHT_LISTS
 from .score_calibration import REFERENCES
 
@@ -29,8 +29,11 @@ HALF_PRECISION_COMPONENTS = ("unet", "feature_extractor", *REFERENCES, "categori
 FLOAT32_TENSORS = ("feature_", "pixel_", "calibration.")
 """What begins like this stays in float32 all the same: statistics of pixels, features and scores."""
 
-ENTRY_MODULES = ("pipeline_anomaly_scoring", "pipeline_gradient_denoise")
-"""A checkpoint carries the code of both pipelines: the second is loaded by `custom_pipeline`."""
+ENTRY_MODULES = {
+    "pipeline_anomaly_scoring": "AnomalyScoringPipeline",
+    "pipeline_gradient_denoise": "GradientDenoisePipeline",
+}
+"""Modules of the pipelines, and their classes. A checkpoint carries both: the second is loaded by `custom_pipeline`."""
 
 SAVING = ".saving-"
 """A folder beside the checkpoint that begins like this is being written, or was left by a process that was killed."""
@@ -120,30 +123,31 @@ def _forget_origin(folder):
 
 
 def _write_code(pipe, folder):
-    """Copy the code of the pipeline and its components, and name them in `model_index.json` as the loader expects.
+    """Put the code of both pipelines and of the components into a folder, and name it in `model_index.json`.
 
-    The pipelines' files and their siblings go to the root; each component's, made one file, goes into its folder.
     A foreign process that has loaded one of the pipelines has only that one's code at hand; the other's is taken from
     the folder that the checkpoint was loaded from, if it still is there.
     """
-    entry = Path(inspect.getfile(type(pipe)))
-    origin = Path(pipe.config.get("_name_or_path") or entry.parent)
-    for module in sorted(ENTRY_MODULES, key=lambda name: name == entry.stem):  # the entry's own siblings last
-        source = entry.parent if module == entry.stem or not (origin / f"{module}.py").is_file() else origin
-        if (source / f"{module}.py").is_file():
-            for name in sibling_modules(source / f"{module}.py"):
-                shutil.copyfile(source / f"{name}.py", folder / f"{name}.py")
+    own = Path(inspect.getfile(type(pipe)))
+    is_foreign = SECTION_LINE.search(own.read_text()) is not None
+    origin = Path(pipe.config.get("_name_or_path") or own.parent)
+    for module, class_name in ENTRY_MODULES.items():
+        places = [origin, own.parent] if is_foreign and module != own.stem else [own.parent]
+        source = next((place / f"{module}.py" for place in places if (place / f"{module}.py").is_file()), None)
+        if source is not None:
+            write_bundle(source, folder, class_name, module)
     index_path = folder / MODEL_INDEX
     index = json.loads(index_path.read_text())
-    index["_class_name"] = [entry.stem, type(pipe).__name__]
-    if (folder / f"{ENTRY_MODULES[0]}.py").is_file():  # what a checkpoint loads as, whichever pipeline saves it
-        index["_class_name"] = [ENTRY_MODULES[0], "AnomalyScoringPipeline"]
+    index["_class_name"] = [own.stem, type(pipe).__name__]
+    scoring, class_name = next(iter(ENTRY_MODULES.items()))
+    if (folder / f"{scoring}.py").is_file():  # what a checkpoint loads as, whichever pipeline saves it
+        index["_class_name"] = [scoring, class_name]
     index["_format_version"] = FORMAT_VERSION
     for name, component in pipe.components.items():
         if component is None or type(component).__module__.split(".")[0] == "diffusers":
             continue
-        module = write_component_code(Path(inspect.getfile(type(component))), folder / name)
-        index[name] = [module, type(component).__name__]
+        class_name = type(component).__name__
+        index[name] = [write_bundle(Path(inspect.getfile(type(component))), folder / name, class_name), class_name]
     index_path.write_text(json.dumps(index, indent=2) + "\n")
 
 

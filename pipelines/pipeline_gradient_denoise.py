@@ -10,28 +10,11 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 
 from .anomaly_maps import resize_map
-
-# diffusers copies only the siblings that this file names: those marked F401 are what pipeline_base.py needs.
-from .category_bank import CategoryBank  # noqa: F401
-from .checkpoint_files import save_checkpoint  # noqa: F401
-from .checkpoint_loading import load_components  # noqa: F401
-from .checkpoint_reading import read_component  # noqa: F401
-from .component_bundle import sibling_modules  # noqa: F401
-from .config_checks import shown  # noqa: F401
 from .defect_repair import DefectRepair
-from .denoising_network import predict  # noqa: F401
-from .feature_extraction import TimmFeatureExtractor  # noqa: F401
-from .feature_gaussian import FeatureGaussian  # noqa: F401
-from .feature_memory import FeatureMemory  # noqa: F401
-from .float32_component import Float32Component  # noqa: F401
-from .gaussian_diffusion import add_noise  # noqa: F401
 from .gradient_denoise_output import GradientDenoiseOutput
-from .hub_errors import hub_sentences  # noqa: F401
 from .image_preprocessing import read_images, read_mask, scale_depth, to_samples
-from .model_checks import check_fit  # noqa: F401
 from .pipeline_base import TrainedModel
 from .repair_masks import shift_detail
-from .safetensors_only import SafetensorsOnly  # noqa: F401
 from .score_calibration import SLACK
 
 

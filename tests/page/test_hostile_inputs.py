@@ -324,7 +324,7 @@ def test_markup_in_a_sentence_of_the_page_is_text():
 
 
 @pytest.mark.parametrize("name", ["text.png", "bomb.png"])
-def test_tab_repair_says_that_a_image_cannot_be_read(url, tmp_path, name):
+def test_tab_repair_says_that_an_image_cannot_be_read(url, tmp_path, name):
     (tmp_path / name).write_bytes(FILES[name][0] or bomb(50_000))
     config = httpx.get(f"{url}config", timeout=60).json()
     tab = next(part["id"] for part in config["components"] if part["props"].get("label") == "Repair")

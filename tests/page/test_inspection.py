@@ -55,7 +55,7 @@ def test_everything_is_rejected_at_a_hundred_per_cent_and_the_numbers_are_json(i
     assert "everything is outlined" in colour_scale(3.0, numbers["pixel_threshold"])
 
 
-def test_network_runs_once_for_a_image_and_again_for_other_settings(inspector, shelf, scratched):
+def test_network_runs_once_for_an_image_and_again_for_other_settings(inspector, shelf, scratched):
     calls = []
     hook = shelf.get("tiny").scoring.unet.register_forward_hook(lambda *_: calls.append(1))
     try:

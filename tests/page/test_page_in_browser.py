@@ -70,7 +70,7 @@ def test_slider_moves_verdict_and_files_hold_what_is_shown(browser_page, shelf, 
     np.testing.assert_allclose(restored[inside], anomaly_map[inside], atol=1e-3)
 
 
-def test_good_part_is_accepted_and_nothing_is_offered_before_a_image(browser_page):
+def test_good_part_is_accepted_and_nothing_is_offered_before_an_image(browser_page):
     assert browser_page.locator("#to-repair").is_disabled()
     choose(browser_page, TILE)
     assert "Accepted" in browser_page.locator("#verdict").inner_text()

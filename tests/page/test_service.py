@@ -66,7 +66,7 @@ def test_large_image_is_inspected_whole_and_drawn_smaller(client, tiny_pipeline,
     assert Image.open(overlay).size == Image.open(mask).size == (512, 1024)
 
 
-def test_every_way_to_give_a_image_leads_to_the_same_answer(url, client, tiny_pipeline):
+def test_every_way_to_give_an_image_leads_to_the_same_answer(url, client, tiny_pipeline):
     output = tiny_pipeline(Image.open(CRACKED), false_alarm_rate=0.2)
     uploaded = upload(url, CRACKED)
     by_name = {"picture": data_uri(CRACKED), "model": "tiny", "false_alarm_percent": 20}

@@ -142,7 +142,7 @@ def test_an_empty_mask_changes_nothing(pipe, defective):
     assert not result.is_accepted[0]
 
 
-def test_a_image_that_is_defect_all_over_is_drawn_anew_as_a_whole(pipe, defective):
+def test_an_image_that_is_defect_all_over_is_drawn_anew_as_a_whole(pipe, defective):
     result = pipe(defective, mask=np.ones((200, 192)), output_type="np", **QUICK)
     assert result.masks[0].min() == 1
     assert np.isfinite(result.repaired_score).all()

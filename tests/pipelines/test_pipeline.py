@@ -399,7 +399,7 @@ def test_bfloat16_runs_by_itself_only_where_calibration_found_the_scores_to_agre
         assert scores("auto", 0.001) == exact
 
 
-def test_convolutions_keep_all_bits_while_a_image_is_measured_and_not_beyond(pipe, tiles):
+def test_convolutions_keep_all_bits_while_an_image_is_measured_and_not_beyond(pipe, tiles):
     allowed = []
     hooks = [
         network.register_forward_pre_hook(lambda *_: allowed.append(torch.backends.cudnn.allow_tf32))

@@ -96,7 +96,7 @@ def test_a_hole_in_a_ramp_is_filled_between_its_sides():
     assert (ramp.mean() - ramp).abs()[hole.expand_as(ramp) > 0].max() > 0.28  # what a plain mean would miss by
 
 
-def test_the_fill_takes_odd_sizes_and_a_image_that_is_all_hole():
+def test_the_fill_takes_odd_sizes_and_an_image_that_is_all_hole():
     sample = torch.rand(1, 3, 37, 21)
     filled = fill_from_surroundings(sample, torch.ones(1, 1, 37, 21))
     assert torch.equal(filled, torch.zeros_like(sample))

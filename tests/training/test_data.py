@@ -128,7 +128,7 @@ def test_reading_names_the_file_that_cannot_be_read(tmp_path):
             read_image(unreadable)
 
 
-def test_a_image_from_a_file_is_the_sample_that_the_pipeline_sees(tmp_path):
+def test_an_image_from_a_file_is_the_sample_that_the_pipeline_sees(tmp_path):
     rng = np.random.default_rng(0)
     upside_down = Image.Exif()
     upside_down[0x0112] = 3

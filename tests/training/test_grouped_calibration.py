@@ -39,7 +39,7 @@ def test_each_part_weighs_one_and_its_images_share_that_weight():
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_a_image_is_above_the_threshold_just_where_its_p_value_is_within_the_rate(seed):
+def test_an_image_is_above_the_threshold_just_where_its_p_value_is_within_the_rate(seed):
     rng = np.random.default_rng(seed)
     groups = np.sort(rng.integers(0, 9, 60))
     groups = np.unique(groups, return_inverse=True)[1].tolist()

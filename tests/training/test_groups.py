@@ -122,7 +122,7 @@ def test_real_tiles_are_grouped_by_the_frames_that_follow_each_other(tile_files)
     assert 12 <= count_parts(tile_files, groups) < 24
 
 
-def test_a_image_that_cannot_be_read_is_like_no_other(twins, tmp_path):
+def test_an_image_that_cannot_be_read_is_like_no_other(twins, tmp_path):
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no image")
     labels = find_near_identical([*twins, broken], shows_progress=False)
@@ -176,7 +176,7 @@ def test_a_table_of_files_and_parts_is_read_however_much_of_the_path_it_names(tm
 
 
 @pytest.mark.parametrize("row", ["morning/{}.png", "/put/morning/{}.png", "C:\\morning\\{}.png"])
-def test_a_image_never_takes_the_part_of_a_file_of_the_same_name_in_another_folder(tmp_path, row):
+def test_an_image_never_takes_the_part_of_a_file_of_the_same_name_in_another_folder(tmp_path, row):
     images = [tmp_path / folder / f"{index}.png" for folder in ("morning", "evening") for index in range(9)]
     table = tmp_path / "parts.csv"
     table.write_text("".join(f"{row.format(index)},{index}\n" for index in range(9)))

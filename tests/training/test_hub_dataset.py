@@ -199,7 +199,7 @@ def test_a_resumed_run_keeps_to_the_commit_it_began_with(read, hub, contents, tm
 
 
 @pytest.mark.parametrize("streaming", [[], ["--streaming"]])
-def test_a_image_that_lies_in_a_file_of_this_machine_is_not_read(read, streaming):
+def test_an_image_that_lies_in_a_file_of_this_machine_is_not_read(read, streaming):
     _, refusal, said = read("--dataset_name", "team/elsewhere", *streaming)
     assert_sentence(refusal["message"], "holds 0 readable images")
     assert said.count("which is no file of team/elsewhere") == 24

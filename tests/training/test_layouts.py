@@ -129,7 +129,7 @@ def test_known_layouts_are_understood_for_training_and_for_testing(tmp_path, nam
     assert counts == expected
 
 
-def test_the_masks_of_a_image_in_loco_are_put_together(tmp_path):
+def test_the_masks_of_an_image_in_loco_are_put_together(tmp_path):
     lay_out(tmp_path, ["test/good/0.png", "test/logical/0.png", "ground_truth/logical/0/000.png=mask"])
     other = np.zeros(SIZE[::-1], np.uint8)
     other[8:10, 12:15] = 3

@@ -117,7 +117,7 @@ def test_the_asked_for_share_of_timesteps_is_drawn_below_the_limit():
     assert torch.equal(drawn(0.5), drawn(0.5))
 
 
-def test_noise_and_timestep_of_a_image_follow_from_its_place_alone():
+def test_noise_and_timestep_of_an_image_follow_from_its_place_alone():
     loss, cpu = loss_with(), torch.device("cpu")
     noise, timesteps = loss.draw_noise(1, [3, 8], (3, 16, 16), cpu)
     again = loss.draw_noise(1, [8], (3, 16, 16), cpu)

@@ -76,7 +76,7 @@ from safetensors.torch import save_file
 from training.data.good_images import GoodImages
 from training.data.layouts import find_good_images
 from training.fitting.feature_references import fit_feature_reference
-from training.networks.unet import load_pretrained_extractor
+from training.networks.pretrained_extractor import load_pretrained_extractor
 from training.runtime.collectives import is_main_process, start_processes
 start_processes()
 extractor = load_pretrained_extractor("tf_efficientnet_lite0", 16)

@@ -193,7 +193,7 @@ def test_what_a_checkpoint_has_no_more_goes_and_what_others_put_there_stays(publ
 def clone(tmp_path):
     """A git clone with a few of this repository's files, one that is not sent, and one that git does not know."""
     clone = tmp_path / "clone"
-    for name in ("app.py", "README.md", "docs/page.png", "tests/test_app.py"):
+    for name in ("app.py", "README.md", "docs/page.png", "tests/page/test_app.py"):
         (clone / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / name, clone / name)
     (clone / "checkpoints" / "own").mkdir(parents=True)

@@ -198,7 +198,7 @@ def test_the_benchmark_refuses_a_folder_without_a_checkpoint(tmp_path, one_core)
     assert_sentence(str(stopped.value), "model_index.json")
 
 
-def test_a_image_in_black_and_white_which_is_all_texture_can_have_clear_defects():
+def test_an_image_in_black_and_white_which_is_all_texture_can_have_clear_defects():
     stripes = np.where(np.arange(64) // 8 % 2, 1.0, -1.0).astype(np.float32)
     sample = np.broadcast_to(stripes, (3, 64, 64)).copy()
     for each in add_clear_defects([sample], 8):

@@ -66,7 +66,10 @@ def test_all_that_is_loaded_is_listed_and_nothing_else(checkpoint, tiny_checkpoi
     [
         (lambda folder: replace(folder / "unet" / "config.json", b"{}"), ["unet/config.json", "not the one"]),
         (lambda folder: (folder / "memory" / "config.json").unlink(), ["memory/config.json", "not in the checkpoint"]),
-        (lambda folder: replace(folder / "anomaly_maps.py", b"from .evil import x\n"), ["anomaly_maps.py"]),
+        (
+            lambda folder: replace(folder / "pipeline_anomaly_scoring.py", b"from .evil import x\n"),
+            ["pipeline_anomaly_scoring.py"],
+        ),
         (lambda folder: (folder / "unet" / "model.bin").write_bytes(b"x"), ["unet/model.bin", "pickle"]),
         (lambda folder: (folder / "LICENSE").symlink_to("/etc/passwd"), ["LICENSE", "link"]),
     ],

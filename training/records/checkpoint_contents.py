@@ -1,6 +1,5 @@
 """What of a checkpoint folder is shared: an allow list, and what is never read, let alone sent."""
 
-import ast
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from pipelines.checkpoint_files import (
     WEIGHTS,
 )
 from pipelines.checkpoint_reading import leads_out, read_json
+from pipelines.code_bundle import sibling_imports
 from pipelines.safetensors_only import is_pickle
 from training.records.measured_results import is_sheet
 from training.records.progress import PROGRESS
@@ -137,7 +137,7 @@ def _is_module(name):
 
 
 def _imported_modules(folder, entries):
-    """Names of modules of a folder and of every sibling they import, directly or through others."""
+    """Names of modules of a folder and of every sibling they import: those of a checkpoint of before bundles do."""
     found, queue = set(), list(entries)
     while queue:
         name = queue.pop()
@@ -148,8 +148,7 @@ def _imported_modules(folder, entries):
         try:
             if path.stat().st_size > MAX_CODE:
                 raise ValueError(f"{path} has {path.stat().st_size} bytes")
-            tree = ast.parse(path.read_text())
+            queue += [node.module for node in sibling_imports(path.read_text())]
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             raise ValueError(f"{path} is no Python code; save the checkpoint again.") from error
-        queue += [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level == 1]
     return found

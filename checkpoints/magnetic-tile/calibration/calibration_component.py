@@ -1,17 +1,21 @@
-# One file made of anomaly_maps, config_checks, safetensors_only, float32_component, score_calibration: for a component diffusers fetches no more than one.
+"""ScoreCalibration, in one file made of 5 modules; change those, not this copy.
+
+Each after those that it needs: anomaly_maps, config_checks, safetensors_only, float32_component, score_calibration.
+"""
 
 
+# %% anomaly_maps: needs nothing
 """What becomes of maps: smoothing, blend of Eq. 11, other sizes, their worst places."""
 
 import torch
 import torch.nn.functional as F
 
 WORST_SHARE = 0.01
-"""A picture is judged by the mean of this share of a map's largest values."""
+"""An image is judged by the mean of this share of a map's largest values."""
 
 SMOOTHING_SIGMA = 2.0
 """Deviation of the maps' smoothing in pixels of the model's square, by default. Bringing a map from its grid to the
-square has smoothed it already: on planted defects of four categories 4 pixels, common elsewhere, had a lower PRO."""
+square has smoothed it already: on synthetic defects of four categories 4 pixels, common elsewhere, had a lower PRO."""
 
 
 def smooth(maps, sigma):
@@ -34,7 +38,7 @@ def smooth(maps, sigma):
 
 
 def blend(kl_map, feature_map, alpha):
-    """Eq. 11 after averaging over timesteps: alpha of the pixel part and 1 - alpha of the feature part."""
+    """Eq. 11 after averaging over timesteps: alpha of the pixel component and 1 - alpha of the feature component."""
     return alpha * kl_map + (1 - alpha) * feature_map
 
 
@@ -57,6 +61,7 @@ def worst_mean(maps):
     return flat.topk(max(1, round(WORST_SHARE * flat.shape[-1])), dim=-1).values.mean(dim=-1)
 
 
+# %% config_checks: needs nothing
 """What a setting may be: configs come from anywhere, and a wrong one must not cost gigabytes before it is noticed."""
 
 import inspect
@@ -140,6 +145,7 @@ def _is_of_kind(value, default):
     return False
 
 
+# %% safetensors_only: needs nothing
 """Weights come from safetensors or not at all: whoever loads a component, no pickle in its folder is read."""
 
 from pathlib import Path
@@ -187,6 +193,7 @@ def refuse_pickles(folder):
             raise ValueError(f"{folder.name}/{path.name} splits the weights into several files; one is accepted.")
 
 
+# %% float32_component: needs safetensors_only
 """A component that stays in float32 whatever dtype its pipeline is cast to: statistics lose their meaning in half."""
 
 import torch
@@ -207,19 +214,20 @@ class Float32Component(SafetensorsOnly, ModelMixin):
         return self
 
 
-"""What good pictures look like to the score: normalisation of Eq. 11 and conformal p-values, as a component.
+# %% score_calibration: needs anomaly_maps, config_checks, float32_component
+"""What good images look like to the score: normalisation of Eq. 11 and conformal p-values, as a component.
 
-Fitted by `training/calibration.py` on held-out good pictures alone, in two disjoint halves: the first gives mean and
-standard deviation of the maps, the second only ranks scores. Where each picture shows another part, a new one's rank
-among those is uniform, so p-values and thresholds hold for any number of pictures (Vovk et al., "Algorithmic Learning
-in a Random World"): of good parts, at most `false_alarm_rate` are rejected. Where parts have several pictures, one of a
-new part is exchangeable with parts, not with pictures: each ranked part weighs one, and its pictures share that weight
+Fitted by `training/calibration.py` on held-out good images alone, in two disjoint halves: the first gives mean and
+standard deviation of the maps, the second only ranks scores. Where each image shows another part, a new one's rank
+among those is uniform, so p-values and thresholds hold for any number of images (Vovk et al., "Algorithmic Learning
+in a Random World"): of good parts, at most `false_alarm_rate` are rejected. Where parts have several images, one of a
+new part is exchangeable with parts, not with images: each ranked part weighs one, and its images share that weight
 (Lee, Barber and Willett, "Distribution-free inference with hierarchical data"; Dunn, Wasserman and Ramdas,
 "Distribution-free prediction sets for two-layer hierarchical models").
 
-A picture is measured in several parts: KL (Eq. 9), feature error (Eq. 10) and, beyond the paper, its distance from
-each reference of good features. Each is standardised, then the maps are blended as in Eq. 11. A picture's
-score is the largest that the deciding parts give it, or their mean.
+An image is measured in several components: KL (Eq. 9), feature error (Eq. 10) and, beyond the paper, its distance from
+each reference of good features. Each is standardised, then the maps are blended as in Eq. 11. An image's
+score is the largest that the deciding components give it, or their mean.
 """
 
 import math
@@ -235,7 +243,7 @@ SLACK = 1e-9
 """p-values are sums of weights: a rate is compared with them up to rounding."""
 
 NUM_ALPHAS = 21
-"""The largest map values of good pictures are kept for alpha = 0, 0.05, …, 1 and every subset of the timesteps."""
+"""The largest map values of good images are kept for alpha = 0, 0.05, …, 1 and every subset of the timesteps."""
 
 
 MAX_TIMESTEPS = 10
@@ -247,11 +255,11 @@ REFERENCES = {
     "memory": "the memory of good features",
     "coarse_gaussian": "the coarse Gaussian of good features",
 }
-"""Components that the features of a picture are compared with, in the order of their parts, and what they are called.
+"""Components that the features of an image are compared with, in their order, and what they are called.
 """
 
 IMAGE_RULES = ("max", "mean")
-"""How the scores that parts give a picture become one."""
+"""How the scores that components give an image become one."""
 
 
 class Measurement(NamedTuple):
@@ -267,30 +275,30 @@ class Measurement(NamedTuple):
 
 
 class ScoreCalibration(Float32Component, ConfigMixin):
-    """Noise fields, normalisation of the maps and the scores of good pictures; always float32.
+    """Noise fields, normalisation of the maps and the scores of good images; always float32.
 
     Args:
         timesteps (`list[int]`): the calibrated T of Eq. 11.
         resolution (`int`): height and width of the model's square.
         grid_size (`int`): height and width of the score grid.
-        alpha (`float`): weight of the pixel part in the map (Eq. 11), unless a caller asks for another.
-        map_weights (`list[float]`): shares of the feature part in the map, adding to 1: feature error (Eq. 10), then
-            each reference of good features that the picture is compared with.
+        alpha (`float`): weight of the pixel component in the map (Eq. 11), unless a caller asks for another.
+        map_weights (`list[float]`): shares of the feature component in the map, adding to 1: feature error (Eq. 10),
+            then each reference of good features that the image is compared with.
         image_parts (`list[bool]`, *optional*): whether KL, feature error and each reference may decide the score of the
-            whole picture; by default all of them.
-        image_rule (`str`): "max" if the score is the largest that those parts give, "mean" if it is their mean.
-        planted_pro, planted_image_auroc (`float`, *optional*): PRO and image AUROC of these choices on the defects
-            planted into good pictures that they were made on.
-        num_ranked (`int`): good pictures whose scores are ranked.
-        num_fitted (`int`): good pictures that the normalisation was fitted on.
-        num_groups (`int`, *optional*): parts that the ranked pictures show, where some show the same; None where each
+            whole image; by default all of them.
+        image_rule (`str`): "max" if the score is the largest that those components give, "mean" if it is their mean.
+        planted_pro, planted_image_auroc (`float`, *optional*): PRO and image AUROC of these choices on the synthetic
+            defects that they were made on.
+        num_ranked (`int`): good images whose scores are ranked.
+        num_fitted (`int`): good images that the normalisation was fitted on.
+        num_groups (`int`, *optional*): parts that the ranked images show, where some show the same; None where each
             shows a part of its own.
-        num_fitted_groups (`int`, *optional*): the same of the pictures that the normalisation was fitted on.
-        cross_fitted (`bool`): both parts are the same pictures, normalised in turn by the others. The rate is then an
+        num_fitted_groups (`int`, *optional*): the same of the images that the normalisation was fitted on.
+        cross_fitted (`bool`): both parts are the same images, normalised in turn by the others. The rate is then an
             estimate, not a guarantee.
-        bfloat16_deviation (`float`, *optional*): largest difference of a good picture's score between bfloat16 and
+        bfloat16_deviation (`float`, *optional*): largest difference of a good image's score between bfloat16 and
             float32, in standard deviations of the good scores; None if not measured.
-        ranks_bfloat16 (`bool`): whether the ranked pictures were scored in bfloat16 as well, so that verdicts in that
+        ranks_bfloat16 (`bool`): whether the ranked images were scored in bfloat16 as well, so that verdicts in that
             precision are ranked among scores in it.
 
     Raises:
@@ -364,9 +372,9 @@ class ScoreCalibration(Float32Component, ConfigMixin):
         if bfloat16_deviation is not None:
             check_number("bfloat16_deviation", bfloat16_deviation, 0, 1e9)
         num_references = len(map_weights) - 1
-        count, subsets, parts = len(timesteps), 2 ** len(timesteps) - 1, 2 + num_references
+        count, subsets, components = len(timesteps), 2 ** len(timesteps) - 1, 2 + num_references
         if image_parts is not None:
-            check_list("image_parts", image_parts, parts, parts)
+            check_list("image_parts", image_parts, components, components)
             if not all(isinstance(counts, bool) for counts in image_parts) or not any(image_parts):
                 raise ValueError(
                     f"image_parts is {shown(image_parts)}; true and false are accepted, true at least once."
@@ -377,10 +385,10 @@ class ScoreCalibration(Float32Component, ConfigMixin):
             self.register_buffer(f"{name}_std", torch.ones(count, grid_size, grid_size))
         self.register_buffer("reference_mean", torch.zeros(num_references))
         self.register_buffer("reference_std", torch.ones(num_references))
-        self.register_buffer("part_score_mean", torch.zeros(subsets, parts))
-        self.register_buffer("part_score_std", torch.ones(subsets, parts))
+        self.register_buffer("part_score_mean", torch.zeros(subsets, components))
+        self.register_buffer("part_score_std", torch.ones(subsets, components))
         for prefix in ("", "bfloat16_") if ranks_bfloat16 else ("",):
-            self.register_buffer(f"{prefix}part_scores", torch.zeros(subsets, num_ranked, parts))
+            self.register_buffer(f"{prefix}part_scores", torch.zeros(subsets, num_ranked, components))
             self.register_buffer(f"{prefix}map_maxima", torch.zeros(subsets, NUM_ALPHAS, num_ranked))
         if num_groups is not None:
             self.register_buffer("ranked_groups", torch.arange(num_ranked).clamp(max=num_groups - 1))
@@ -389,7 +397,7 @@ class ScoreCalibration(Float32Component, ConfigMixin):
         """Check what was loaded.
 
         Raises:
-            ValueError: if a map or a score would be divided by what is not above 0, or a part has no picture.
+            ValueError: if a map or a score would be divided by what is not above 0, or a part has no image.
         """
         for name in ("kl_std", "feature_error_std", "reference_std", "part_score_std"):
             if not (getattr(self, name) > 0).all():
@@ -400,19 +408,19 @@ class ScoreCalibration(Float32Component, ConfigMixin):
 
     @property
     def num_ranked_groups(self):
-        """Parts that the ranked pictures show: what a promise can rest on."""
+        """Parts that the ranked images show: what a promise can rest on."""
         return self.config.num_ranked if self.config.num_groups is None else self.config.num_groups
 
     @property
     def weights(self):
-        """Weight of each ranked picture, float64, (n,): those of a part share 1 evenly."""
+        """Weight of each ranked image, float64, (n,): those of a part share 1 evenly."""
         if self.config.num_groups is None:
             return torch.ones(self.config.num_ranked, dtype=torch.float64, device=self.part_scores.device)
         return 1 / (self.ranked_groups[:, None] == self.ranked_groups).sum(dim=1).double()
 
     @property
     def image_parts(self):
-        """Whether each part (KL, feature error, references) may decide the score of the whole picture, `list[bool]`."""
+        """Whether each component (KL, feature error, references) may decide the image's score, `list[bool]`."""
         return list(self.config.image_parts or [True] * self.part_scores.shape[-1])
 
     @property
@@ -425,7 +433,7 @@ class ScoreCalibration(Float32Component, ConfigMixin):
         return self.noise[self._indices(timesteps)]
 
     def standardize(self, measured, timesteps):
-        """Subtract the mean of good pictures, divide by their standard deviation, average over timesteps (Eq. 11).
+        """Subtract the mean of good images, divide by their standard deviation, average over timesteps (Eq. 11).
 
         KL and feature error have a mean and deviation for each timestep and place; a reference knows the place
         already, and has one for all.
@@ -435,7 +443,7 @@ class ScoreCalibration(Float32Component, ConfigMixin):
             timesteps (`list[int]`): a subset of the calibrated ones.
 
         Returns:
-            `torch.Tensor`: (batch, parts, grid, grid), in standard deviations of good pictures.
+            `torch.Tensor`: (batch, components, grid, grid), in standard deviations of good images.
         """
         indices = self._indices(timesteps)
         kl = (measured.kl - self.kl_mean[indices]) / self.kl_std[indices]
@@ -444,22 +452,22 @@ class ScoreCalibration(Float32Component, ConfigMixin):
         reference = (measured.reference - mean) / std
         return torch.cat([kl.mean(dim=1, keepdim=True), error.mean(dim=1, keepdim=True), reference], dim=1)
 
-    def two_parts(self, parts):
-        """Pixel part, and feature error with the references as one: (batch, parts, …) to (batch, 2, …)."""
-        weights = torch.tensor(self.config.map_weights, device=parts.device).view(-1, 1, 1)
-        return torch.stack([parts[:, 0], (parts[:, 1:] * weights).sum(dim=1)], dim=1)
+    def two_components(self, components):
+        """Pixel component, and feature error with the references as one: (batch, components, …) to (batch, 2, …)."""
+        weights = torch.tensor(self.config.map_weights, device=components.device).view(-1, 1, 1)
+        return torch.stack([components[:, 0], (components[:, 1:] * weights).sum(dim=1)], dim=1)
 
-    def image_score(self, parts, timesteps):
-        """Anomaly score of each picture: the worst places of each part, standardised, and of these `image_rule`.
+    def image_score(self, components, timesteps):
+        """Anomaly score of each image: the worst places of each component, standardised, and of these `image_rule`.
 
         Args:
-            parts (`torch.Tensor`): from `standardize`, (batch, parts, grid, grid).
-            timesteps (`list[int]`): what the parts were measured at.
+            components (`torch.Tensor`): from `standardize`, (batch, components, grid, grid).
+            timesteps (`list[int]`): what they were measured at.
 
         Returns:
-            `torch.Tensor`: (batch,), in standard deviations of good pictures.
+            `torch.Tensor`: (batch,), in standard deviations of good images.
         """
-        return self._combined_score(worst_mean(parts), timesteps)
+        return self._combined_score(worst_mean(components), timesteps)
 
     def effective_rate(self, false_alarm_rate=None):
         """The promised false alarm rate: the one asked for, but no smaller than 1 / (g + 1), g the ranked parts.
@@ -470,7 +478,7 @@ class ScoreCalibration(Float32Component, ConfigMixin):
         return max(rate, 1 / (self.num_ranked_groups + 1))
 
     def p_value(self, anomaly_score, timesteps, bfloat16=False):
-        """Share of good parts whose pictures score at least as high, the picture's own part counted among them.
+        """Share of good parts whose images score at least as high, the image's own part counted among them.
 
         Args:
             anomaly_score (`torch.Tensor`): (batch,).
@@ -478,7 +486,7 @@ class ScoreCalibration(Float32Component, ConfigMixin):
             bfloat16 (`bool`): whether the network computed in bfloat16, so that it is ranked among such scores.
 
         Returns:
-            `torch.Tensor`: float64, (batch,), from 1 / (g + 1) to 1. A picture of a new good part has a p-value of at
+            `torch.Tensor`: float64, (batch,), from 1 / (g + 1) to 1. An image of a new good part has a p-value of at
             most p with probability at most p.
         """
         ranked = self.ranked_scores(timesteps, bfloat16)
@@ -487,11 +495,11 @@ class ScoreCalibration(Float32Component, ConfigMixin):
         return (1 + at_least) / (self.num_ranked_groups + 1)
 
     def ranked_scores(self, timesteps, bfloat16=False):
-        """Scores of the good pictures that a new one is ranked among, float32, (n,)."""
+        """Scores of the good images that a new one is ranked among, float32, (n,)."""
         return self._combined_score(self._table("part_scores", bfloat16)[self._subset(timesteps)], timesteps)
 
     def independent_scores(self, timesteps, bfloat16=False):
-        """Scores of one good picture of each part, float32, (g,): what tests of independent scores may look at."""
+        """Scores of one good image of each part, float32, (g,): what tests of independent scores may look at."""
         ranked = self.ranked_scores(timesteps, bfloat16)
         if self.config.num_groups is None:
             return ranked
@@ -499,11 +507,11 @@ class ScoreCalibration(Float32Component, ConfigMixin):
         return ranked[[groups.index(group) for group in range(self.config.num_groups)]]
 
     def image_threshold(self, false_alarm_rate, timesteps, bfloat16=False):
-        """A picture whose score is above this has a p-value of at most the (effective) rate."""
+        """An image whose score is above this has a p-value of at most the (effective) rate."""
         return self._conformal_quantile(self.ranked_scores(timesteps, bfloat16), false_alarm_rate)
 
     def pixel_threshold(self, false_alarm_rate, alpha, timesteps, bfloat16=False):
-        """Conformal quantile of the largest value in each good picture's anomaly map."""
+        """Conformal quantile of the largest value in each good image's anomaly map."""
         maxima = self._column(self._table("map_maxima", bfloat16), alpha, timesteps)
         return self._conformal_quantile(maxima, false_alarm_rate)
 
@@ -522,14 +530,14 @@ class ScoreCalibration(Float32Component, ConfigMixin):
     def _combined_score(self, worst, timesteps):
         subset = self._subset(timesteps)
         standardized = (worst - self.part_score_mean[subset]) / self.part_score_std[subset]
-        counting = [part for part, counts in enumerate(self.image_parts) if counts]
+        counting = [component for component, counts in enumerate(self.image_parts) if counts]
         return combine(standardized[..., counting], self.config.image_rule)
 
     def _column(self, table, alpha, timesteps):
-        """Largest map values of the good pictures for one alpha and subset of timesteps, (n,).
+        """Largest map values of the good images for one alpha and subset of timesteps, (n,).
 
         Between two alphas of the table they are interpolated. The maximum is convex in alpha, so that this can only
-        overstate the good pictures' values: the promise holds for every alpha.
+        overstate the good images' values: the promise holds for every alpha.
         """
         rows = table[self._subset(timesteps)]
         place = alpha * (NUM_ALPHAS - 1)
@@ -544,7 +552,7 @@ class ScoreCalibration(Float32Component, ConfigMixin):
 
 
 def combine(part_scores, rule):
-    """The score of a picture, (…), from those of its parts, (…, parts), by one of `IMAGE_RULES`."""
+    """The score of an image, (…), from those of its components, (…, components), by one of `IMAGE_RULES`."""
     return part_scores.amax(dim=-1) if rule == "max" else part_scores.mean(dim=-1)
 
 

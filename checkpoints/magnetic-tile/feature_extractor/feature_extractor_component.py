@@ -1,6 +1,10 @@
-# One file made of config_checks, safetensors_only, feature_extraction: for a component diffusers fetches no more than one.
+"""TimmFeatureExtractor, in one file made of 3 modules; change those, not this copy.
+
+Each after those that it needs: config_checks, safetensors_only, feature_extraction.
+"""
 
 
+# %% config_checks: needs nothing
 """What a setting may be: configs come from anywhere, and a wrong one must not cost gigabytes before it is noticed."""
 
 import inspect
@@ -84,6 +88,7 @@ def _is_of_kind(value, default):
     return False
 
 
+# %% safetensors_only: needs nothing
 """Weights come from safetensors or not at all: whoever loads a component, no pickle in its folder is read."""
 
 from pathlib import Path
@@ -131,6 +136,7 @@ def refuse_pickles(folder):
             raise ValueError(f"{folder.name}/{path.name} splits the weights into several files; one is accepted.")
 
 
+# %% feature_extraction: needs config_checks, safetensors_only
 """Frozen timm backbone whose pooled, standardised features the diffusion model learns to predict (paper, Eq. 10).
 
 Feature maps of several strides are brought to one grid and concatenated (paper, section 4.4 and Table 2).
@@ -201,7 +207,7 @@ class TimmFeatureExtractor(SafetensorsOnly, ModelMixin, ConfigMixin):
 
         Returns:
             `torch.Tensor`: float32, (batch, num_features, grid_size, grid_size), each channel with mean 0 and
-            deviation 1 over the pictures that `feature_mean` and `feature_std` were measured on.
+            deviation 1 over the images that `feature_mean` and `feature_std` were measured on.
         """
         features = self.raw_features(sample)
         return (features - self.feature_mean.float().view(1, -1, 1, 1)) / self.feature_std.float().view(1, -1, 1, 1)

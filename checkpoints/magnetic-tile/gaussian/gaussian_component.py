@@ -1,6 +1,10 @@
-# One file made of config_checks, safetensors_only, float32_component, feature_gaussian: for a component diffusers fetches no more than one.
+"""FeatureGaussian, in one file made of 4 modules; change those, not this copy.
+
+Each after those that it needs: config_checks, safetensors_only, float32_component, feature_gaussian.
+"""
 
 
+# %% config_checks: needs nothing
 """What a setting may be: configs come from anywhere, and a wrong one must not cost gigabytes before it is noticed."""
 
 import inspect
@@ -84,6 +88,7 @@ def _is_of_kind(value, default):
     return False
 
 
+# %% safetensors_only: needs nothing
 """Weights come from safetensors or not at all: whoever loads a component, no pickle in its folder is read."""
 
 from pathlib import Path
@@ -131,6 +136,7 @@ def refuse_pickles(folder):
             raise ValueError(f"{folder.name}/{path.name} splits the weights into several files; one is accepted.")
 
 
+# %% float32_component: needs safetensors_only
 """A component that stays in float32 whatever dtype its pipeline is cast to: statistics lose their meaning in half."""
 
 import torch
@@ -151,10 +157,11 @@ class Float32Component(SafetensorsOnly, ModelMixin):
         return self
 
 
-"""Multivariate Gaussian of the features of good parts, one for each place of the picture (PaDiM, Defard et al. 2020).
+# %% feature_gaussian: needs config_checks, float32_component
+"""Multivariate Gaussian of the features of good parts, one for each place of the image (PaDiM, Defard et al. 2020).
 
-It goes beyond PaDiM where few good pictures are at hand: neighbouring places may share a covariance, and all of them
-are shrunk towards the common one. Fitted by `training/feature_reference.py`.
+It goes beyond PaDiM where few good images are at hand: neighbouring places may share a covariance, and all of them
+are shrunk towards the common one. Fitted by `training/fitting/feature_references.py`.
 """
 
 from typing import ClassVar

@@ -1,6 +1,10 @@
-# One file made of config_checks, safetensors_only, float32_component, feature_memory: for a component diffusers fetches no more than one.
+"""FeatureMemory, in one file made of 4 modules; change those, not this copy.
+
+Each after those that it needs: config_checks, safetensors_only, float32_component, feature_memory.
+"""
 
 
+# %% config_checks: needs nothing
 """What a setting may be: configs come from anywhere, and a wrong one must not cost gigabytes before it is noticed."""
 
 import inspect
@@ -84,6 +88,7 @@ def _is_of_kind(value, default):
     return False
 
 
+# %% safetensors_only: needs nothing
 """Weights come from safetensors or not at all: whoever loads a component, no pickle in its folder is read."""
 
 from pathlib import Path
@@ -131,6 +136,7 @@ def refuse_pickles(folder):
             raise ValueError(f"{folder.name}/{path.name} splits the weights into several files; one is accepted.")
 
 
+# %% float32_component: needs safetensors_only
 """A component that stays in float32 whatever dtype its pipeline is cast to: statistics lose their meaning in half."""
 
 import torch
@@ -151,10 +157,11 @@ class Float32Component(SafetensorsOnly, ModelMixin):
         return self
 
 
+# %% feature_memory: needs config_checks, float32_component
 """Memory of features of good parts: how far is the nearest one? (PatchCore, Roth et al. 2022, on whitened features).
 
-Where parts lie in any pose, no Gaussian for a place of the picture can know what is normal there; the nearest good
-feature anywhere can. Filled by `training/feature_reference.py` with a greedy coreset.
+Where parts lie in any pose, no Gaussian for a place of the image can know what is normal there; the nearest good
+feature anywhere can. Filled by `training/fitting/feature_references.py` with a greedy coreset.
 """
 
 from typing import ClassVar
