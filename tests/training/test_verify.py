@@ -16,6 +16,8 @@ from pipelines.checkpoint_files import CARD
 from training.records.checkpoint_contents import list_contents
 from training.verify import hash_files, main
 
+SCORING = "pipeline_anomaly_scoring.py"
+
 
 @pytest.fixture
 def checkpoint(tiny_checkpoint, tmp_path):
@@ -66,10 +68,8 @@ def test_all_that_is_loaded_is_listed_and_nothing_else(checkpoint, tiny_checkpoi
     [
         (lambda folder: replace(folder / "unet" / "config.json", b"{}"), ["unet/config.json", "not the one"]),
         (lambda folder: (folder / "memory" / "config.json").unlink(), ["memory/config.json", "not in the checkpoint"]),
-        (
-            lambda folder: replace(folder / "pipeline_anomaly_scoring.py", b"from .evil import x\n"),
-            ["pipeline_anomaly_scoring.py"],
-        ),
+        (lambda folder: replace(folder / SCORING, b"import os\n"), [SCORING, "not the one"]),
+        (lambda folder: replace(folder / SCORING, b"from .evil import x\n"), ["evil.py", "not listed"]),
         (lambda folder: (folder / "unet" / "model.bin").write_bytes(b"x"), ["unet/model.bin", "pickle"]),
         (lambda folder: (folder / "LICENSE").symlink_to("/etc/passwd"), ["LICENSE", "link"]),
     ],
@@ -84,7 +84,7 @@ def test_every_change_of_what_is_loaded_is_named(change, words, checkpoint, prin
 
 
 def test_code_that_is_added_is_named(checkpoint, printed):
-    entry = checkpoint / "pipeline_anomaly_scoring.py"
+    entry = checkpoint / SCORING
     listed = "".join(line for line in printed.read_text().splitlines(True) if not line.endswith(f"  {entry.name}\n"))
     printed.write_text(listed)
     with pytest.raises(SystemExit) as ended:
