@@ -28,14 +28,16 @@ from pipelines.feature_extraction import TimmFeatureExtractor
 from training import train as training
 from training.cli.arguments import parse_args
 from training.data.layouts import find_good_images
+from training.engine import training_step
 from training.engine.losses import DenoisingLoss
+from training.engine.settings import TrainingSettings
 from training.runtime.process import keep_large_buffers, peak_memory_gb
 
 WARM_UP = 5
 """Steps that are not counted."""
 
 PARTS = {
-    "data": (training, "_read_batches"),
+    "data": (training, "read_batches"),
     "features": (TimmFeatureExtractor, "forward"),
     "noise": (DenoisingLoss, "draw_noise"),
     "UNet forward": (UNet2DModel, "forward"),
@@ -70,8 +72,8 @@ class StepTimer:
         for part, (owner, name) in self._wrapped.items():
             self._originals[owner, name] = original = getattr(owner, name)
             setattr(owner, name, self._timed(part, original))
-        self._originals[training, "_mean_losses"] = original = training._mean_losses
-        training._mean_losses = self._at_the_end_of_a_step(original)
+        self._originals[training_step, "mean_losses"] = original = training_step.mean_losses
+        training_step.mean_losses = self._at_the_end_of_a_step(original)
         self._originals[training, "finish_pipeline"] = training.finish_pipeline
         training.finish_pipeline = self._stop
         return self
@@ -130,7 +132,8 @@ def run(arguments, times_parts=True):
     """Run a training up to its last step; returns the `StepTimer`."""
     with tempfile.TemporaryDirectory() as folder, StepTimer(times_parts) as timer:
         try:
-            training.train(parse_args([*arguments, "--output_dir", folder, "--checkpointing_steps", "1000000"]))
+            options = parse_args([*arguments, "--output_dir", folder, "--checkpointing_steps", "1000000"])
+            training.train(TrainingSettings.of(vars(options)))
         except Stopped:
             return timer
     raise ValueError("the training ended before it was finished.")

@@ -29,7 +29,7 @@ from training.cli.data_arguments import (
     check_hub_options,
     settle_num_workers,
 )
-from training.data.hub_dataset import import_datasets, keep_revision, open_rows, pin_revision
+from training.data.hub_dataset import HubSource, import_datasets, keep_revision, open_rows, pin_revision
 from training.inference.chunk_scoring import ChunkScorer
 from training.inference.image_batches import ImageBatches, load_batches
 from training.inference.image_shards import open_shards
@@ -47,6 +47,7 @@ from training.runtime.process import (
     show_messages,
     use_all_cores,
 )
+from training.runtime.settings import settings_of
 from training.runtime.whole_files import whole_file
 from training.verify import hash_files
 
@@ -208,8 +209,9 @@ def _open_source(args, chunks, is_resumed):
     if args.shards is not None:
         return on_main_process(lambda: open_shards(args.shards, args.image_column, args.part_size))
     import_datasets()
-    revision = on_main_process(lambda: pin_revision(args, chunks.output_dir, is_resumed))
-    source, revision = open_rows(args, revision)
+    data_set = settings_of(HubSource, vars(args))
+    revision = on_main_process(lambda: pin_revision(data_set, chunks.output_dir, is_resumed))
+    source, revision = open_rows(data_set, revision)
     if is_main_process():
         keep_revision(chunks.output_dir, revision)
     return HubRows(source, revision, args.part_size, args.dataset_config_name)

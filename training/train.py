@@ -8,42 +8,37 @@ Whoever wants to watch a run reads `OUT/progress.jsonl` (`progress.py`); SIGTERM
 """
 
 import logging
-import math
 import sys
-import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration, set_seed
-from diffusers.optimization import get_scheduler
-from diffusers.training_utils import EMAModel
+from accelerate.utils import set_seed
 from tqdm.auto import tqdm
 
-from pipelines.denoising_network import has_bfloat16
-from pipelines.image_preprocessing import normalize_contrast
 from training.cli.arguments import parse_args
 from training.data.good_images import GoodImages
-from training.data.run_record import check_same_settings, describe_run, read_run
+from training.data.run_record import check_same_settings, describe_run
 from training.data.training_data import build_dataloader, find_training_data
-from training.engine.checkpointing import clear_leftovers, find_checkpoint, save_run, step_of
+from training.engine.checkpointing import RunKeeper, clear_leftovers, find_former_run
 from training.engine.finished_pipeline import finish_pipeline
 from training.engine.initial_weights import build_networks, load_initial
 from training.engine.kept_features import feature_source
 from training.engine.losses import DenoisingLoss
+from training.engine.optimisation import Trained, build_accelerator, build_trained
+from training.engine.settings import TrainingSettings
 from training.engine.trackers import check_trackers, log_sheets, start_trackers
-from training.engine.training_state import check_state, load_state, load_statistics
+from training.engine.training_state import load_state, load_statistics
+from training.engine.training_step import TrainingStep, read_batches, sentence_of
 from training.engine.validation import Validation
 from training.publish import open_repository, push_finished
 from training.records.progress import LOSSES, SEPARATION, ProgressLog
 from training.records.training_record import settings_to_record
-from training.runtime.collectives import PATIENCE, mean_over_processes, on_any_process
+from training.runtime.collectives import on_any_process
 from training.runtime.output_folder import check_output_dir, prepare_output_dir
 from training.runtime.process import (
     TERMINATED,
-    are_on_cpu,
     end_children_at_exit,
     keep_large_buffers,
     noted_termination,
@@ -62,212 +57,180 @@ def main(argv=None):
     show_messages()
     end_children_at_exit()
     try:
-        train(args)
+        train(TrainingSettings.of(vars(args)))
     except ValueError as error:
-        sys.exit(f"error: {_sentence_of(error)}")
+        sys.exit(f"error: {sentence_of(error)}")
 
 
-def train(args):
-    """Train, calibrate and save; returns the finished pipeline, on every process."""
+def train(settings):
+    """Train, calibrate and save; returns the finished pipeline, on every process.
+
+    Args:
+        settings (`TrainingSettings`): nothing is written before everything in them that can be refused was checked.
+
+    Raises:
+        ValueError: with what is wrong with them, the images or a checkpoint.
+    """
     keep_large_buffers()
     if not torch.cuda.is_available():
         use_all_cores()
-    check_trackers(args.report_to or [])
-    output_dir = check_output_dir(args.output_dir)
-    checkpoint = find_checkpoint(output_dir, args.resume_from_checkpoint)
-    if step_of(checkpoint) > args.max_train_steps:
-        raise ValueError(
-            f"{checkpoint.name} is beyond --max_train_steps {args.max_train_steps}; ask for at least as many steps."
-        )
-    if checkpoint:
-        check_state(checkpoint)
-    accelerator = _build_accelerator(args, output_dir)
-    former, seconds_before = None, 0.0
-    if checkpoint:
-        former = read_run(checkpoint)
-        check_same_settings(checkpoint, former, args, _global_batch(args, accelerator))
-        seconds_before = former["seconds"]
-    data = find_training_data(args, output_dir, checkpoint, former)
-    splits = data.splits
-    run = describe_run(args, splits, data.groups, _global_batch(args, accelerator))
-    set_seed(args.seed)
-    pushes = args.push_to_hub and accelerator.is_main_process
-    if pushes:  # a token that does not do is noticed now, not in the end
-        repo_id = open_repository(args.hub_model_id or output_dir.resolve().name, args.hub_private_repo, args.hub_token)
+    run, optimisation = settings.run, settings.optimisation
+    check_trackers(run.report_to or [])
+    output_dir = check_output_dir(run.output_dir)
 
-    # 1. What training starts from
-    start = load_statistics(checkpoint) if checkpoint else None
-    initial = load_initial(args.init_from, args) if args.init_from else None
-    if start is not None:
-        data.white_level = start.white_level
-    elif initial is not None:
-        data.white_level = initial.config.white_level  # what its network knows as white
-    white_level = data.white_level
-    categories = [GoodImages(chosen, args.resolution, True, white_level) for chosen, _ in splits.values()]
-    scheduler, extractor, unet, start = build_networks(
-        args, categories, list(splits), white_level, initial, start, accelerator.is_local_main_process
-    )
-    data_mean, data_std = start.data_mean, start.data_std
+    # 1. What the run goes on from, and what it reads
+    former = find_former_run(output_dir, run.resume_from_checkpoint, optimisation.max_train_steps)
+    accelerator = build_accelerator(optimisation, output_dir, run.report_to, run.logging_dir)
+    images_per_step = optimisation.images_per_step(accelerator.num_processes)
+    if former.checkpoint:
+        check_same_settings(former.checkpoint, former.record, settings.options, images_per_step)
+    data = find_training_data(settings.data, output_dir, former.checkpoint, former.record)
+    settings = settings.at_revision(data.revision)
+    record = describe_run(settings.options, data.splits, data.groups, images_per_step)
+    set_seed(run.seed)
+    repository = _open_repository(settings.sharing, output_dir, accelerator)
+
+    # 2. Networks, and what validates them
+    networks, categories = _build_networks(settings, data, former, accelerator.is_local_main_process)
     validation = None
-    if args.validation_steps:
-        validation = Validation(
-            args, unet, scheduler, extractor, start, splits, data.groups, accelerator.mixed_precision
-        )
-    extractor.to(accelerator.device)
-    if args.gradient_checkpointing:
-        unet.enable_gradient_checkpointing()
-    prepare_output_dir(output_dir)  # nothing is written before everything that can be refused has been checked
+    if run.validation_steps:
+        timesteps, precision = settings.scoring.timesteps, accelerator.mixed_precision
+        validation = Validation(networks, data.splits, data.groups, timesteps, run.seed, precision)
+    networks.extractor.to(accelerator.device)
+    if optimisation.gradient_checkpointing:
+        networks.unet.enable_gradient_checkpointing()
+    prepare_output_dir(output_dir)
     if accelerator.is_main_process:
         clear_leftovers(output_dir)
         data.keep_revision(output_dir)
 
-    # 2. Optimizer, schedule, moving average, data
-    optimizer = torch.optim.AdamW(
-        unet.parameters(), lr=args.learning_rate, weight_decay=args.adam_weight_decay, fused=True
-    )
-    lr_scheduler = get_scheduler(
-        args.lr_scheduler,
-        optimizer,
-        num_warmup_steps=args.lr_warmup_steps,
-        num_training_steps=args.max_train_steps,
-    )  # counted in optimizer steps, which are the same with any number of processes: accelerate has no part in it
-    ema = EMAModel(unet.parameters(), decay=args.ema_max_decay, use_ema_warmup=True, power=0.75, foreach=True)
-    ema.to(accelerator.device)
-    start_step = step_of(checkpoint)
-    dataloader = build_dataloader(args, data, categories, start_step, _global_batch(args, accelerator))
-    features_of = feature_source(extractor, dataloader.dataset, args.rotation_degrees)
-    unet, optimizer, dataloader = accelerator.prepare(unet, optimizer, dataloader)
-    trained = unet, optimizer, lr_scheduler, ema
-    if checkpoint:
-        load_state(checkpoint, accelerator, start_step, *trained)
-        logger.info("resumed from %s", checkpoint)
-
-    # 3. The loop
-    loss_function = DenoisingLoss(
-        scheduler,
-        args.patch_size,
-        data_mean=data_mean.to(accelerator.device),
-        data_std=data_std.to(accelerator.device),
-        feature_grid=args.feature_grid,
-        vlb_weight=args.vlb_weight,
-        feature_weight=args.feature_weight,
-        low_noise_share=args.low_noise_share,
-        low_noise_limit=args.low_noise_limit,
-        snr_gamma=args.snr_gamma,
-    )
+    # 3. The steps
+    steps = range(former.step, optimisation.max_train_steps)
+    dataloader = build_dataloader(settings.data, data, list(categories.values()), steps, images_per_step)
+    training_step, batches = _prepare_step(settings, networks, dataloader, former, accelerator)
     if accelerator.is_main_process:
-        for name, (training_files, held_out) in splits.items():
-            more = " and more that are streamed" if args.streaming else ""
-            logger.info("%s: %d images%s to train on, %d held out", name, len(training_files), more, len(held_out))
-        start_trackers(accelerator, settings_to_record(args))
-    progress = tqdm(
-        total=args.max_train_steps,
-        initial=start_step,
-        desc="training",
-        unit="step",
-        disable=not accelerator.is_local_main_process,
-    )
-    log = ProgressLog(output_dir, start_step, args.max_train_steps, accelerator.is_main_process)
-    log.log_phase("training")
-    started = time.perf_counter()
-    batches = iter(dataloader)
-
-    def save(step):
-        run["seconds"] = round(seconds_before + time.perf_counter() - started, 1)
-        save_run(accelerator, output_dir, step, args.checkpoints_total_limit, run, start, *trained)
-
-    with noted_termination() as asked_to_end:
-        for step in range(start_step, args.max_train_steps):
-            micro_batches, failure = _read_batches(batches, args.gradient_accumulation_steps)
-            if on_any_process(failure is not None):
-                if step > start_step:
-                    save(step)
-                raise ValueError(f"{failure or OTHER_FAILURE} The run goes on with --resume_from_checkpoint latest.")
-            terms = []
-            for sample, labels, places in micro_batches:
-                with accelerator.accumulate(unet):
-                    with torch.no_grad(), accelerator.autocast():
-                        features = features_of(sample, places.tolist())
-                    statistics = (values.to(labels.device)[labels] for values in (data_mean, data_std))
-                    sample = normalize_contrast(sample, *(values.view(-1, 1, 1, 1) for values in statistics))
-                    noise, timesteps = loss_function.draw_noise(
-                        args.seed, places.tolist(), sample.shape[1:], sample.device
-                    )
-                    losses = loss_function(unet, sample, features, noise, timesteps, labels)
-                    accelerator.backward(losses.total)
-                terms.append(losses)
-            scalars = _mean_losses(terms)
-            gradient_norm = accelerator.clip_grad_norm_(unet.parameters(), args.max_grad_norm)
-            _check_finite(step, scalars["total"], gradient_norm, accelerator)  # before anything takes a step by it
-            optimizer.step()
-            optimizer.zero_grad()
-            lr_scheduler.step()
-            ema.step(unet.parameters())
-            images = (step + 1 - start_step) * _global_batch(args, accelerator)
-            progress.update()
-            progress.set_postfix(
-                {name: f"{scalars[name]:.4f}" for name in LOSSES}
-                | {"images/s": f"{images / (time.perf_counter() - started):.1f}"}
-            )
-            is_last = step + 1 == args.max_train_steps
-            tracked = {name: scalars[name] for name in LOSSES} | {"lr": lr_scheduler.get_last_lr()[0]}
-            validated = {}
-            if validation and (is_last or (step + 1) % args.validation_steps == 0):
-                validated = validation.measure(ema)
-                tracked |= {f"validation/{name}": validated[name] for name in SEPARATION}
-            log.log_step(step + 1, images, scalars, validated)
-            accelerator.log(tracked, step=step + 1)
-            if validated and accelerator.trackers:
-                log_sheets(accelerator, validation.draw_sheets(), step + 1)
-            is_stopped = on_any_process(asked_to_end.is_set()) and not is_last
-            if (step + 1) % args.checkpointing_steps == 0 or is_last or is_stopped:
-                save(step + 1)
-            if is_stopped:
-                _end_early(accelerator, log, step + 1)
-    progress.close()
-    training_seconds = round(seconds_before + time.perf_counter() - started, 1)
+        _log_splits(data)
+        start_trackers(accelerator, settings_to_record(settings.options))
+    log = ProgressLog(output_dir, steps.start, steps.stop, accelerator.is_main_process)
+    statistics, trained, limit = networks.statistics, training_step.trained, run.checkpoints_total_limit
+    keeper = RunKeeper(accelerator, output_dir, limit, record, statistics, trained, former.seconds)
+    take_steps(settings, steps, training_step, iter(batches), images_per_step, keeper, log, validation)
+    training_seconds = keeper.seconds
 
     # 4. The averaged weights become the pipeline
     accelerator.wait_for_everyone()
-    if validation and args.report and not validation.has_measured:  # resumed at its last step
-        validation.measure(ema)
-    unet = accelerator.unwrap_model(unet, keep_fp32_wrapper=False, keep_torch_compile=False)  # and its autocast
-    ema.copy_to(unet.parameters())
-    pipe = finish_pipeline(args, unet, scheduler, extractor, start, categories, data, training_seconds, log, validation)
-    if pushes:
-        logger.info(push_finished(output_dir, repo_id, args.hub_token))
+    if validation and run.report and not validation.has_measured:  # resumed at its last step
+        validation.measure(trained.ema)
+    networks.unet = accelerator.unwrap_model(trained.unet, keep_fp32_wrapper=False, keep_torch_compile=False)
+    trained.ema.copy_to(networks.unet.parameters())
+    pipe = finish_pipeline(settings, networks, categories, data, training_seconds, log, validation)
+    if repository:
+        logger.info(push_finished(output_dir, repository, settings.sharing.hub_token))
     accelerator.end_training()
     return pipe
 
 
-def _read_batches(batches, count):
-    """The batches of a step, and None; or None, and the sentence of the image that cannot be read any more."""
-    try:
-        return [next(batches) for _ in range(count)], None
-    except ValueError as error:
-        return None, _sentence_of(error)
+def take_steps(settings, steps, training_step, batches, images_per_step, keeper, log, validation=None):
+    """Take the steps of a training: each logged, some validated, some saved; SIGTERM ends it after one more save.
+
+    Args:
+        settings (`TrainingSettings`): when to save and to validate.
+        steps (`range`): those that are to be done.
+        training_step (`TrainingStep`): moves the weights.
+        batches: iterator of what it takes.
+        images_per_step (`int`): of all processes together.
+        keeper (`RunKeeper`): saves.
+        log (`ProgressLog`): what others watch the run by.
+        validation (`Validation`, *optional*): measures the averaged weights.
+
+    Raises:
+        ValueError: if an image cannot be read any more; what was done is saved first.
+    """
+    run, accelerator = settings.run, training_step.accelerator
+    _, _, lr_scheduler, ema = training_step.trained
+    hidden = not accelerator.is_local_main_process
+    progress = tqdm(total=steps.stop, initial=steps.start, desc="training", unit="step", disable=hidden)
+    log.log_phase("training")
+    with noted_termination() as asked_to_end, progress:
+        for step in steps:
+            taken, failure = read_batches(batches, settings.optimisation.gradient_accumulation_steps)
+            if on_any_process(failure is not None):
+                if step > steps.start:
+                    keeper.save(step)
+                raise ValueError(f"{failure or OTHER_FAILURE} The run goes on with --resume_from_checkpoint latest.")
+            losses = training_step.take(step, taken)
+            images = (step + 1 - steps.start) * images_per_step
+            speed = {"images/s": f"{images / keeper.seconds_here:.1f}"}
+            progress.update()
+            progress.set_postfix({name: f"{losses[name]:.4f}" for name in LOSSES} | speed)
+            is_last = step + 1 == steps.stop
+            tracked = {name: losses[name] for name in LOSSES} | {"lr": lr_scheduler.get_last_lr()[0]}
+            validated = {}
+            if validation and (is_last or (step + 1) % run.validation_steps == 0):
+                validated = validation.measure(ema)
+                tracked |= {f"validation/{name}": validated[name] for name in SEPARATION}
+            log.log_step(step + 1, images, losses, validated)
+            accelerator.log(tracked, step=step + 1)
+            if validated and accelerator.trackers:
+                log_sheets(accelerator, validation.draw_sheets(), step + 1)
+            is_stopped = on_any_process(asked_to_end.is_set()) and not is_last
+            if (step + 1) % run.checkpointing_steps == 0 or is_last or is_stopped:
+                keeper.save(step + 1)
+            if is_stopped:
+                _end_early(accelerator, log, step + 1)
 
 
-def _sentence_of(error):
-    return str(error).rpartition("ValueError: ")[2].strip()  # a loader's process puts its traceback before it
+def _open_repository(sharing, output_dir, accelerator):
+    """Where the checkpoint is pushed in the end, or None: a token that does not do is noticed now, not then."""
+    if not (sharing.push_to_hub and accelerator.is_main_process):
+        return None
+    name = sharing.hub_model_id or output_dir.resolve().name
+    return open_repository(name, sharing.hub_private_repo, sharing.hub_token)
 
 
-def _mean_losses(terms):
-    """Each term's mean over a step's batches and the processes, `dict[str, float]`."""
-    names = ("total", *LOSSES)
-    values = torch.stack([torch.stack([getattr(losses, name).detach().float() for name in names]) for losses in terms])
-    return dict(zip(names, mean_over_processes(values.mean(dim=0)).tolist(), strict=True))
+def _build_networks(settings, data, former, shows_progress):
+    """`Networks`, and the training images of each category, `dict[str, GoodImages]`."""
+    start = load_statistics(former.checkpoint) if former.checkpoint else None
+    initial = load_initial(settings.data.init_from, settings.network) if settings.data.init_from else None
+    if start is not None:
+        data.white_level = start.white_level
+    elif initial is not None:
+        data.white_level = initial.config.white_level  # what its network knows as white
+    resolution, white_level = settings.network.resolution, data.white_level
+    categories = {name: GoodImages(chosen, resolution, True, white_level) for name, (chosen, _) in data.splits.items()}
+    batch_size = settings.optimisation.train_batch_size
+    networks = build_networks(settings.network, categories, white_level, batch_size, initial, start, shows_progress)
+    return networks, categories
 
 
-def _check_finite(step, loss, gradient_norm, accelerator):
-    """Refuse a step by a loss or a gradient that is not finite; in float16 the loss's scale handles the latter."""
-    is_scaled = accelerator.scaler is not None
-    if math.isfinite(loss) and (is_scaled or math.isfinite(float(gradient_norm))):
-        return
-    what = f"loss is {loss}" if not math.isfinite(loss) else f"gradient's norm is {float(gradient_norm)}"
-    raise ValueError(
-        f"the {what} at step {step}; lower --learning_rate and resume with --resume_from_checkpoint latest."
+def _prepare_step(settings, networks, dataloader, former, accelerator):
+    """The `TrainingStep`, in the state of the former run, and its batches; accelerate has prepared both."""
+    optimisation, statistics = settings.optimisation, networks.statistics
+    trained = build_trained(networks.unet, optimisation, accelerator.device)
+    features_of = feature_source(networks.extractor, dataloader.dataset, settings.data.rotation_degrees)
+    unet, optimizer, batches = accelerator.prepare(trained.unet, trained.optimizer, dataloader)
+    trained = Trained(unet, optimizer, trained.lr_scheduler, trained.ema)
+    if former.checkpoint:
+        load_state(former.checkpoint, accelerator, former.step, *trained)
+        logger.info("resumed from %s", former.checkpoint)
+    loss = DenoisingLoss(
+        networks.scheduler,
+        networks.patch_size,
+        data_mean=statistics.data_mean.to(accelerator.device),
+        data_std=statistics.data_std.to(accelerator.device),
+        feature_grid=settings.network.feature_grid,
+        settings=settings.loss,
     )
+    step = TrainingStep(
+        accelerator, trained, loss, features_of, statistics, settings.run.seed, optimisation.max_grad_norm
+    )
+    return step, batches
+
+
+def _log_splits(data):
+    more = " and more that are streamed" if data.stream is not None else ""
+    for name, (training, held_out) in data.splits.items():
+        logger.info("%s: %d images%s to train on, %d held out", name, len(training), more, len(held_out))
 
 
 def _end_early(accelerator, log, step):
@@ -275,27 +238,6 @@ def _end_early(accelerator, log, step):
     logger.info("stopped after step %d; --resume_from_checkpoint latest goes on from there", step)
     accelerator.end_training()
     sys.exit(TERMINATED)
-
-
-def _build_accelerator(args, output_dir):
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    precision = args.mixed_precision
-    if precision == "auto":
-        precision = "bf16" if has_bfloat16(device) else "no"
-    return Accelerator(
-        cpu=are_on_cpu(),
-        mixed_precision=precision,
-        gradient_accumulation_steps=args.gradient_accumulation_steps,
-        log_with=args.report_to,
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
-        project_config=ProjectConfiguration(
-            project_dir=str(output_dir), logging_dir=str(output_dir / args.logging_dir)
-        ),
-    )
-
-
-def _global_batch(args, accelerator):
-    return args.train_batch_size * args.gradient_accumulation_steps * accelerator.num_processes
 
 
 if __name__ == "__main__":

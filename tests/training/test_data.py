@@ -20,7 +20,7 @@ from training.data.image_folders import find_images
 from training.data.image_reading import read_image
 from training.data.layouts import MIN_IMAGES, find_good_images
 from training.data.splits import hold_out
-from training.data.training_data import find_training_data
+from training.data.training_data import DataSettings, find_training_data
 
 SIZE = 16
 
@@ -294,7 +294,7 @@ def test_of_a_large_folder_only_heads_are_read_but_what_is_held_out_is_decoded(t
     arguments = parse_args(
         ["--train_data_dir", str(tmp_path), "--output_dir", str(tmp_path / "out"), "--groups", "none"]
     )
-    ((training, held_out),) = find_training_data(arguments, tmp_path / "out").splits.values()
+    ((training, held_out),) = find_training_data(DataSettings.of(vars(arguments)), tmp_path / "out").splits.values()
     assert len(training) == 30
     assert held_out == [path for path in files[1::2] if path not in training]
     assert 0 < len(held_out) < 10
@@ -306,5 +306,5 @@ def test_no_more_images_are_held_out_than_calibration_has_a_use_for(tmp_path, mo
     arguments = parse_args(
         ["--train_data_dir", str(tmp_path), "--output_dir", str(tmp_path / "out"), "--groups", "none"]
     )
-    ((training, held_out),) = find_training_data(arguments, tmp_path / "out").splits.values()
+    ((training, held_out),) = find_training_data(DataSettings.of(vars(arguments)), tmp_path / "out").splits.values()
     assert (len(training), len(held_out)) == (24, 6)

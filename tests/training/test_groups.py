@@ -295,7 +295,7 @@ def test_images_of_one_name_in_folders_of_one_name_come_back_to_their_side_of_a_
     groups = {image: f"{image.parts[-3]} {image.name}" for image in images}
     split = hold_out(images, 0.3, 1, groups)
     arguments = parse_args(["--train_data_dir", "x", "--output_dir", "y"])
-    run = json.loads(json.dumps(describe_run(arguments, {"parts": split}, {"parts": groups}, 8)))
+    run = json.loads(json.dumps(describe_run(vars(arguments), {"parts": split}, {"parts": groups}, 8)))
     restored = restore_splits(tmp_path / "checkpoint-1", run, {"parts": images[::-1]})
     assert [sorted(side) for side in restored["parts"]] == [sorted(side) for side in split]
     assert restore_groups(run, restored)["parts"] == {image: groups[image] for image in split[1]}

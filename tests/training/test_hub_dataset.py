@@ -29,7 +29,7 @@ from pathlib import Path
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from training.cli.arguments import parse_args
 from training.hub.model_card import build_model_card
-from training.data.training_data import find_training_data
+from training.data.training_data import DataSettings, find_training_data
 import hashlib
 from training.data.good_images import GoodImages
 from training.data.layouts import find_good_images
@@ -37,13 +37,13 @@ from training.data.splits import hold_out
 from training.data.run_record import describe_run
 args = parse_args({options} + ["--output_dir", "out", "--groups", "none"])
 folder, former = Path({output!r}), {former}
-data = find_training_data(args, folder, folder / "checkpoint-1" if former else None, former)
+data = find_training_data(DataSettings.of(vars(args)), folder, folder / "checkpoint-1" if former else None, former)
 ((category, (training, held_out)),) = data.splits.items()
 def pixels(images):
     images = GoodImages(images, 64)
     return [hashlib.sha256(images[index].numpy().tobytes()).hexdigest() for index in range(len(images))]
 answer = dict(
-    category=category, revision=data.revision, run=describe_run(args, data.splits, data.groups, 8),
+    category=category, revision=data.revision, run=describe_run(vars(args), data.splits, data.groups, 8),
     names=[[p.name for p in part] for part in (training, held_out)],
     pixels=[pixels(part) for part in (training, held_out)],
 )

@@ -221,5 +221,5 @@ def test_images_of_the_same_name_in_folders_of_the_same_name_stay_on_their_side_
     splits = {"part": hold_out(files, 17 / 36, 0)}
     assert {split_key(path) for path in splits["part"][0]} & {split_key(path) for path in splits["part"][1]}
     arguments = parse_args(["--train_data_dir", str(tmp_path), "--output_dir", str(tmp_path / "out")])
-    run = describe_run(arguments, splits, {}, 8)
+    run = describe_run(vars(arguments), splits, {}, 8)
     assert restore_splits(tmp_path / "checkpoint-1", run, {"part": files}) == splits

@@ -6,7 +6,7 @@ from torch.distributions import Normal, kl_divergence
 
 from pipelines.denoising_network import predict
 from pipelines.gaussian_diffusion import add_noise, model_gaussian, true_posterior
-from training.engine.losses import DenoisingLoss
+from training.engine.losses import DenoisingLoss, LossSettings
 from training.networks.unet import build_scheduler, build_unet
 
 NUM_FEATURES = 8
@@ -30,7 +30,9 @@ def batch():
 
 
 def loss_with(prediction_type="epsilon", **options):
-    return DenoisingLoss(build_scheduler(prediction_type), 4, torch.zeros(1), torch.full((1,), 0.5), 8, **options)
+    return DenoisingLoss(
+        build_scheduler(prediction_type), 4, torch.zeros(1), torch.full((1,), 0.5), 8, LossSettings(**options)
+    )
 
 
 def output_gradients(loss, unet, batch):

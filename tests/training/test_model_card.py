@@ -171,16 +171,17 @@ def test_a_card_says_what_was_not_measured(tiny_pipeline, checkpoint):
 
 
 def test_the_promise_and_the_settings_are_those_of_the_checkpoint(tiny_pipeline, checkpoint):
-    settings = settings_to_record(
-        parse_args(["--train_data_dir", "X", "--output_dir", "X", "--max_train_steps", "7", "--no-normalize_contrast"])
+    args = parse_args(
+        ["--train_data_dir", "X", "--output_dir", "X", "--max_train_steps", "7", "--no-normalize_contrast"]
     )
+    settings = settings_to_record(vars(args))
     record = {"settings": settings, "training_seconds": 120, "peak_memory_gb": 2.3, "held_out": {"my tiles": ["a.jpg"]}}
     (checkpoint / "training.json").write_text(json.dumps(record))
     text = card_of(tiny_pipeline, checkpoint).text
     assert "24 good images by cross-fitting" in text
     command = text.split("accelerate launch training/train.py ")[1].split("\n````")[0]
     again = parse_args(shlex.split(command.replace("\\\n", " ")))
-    assert settings_to_record(again) == settings
+    assert settings_to_record(vars(again)) == settings
     assert again.train_data_dir == ["my tiles"]
     assert "Time: 2 minutes" in text
     assert "2.3 GB" in text

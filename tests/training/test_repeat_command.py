@@ -37,8 +37,8 @@ SMALL_WITHOUT_WEIGHTING = [
 def test_the_command_repeats_the_settings(given):
     source = [] if "--dataset_name" in given else ["--train_data_dir", "my tiles", "NUTS"]
     args = parse_args([*source, "--output_dir", "to here", *given])
-    again = settings_of(repeat_command(settings_to_record(args), args.train_data_dir or [], args.output_dir))
-    assert settings_to_record(again) == settings_to_record(args)
+    again = settings_of(repeat_command(settings_to_record(vars(args)), args.train_data_dir or [], args.output_dir))
+    assert settings_to_record(vars(again)) == settings_to_record(vars(args))
     assert (again.train_data_dir, again.output_dir) == (args.train_data_dir, "to here")
 
 
@@ -61,6 +61,6 @@ def test_what_others_recorded_cannot_add_words_or_lines_to_the_command():
 )
 def test_the_command_names_the_preset_that_says_most(given, preset):
     args = parse_args(["--train_data_dir", "X", "--output_dir", "OUT", *given])
-    assert repeat_command(settings_to_record(args), ["X"]).splitlines() == [
+    assert repeat_command(settings_to_record(vars(args)), ["X"]).splitlines() == [
         f"accelerate launch training/train.py --preset {preset} --train_data_dir X --output_dir OUT"
     ]

@@ -15,7 +15,7 @@ from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from pipelines.score_calibration import ScoreCalibration
 from training.cli.arguments import parse_args
 from training.data.good_images import GoodImages
-from training.engine.report import build_report, components_table, leave_report
+from training.engine.report import Making, build_report, components_table, leave_report
 from training.publish import prepare_shipment
 from training.records.checkpoint_contents import REPORT, list_contents
 
@@ -142,14 +142,15 @@ def test_a_run_that_is_resumed_at_its_end_makes_it_again(environment, finished, 
 # Several categories, strange names, failures
 
 
-def settings_of(output_dir, *more):
-    return parse_args(["--train_data_dir", HOSTILE, "--output_dir", str(output_dir), *more])
+def making_of(output_dir, *more):
+    options = vars(parse_args(["--train_data_dir", HOSTILE, "--output_dir", str(output_dir), *more]))
+    return Making(options, 12.0, {"references": 3.0})
 
 
 def test_names_from_elsewhere_are_shown_as_text(tiny_pipeline, tile_files, tmp_path):
-    args = settings_of(tmp_path / HOSTILE, "--logging_dir", HOSTILE, "--feature_extractor", HOSTILE)
+    made = making_of(tmp_path / HOSTILE, "--logging_dir", HOSTILE, "--feature_extractor", HOSTILE)
     splits = {HOSTILE: (tile_files, tile_files)}
-    page = Page(build_report(tiny_pipeline, args, [GoodImages(tile_files, 64)], splits, None, 12.0, {}))
+    page = Page(build_report(tiny_pipeline, made, [GoodImages(tile_files, 64)], splits))
     assert_self_contained(page)
     assert page.count("img") == 1  # that of the samples: no validation, no sheet
     assert page.text.count(HOSTILE) >= 3
@@ -160,7 +161,7 @@ def test_every_category_has_a_section_of_its_own(unified, tile_files, negative_f
     pipe = AnomalyScoringPipeline.from_pretrained(unified)
     splits = {"tile": (tile_files, tile_files[:6]), "negative": (negative_files, negative_files[:7])}
     images = [GoodImages(files, 64) for files, _ in splits.values()]
-    page = Page(build_report(pipe, settings_of(tmp_path), images, splits, None, 12.0, {"references": 3.0}))
+    page = Page(build_report(pipe, making_of(tmp_path), images, splits))
     for words in ("Category tile", "Category negative", "tile, negative", "48 good images", "13 others"):
         assert words in page.text, words
     tile, negative = (image.convert("L").resize((8, 8)) for image in page.images)
@@ -179,7 +180,7 @@ def test_a_report_that_cannot_be_written_costs_a_warning_and_leaves_the_former(
         images = GoodImages([tmp_path / REPORT] * 4, 64)
     splits = {"tile": (tile_files, tile_files)}
     with caplog.at_level(logging.WARNING):
-        leave_report(tiny_pipeline, settings_of(tmp_path), [images], splits, None, 12.0, {})
+        leave_report(tiny_pipeline, making_of(tmp_path), [images], splits)
     assert "the model is saved, but its report could not be written" in caplog.text
     assert (tmp_path / REPORT).read_text() == "former"
 

@@ -45,9 +45,9 @@ def test_the_record_of_a_training_repeats_it(tmp_path):
     given = ["--train_data_dir", "X", "--output_dir", "Y", "--seed", "3", "--timesteps", "10", "60", "--alpha", "0.2"]
     given += ["--no-normalize_contrast", "--resume_from_checkpoint", "latest"]
     first = parse_args(given)
-    path = write(tmp_path, json.dumps({"settings": settings_to_record(first), "held_out": {}}), "training.json")
+    path = write(tmp_path, json.dumps({"settings": settings_to_record(vars(first)), "held_out": {}}), "training.json")
     again = parse_args(["--config", path, "--train_data_dir", "X", "--output_dir", "Y"])
-    assert settings_to_record(again) == settings_to_record(first)
+    assert settings_to_record(vars(again)) == settings_to_record(vars(first))
 
 
 @pytest.mark.parametrize(

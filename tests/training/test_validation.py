@@ -12,10 +12,10 @@ from paths import TILES
 from sentences import refused
 from tiny_pipeline import build_tiny_pipeline
 
-from training.cli.arguments import parse_args
 from training.data.splits import hold_out
 from training.data.synthetic_defects import KINDS
 from training.engine.data_statistics import DataStatistics
+from training.engine.initial_weights import Networks
 from training.engine.validation import NUM_IMAGES, Validation, choose_images, separation_of
 from training.fitting.calibration_fit import MIN_DISJOINT, fit_calibration, split_held_out
 from training.records.progress import SEPARATION, read_progress, separation_curve
@@ -136,10 +136,8 @@ def test_image_auroc_ranks_images_by_their_worst_places_part_by_part():
 
 
 @pytest.fixture
-def validation(tile_files, tmp_path):
+def validation(tile_files):
     """A validation of the tiny network with its averaged weights; both, and the weights that are trained."""
-    args = parse_args(["--train_data_dir", str(TILES), "--output_dir", str(tmp_path), "--resolution", "64"])
-    args.patch_size = 4
     pipe = build_tiny_pipeline()
     ema = EMAModel(pipe.unet.parameters())
     with torch.no_grad():
@@ -148,8 +146,8 @@ def validation(tile_files, tmp_path):
     splits = {"tile": hold_out(tile_files, 0.25, 0)}
     features = pipe.feature_extractor.feature_mean, pipe.feature_extractor.feature_std
     statistics = DataStatistics(torch.tensor([-0.1]), torch.tensor([0.3]), *features, 65535)
-    networks = pipe.unet, pipe.scheduler, pipe.feature_extractor
-    return Validation(args, *networks, statistics, splits, {}, "no"), pipe, ema
+    networks = Networks(pipe.unet, pipe.scheduler, pipe.feature_extractor, statistics, 4)
+    return Validation(networks, splits, {}, [5, 50, 100], 0, "no"), pipe, ema
 
 
 def test_a_validation_leaves_random_numbers_weights_and_their_average_alone(validation):

@@ -4,6 +4,7 @@ Image folders and Parquet files are read, by the library `datasets`. No code of 
 """
 
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import HfApi, constants
@@ -19,6 +20,33 @@ KINDS = ("imagefolder", "parquet")
 
 REVISION_RECORD = "dataset_revision.txt"
 """In the output folder: the commit that a run reads, for when it is resumed."""
+
+
+@dataclass(frozen=True)
+class HubSource:
+    """Which data set of the Hub is read, and what of it; fields are named as the options that set them.
+
+    Args:
+        dataset_name (`str`), dataset_config_name (`str`, *optional*): the data set, and its configuration.
+        dataset_split (`str`): its part that is read.
+        dataset_revision (`str`, *optional*): branch, tag or commit; by default main.
+        image_column (`str`): holds the images.
+        label_column, good_label (`str`, *optional*): of the good ones alone.
+        group_column (`str`, *optional*): says which part an image shows.
+        streaming (`bool`): read it as it is needed instead of downloading it first.
+        hub_token (`str`, *optional*): for what is private.
+    """
+
+    dataset_name: str
+    dataset_config_name: str | None = None
+    dataset_split: str = "train"
+    dataset_revision: str | None = None
+    image_column: str = "image"
+    label_column: str | None = None
+    good_label: str | None = None
+    group_column: str | None = None
+    streaming: bool = False
+    hub_token: str | None = None
 
 
 def import_datasets():
@@ -52,11 +80,11 @@ def data_set_sentences(name, token=None):
         raise ValueError(_unreadable(name, error.__cause__ or error)) from None
 
 
-def pin_revision(args, output_dir, resumed):
+def pin_revision(source, output_dir, resumed):
     """The commit that a run reads, which is that of `--dataset_revision`, or of a resumed run, or of today's main.
 
     Args:
-        args: settings, as `data_arguments.add_hub_options` defines them.
+        source (`HubSource`): the data set.
         output_dir (`Path`): where a resumed run has left its commit.
         resumed (`bool`): whether there is one.
 
@@ -66,16 +94,16 @@ def pin_revision(args, output_dir, resumed):
     Raises:
         ValueError: if there is no such data set or revision, or it needs code of its own to be read.
     """
-    name, revision, record = args.dataset_name, args.dataset_revision, Path(output_dir) / REVISION_RECORD
+    name, revision, record = source.dataset_name, source.dataset_revision, Path(output_dir) / REVISION_RECORD
     if revision is None and resumed and record.is_file():
         revision = record.read_text().strip()
     if Path(name).is_dir():
         raise ValueError(f"{name} is a folder of this machine; give it as --train_data_dir, or rename it.")
-    with hub_sentences(name, args.hub_token):
+    with hub_sentences(name, source.hub_token):
         if not is_hub_id(name):
             raise HFValidationError
         try:
-            info = HfApi(token=args.hub_token).dataset_info(name, revision=revision)
+            info = HfApi(token=source.hub_token).dataset_info(name, revision=revision)
         except OfflineModeIsEnabled:
             return revision
         except RevisionNotFoundError:
@@ -92,11 +120,11 @@ def keep_revision(output_dir, revision):
         Path(output_dir, REVISION_RECORD).write_text(f"{revision}\n")
 
 
-def open_rows(args, revision):
+def open_rows(source, revision):
     """Open a data set at a commit; without `--streaming` it is downloaded first.
 
     Args:
-        args: settings, as `data_arguments.add_hub_options` defines them.
+        source (`HubSource`): the data set.
         revision (`str` or None): as `pin_revision` says.
 
     Returns:
@@ -106,10 +134,10 @@ def open_rows(args, revision):
         ValueError: if it cannot be read, or has no such configuration, split, column or label.
     """
     datasets = import_datasets()
-    name, where = args.dataset_name, {"revision": revision, "token": args.hub_token}
-    with data_set_sentences(name, args.hub_token):
+    name, where = source.dataset_name, {"revision": revision, "token": source.hub_token}
+    with data_set_sentences(name, source.hub_token):
         try:
-            builder = datasets.load_dataset_builder(name, args.dataset_config_name, **where)
+            builder = datasets.load_dataset_builder(name, source.dataset_config_name, **where)
         except FileNotFoundError as error:
             raise ValueError(f"{name} holds nothing that datasets can read ({one_line(error)}).") from None
         except ConnectionError:
@@ -117,14 +145,14 @@ def open_rows(args, revision):
                 raise ValueError(f"HF_HUB_OFFLINE is set, and {name} is not in the cache; unset it.") from None
             raise
         except ValueError as error:
-            raise ValueError(_explain_config(datasets, args, where) or _unreadable(name, error)) from None
+            raise ValueError(_explain_config(datasets, source, where) or _unreadable(name, error)) from None
         kind = builder.__module__.rpartition(".")[2]
         if kind not in KINDS and not (kind == "cache" and constants.HF_HUB_OFFLINE):
             raise ValueError(f"{name} is kept as {kind}; {' and '.join(KINDS)} are read.")
         if revision is not None and builder.hash != revision:  # the library falls back on what it has cached
             raise ValueError(f"{name} could not be opened at {revision}, only at {builder.hash} from the cache.")
-        rows = _open_split(builder, name, args.dataset_split, args.streaming)
-    return _choose_columns(datasets, rows, args), builder.hash
+        rows = _open_split(builder, name, source.dataset_split, source.streaming)
+    return _choose_columns(datasets, rows, source), builder.hash
 
 
 def _open_split(builder, name, split, streaming):
@@ -141,9 +169,9 @@ def _open_split(builder, name, split, streaming):
     raise ValueError(f"{name} has no split {split}; name one with --dataset_split: {_listed(parts)}.")
 
 
-def _choose_columns(datasets, rows, args):
-    name, column, label_column = args.dataset_name, args.image_column, args.label_column
-    group_column = getattr(args, "group_column", None)
+def _choose_columns(datasets, rows, source):
+    name, column, label_column = source.dataset_name, source.image_column, source.label_column
+    group_column = source.group_column
     features = rows.features
     if features is None:
         raise ValueError(f"the columns of {name} are not known before it is read; leave --streaming out.")
@@ -153,10 +181,10 @@ def _choose_columns(datasets, rows, args):
             raise ValueError(f"{name} has no column {chosen}; name one with --{option}: {_listed(features)}.")
     if not isinstance(features[column], datasets.Image) and getattr(features[column], "dtype", None) != "binary":
         raise ValueError(f"column {column} of {name} holds no images; name another with --image_column.")
-    good_label = None if label_column is None else _good_value(features[label_column], label_column, args.good_label)
+    good_label = None if label_column is None else _good_value(features[label_column], label_column, source.good_label)
     kept = list(dict.fromkeys(each for each in (column, label_column, group_column) if each))
     rows = rows.select_columns(kept).cast_column(column, datasets.Image(decode=False))
-    return GoodRows(rows, name, args.dataset_split, column, label_column, good_label, args.hub_token, group_column)
+    return GoodRows(rows, name, source.dataset_split, column, label_column, good_label, source.hub_token, group_column)
 
 
 def _good_value(feature, column, label):
@@ -181,14 +209,14 @@ def _good_value(feature, column, label):
     raise ValueError(f"column {column} holds {dtype}; labels are names, text, numbers or true and false.")
 
 
-def _explain_config(datasets, args, where):
+def _explain_config(datasets, source, where):
     """A sentence if `--dataset_config_name` is missing or wrong, else None."""
-    configs = datasets.get_dataset_config_names(args.dataset_name, **where)
-    if args.dataset_config_name in configs:
+    configs = datasets.get_dataset_config_names(source.dataset_name, **where)
+    if source.dataset_config_name in configs:
         return None
-    asked = args.dataset_config_name
+    asked = source.dataset_config_name
     said = "has several configurations" if asked is None else f"has no configuration {asked}"
-    return f"{args.dataset_name} {said}; name one with --dataset_config_name: {_listed(configs)}."
+    return f"{source.dataset_name} {said}; name one with --dataset_config_name: {_listed(configs)}."
 
 
 def _listed(names):

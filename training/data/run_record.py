@@ -37,17 +37,17 @@ LONG_KEY = 6
 logger = logging.getLogger(__name__)
 
 
-def describe_run(args, splits, groups, images_per_step):
+def describe_run(options, splits, groups, images_per_step):
     """The record of a run, `dict`, but for its seconds.
 
     Args:
-        args: settings of `training/train.py`.
+        options (`dict`): those of `training/train.py`.
         splits (`dict[str, tuple[list, list]]`): each category's images to train on and held-out ones.
         groups (`dict[str, dict | None]`): the part that each of them shows.
         images_per_step (`int`): of all processes together.
     """
     return {
-        "settings": {name: getattr(args, name) for name in FIXED_SETTINGS},
+        "settings": {name: options[name] for name in FIXED_SETTINGS},
         "pictures_per_step": images_per_step,
         "pictures": {category: _keys_by_side(split) for category, split in splits.items()},
         "groups": {
@@ -84,16 +84,16 @@ def read_run(checkpoint):
     return run
 
 
-def check_same_settings(checkpoint, run, args, images_per_step):
+def check_same_settings(checkpoint, run, options, images_per_step):
     """Check that a run may go on from a checkpoint.
 
     Raises:
         ValueError: naming the first setting that differs.
     """
     for name, former in run["settings"].items():
-        if getattr(args, name, None) != former:
+        if options.get(name) != former:
             raise ValueError(
-                f"{checkpoint.name} was trained with --{name} {_words(former)}, not {_words(getattr(args, name))}; "
+                f"{checkpoint.name} was trained with --{name} {_words(former)}, not {_words(options.get(name))}; "
                 "resume with the same, or train afresh in another --output_dir."
             )
     if images_per_step != run["pictures_per_step"]:

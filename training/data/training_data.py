@@ -11,7 +11,7 @@ from pipelines.checkpoint_loading import locate_checkpoint
 from training.data.augmentation import ShuffledRotatedImages
 from training.data.good_images import find_categories, find_white_level
 from training.data.groups import find_groups
-from training.data.hub_dataset import import_datasets, keep_revision, open_rows, pin_revision
+from training.data.hub_dataset import HubSource, import_datasets, keep_revision, open_rows, pin_revision
 from training.data.hub_images import find_good_rows
 from training.data.image_stream import HeldOutOfStream, ImageStream, StreamedRotatedImages
 from training.data.layouts import CHECKED_WHOLE, MIN_IMAGES, readable
@@ -20,9 +20,49 @@ from training.data.splits import MIN_HELD_OUT, count_parts, hold_out
 from training.records.image_record import not_trained_on
 from training.runtime.collectives import on_main_process
 from training.runtime.process import stand_back
+from training.runtime.settings import settings_of
 
 MAX_HELD_OUT = 2000
 """Their scores are ranked: more would promise rates below 1 in 1,000, and take hours to measure."""
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """What a training reads, and in which batches; fields are named as the options of `training/train.py`.
+
+    Args:
+        train_data_dir (`list[str]`, *optional*): folders of good images, one for each category.
+        source (`HubSource`, *optional*): instead, a data set of the Hub.
+        all_good (`bool`): every image of the folders shows a good part.
+        groups (`str`, *optional*): which images show the same part (`groups.HELP`).
+        init_from (`str`, *optional*): a checkpoint; nothing that it was trained on is held out.
+        calibration_fraction (`float`): share of the images that is held out.
+        seed (`int`): of the split, of the order of images and of their rotation.
+        rotation_degrees (`float`): largest rotation either way.
+        train_batch_size, dataloader_num_workers (`int`): images of a batch, and processes that read them.
+    """
+
+    train_data_dir: list | None
+    source: HubSource | None
+    all_good: bool
+    groups: str | None
+    init_from: str | None
+    calibration_fraction: float
+    seed: int
+    rotation_degrees: float
+    train_batch_size: int
+    dataloader_num_workers: int
+
+    @classmethod
+    def of(cls, options):
+        """From the options of `training/train.py`, a `dict`."""
+        source = settings_of(HubSource, options) if options["dataset_name"] is not None else None
+        return settings_of(cls, options, source=source)
+
+    @property
+    def is_streamed(self):
+        """Whether images are read from the Hub while training."""
+        return self.source is not None and self.source.streaming
 
 
 @dataclass
@@ -61,63 +101,77 @@ class TrainingData:
         keep_revision(output_dir, self.revision)
 
 
-def find_training_data(args, output_dir, checkpoint=None, former=None):
-    """Find what the settings of `training/train.py` name, and hold whole parts of it out, `TrainingData`.
+def find_training_data(settings, output_dir, checkpoint=None, former=None):
+    """Find the images, and hold whole parts of them out.
 
-    Of a data set, `args.dataset_revision` is set to its commit, by which records and cards name it. Every process has
-    to call this; the main one compares images, so that all agree on what shows the same part.
+    Every process has to call this; the main one compares images, so that all agree on what shows the same part.
 
     Args:
-        args: the settings.
+        settings (`DataSettings`): what is read.
         output_dir (`Path`): where a resumed run has left the commit it reads.
         checkpoint (`Path`, *optional*), former (`dict`, *optional*): what a resumed run goes on from, and its record,
             whose splits are kept.
 
+    Returns:
+        `TrainingData`
+
     Raises:
         ValueError: if there are too few images or parts, or none can be found.
     """
-    source = stream = folder = None
-    if args.dataset_name is None:
-        found = find_categories(args.train_data_dir, args.all_good, output_dir)
+    stream = folder = revision = None
+    if settings.source is None:
+        found = find_categories(settings.train_data_dir, settings.all_good, output_dir)
     else:
-        import_datasets()
-        source, args.dataset_revision = open_rows(args, pin_revision(args, output_dir, checkpoint is not None))
-        name = args.dataset_config_name or args.dataset_name.split("/")[1]
-        if args.streaming:
-            stream, folder = ImageStream(source, args.seed), TemporaryDirectory(prefix="sample-")
-            found = {name: stream.take_sample(folder.name)}
-        else:
-            found = {name: find_good_rows(source)}
-        _check_rows(found[name], source, args)
-    if args.streaming and args.groups is not None and Path(args.groups).is_file():
-        raise ValueError(
-            "--groups names a file, which cannot tell the parts of images that are streamed; give --group_column or "
-            "a regular expression, or leave --streaming out."
-        )
+        found, revision, stream, folder = _open_source(settings, output_dir, is_resumed=checkpoint is not None)
     if former is not None:
         splits = restore_splits(checkpoint, former, found)
         groups = restore_groups(former, splits)
     else:
         groups = {
-            name: on_main_process(partial(find_groups, images, args.groups, name)) for name, images in found.items()
+            name: on_main_process(partial(find_groups, images, settings.groups, name)) for name, images in found.items()
         }
-        splits = {name: split_images(images, args, groups[name]) for name, images in found.items()}
+        splits = {name: split_images(images, settings, groups[name]) for name, images in found.items()}
     white_level = find_white_level([image for split in splits.values() for images in split for image in images])
     if stream is not None:
         (training, held_out) = next(iter(splits.values()))
         sample = [*training, *held_out]
-        stream.held_out = HeldOutOfStream.of(held_out, sample, groups[next(iter(splits))], args.groups)
-    return TrainingData(splits, groups, white_level, args.dataset_revision, stream, folder)
+        stream.held_out = HeldOutOfStream.of(held_out, sample, groups[next(iter(splits))], settings.groups)
+    return TrainingData(splits, groups, white_level, revision, stream, folder)
 
 
-def split_images(images, args, groups=None):
-    """Hold whole parts out: `hold_out` of at most `MAX_HELD_OUT`, none that `--init_from` was trained on.
+def _open_source(settings, output_dir, is_resumed):
+    """Images of a data set by its name, its commit, and, if it is streamed, the stream and the folder of its sample."""
+    import_datasets()
+    source, stream, folder = settings.source, None, None
+    rows, revision = open_rows(source, pin_revision(source, output_dir, is_resumed))
+    name = source.dataset_config_name or source.dataset_name.split("/")[1]
+    if source.streaming:
+        stream, folder = ImageStream(rows, settings.seed), TemporaryDirectory(prefix="sample-")
+        images = stream.take_sample(folder.name)
+    else:
+        images = find_good_rows(rows)
+    if len(images) < MIN_IMAGES:
+        good = "" if rows.label_column is None else f" with {rows.label_column} {source.good_label}"
+        raise ValueError(
+            f"split {rows.split} of {rows.name} holds {len(images)} readable images{good}; "
+            f"at least {MIN_IMAGES} are needed."
+        )
+    if source.streaming and settings.groups is not None and Path(settings.groups).is_file():
+        raise ValueError(
+            "--groups names a file, which cannot tell the parts of images that are streamed; give --group_column or "
+            "a regular expression, or leave --streaming out."
+        )
+    return {name: images}, revision, stream, folder
+
+
+def split_images(images, settings, groups=None):
+    """Hold whole parts out: `hold_out` of at most `MAX_HELD_OUT`, none that the first checkpoint was trained on.
 
     Where images were looked at by their head alone, those held out are decoded.
 
     Args:
         images (`list[Path]` or `list[HubImage]`): of a category.
-        args: settings of `training/train.py`.
+        settings (`DataSettings`): share, seed, and the first checkpoint, if there is one.
         groups (`dict`, *optional*): the part that each shows.
 
     Returns:
@@ -126,36 +180,36 @@ def split_images(images, args, groups=None):
     Raises:
         ValueError: if the first checkpoint was trained on too many of them, or cannot tell on which.
     """
-    candidates = None if args.init_from is None else _unknown_to(args.init_from, images, groups)
-    fraction = min(args.calibration_fraction, MAX_HELD_OUT / len(images))
-    training, held_out = hold_out(images, fraction, args.seed, groups, candidates)
+    candidates = None if settings.init_from is None else _unknown_to(settings.init_from, images, groups)
+    fraction = min(settings.calibration_fraction, MAX_HELD_OUT / len(images))
+    training, held_out = hold_out(images, fraction, settings.seed, groups, candidates)
     if len(images) > CHECKED_WHOLE and isinstance(images[0], Path):
         held_out = readable(held_out)
     return training, held_out
 
 
-def build_dataloader(args, data, categories, start_step, images_per_step):
+def build_dataloader(settings, data, categories, steps, images_per_step):
     """Batches of the remaining steps; accelerate deals them out to the processes in turn.
 
     Args:
-        args: settings of `training/train.py`.
+        settings (`DataSettings`): rotation, seed, batches and processes.
         data (`TrainingData`): where images come from.
         categories (`list[GoodImages]`): training images of each.
-        start_step (`int`): optimizer steps done.
+        steps (`range`): optimizer steps that are to be done.
         images_per_step (`int`): of all processes together.
     """
     dataset = data.sequence(
         categories,
-        length=(args.max_train_steps - start_step) * images_per_step,
-        rotation_degrees=args.rotation_degrees,
-        seed=args.seed,
-        start=start_step * images_per_step,
+        length=len(steps) * images_per_step,
+        rotation_degrees=settings.rotation_degrees,
+        seed=settings.seed,
+        start=steps.start * images_per_step,
     )
     return DataLoader(
         dataset,
-        batch_size=args.train_batch_size,
-        num_workers=args.dataloader_num_workers,
-        prefetch_factor=4 if args.dataloader_num_workers else None,
+        batch_size=settings.train_batch_size,
+        num_workers=settings.dataloader_num_workers,
+        prefetch_factor=4 if settings.dataloader_num_workers else None,
         worker_init_fn=stand_back,
     )
 
@@ -174,12 +228,3 @@ def _unknown_to(init_from, images, groups):
             f"{MIN_HELD_OUT} new ones are needed to calibrate on: add good images of others."
         )
     return candidates
-
-
-def _check_rows(images, source, args):
-    if len(images) < MIN_IMAGES:
-        good = "" if source.label_column is None else f" with {source.label_column} {args.good_label}"
-        raise ValueError(
-            f"split {source.split} of {source.name} holds {len(images)} readable images{good}; "
-            f"at least {MIN_IMAGES} are needed."
-        )

@@ -3,13 +3,15 @@
 import json
 import os
 import shutil
+import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError
 
 from pipelines.checkpoint_files import SAVING
-from training.data.run_record import RUN_RECORD
-from training.engine.training_state import save_state, save_statistics
+from training.data.run_record import RUN_RECORD, read_run
+from training.engine.training_state import check_state, save_state, save_statistics
 from training.runtime.whole_files import PARTIAL
 
 PREFIX = "checkpoint-"
@@ -20,6 +22,79 @@ def clear_leftovers(output_dir):
     for pattern in (f".{PREFIX}*{PARTIAL}*", f"{SAVING}*"):
         for leftover in output_dir.glob(pattern):
             shutil.rmtree(leftover, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class FormerRun:
+    """What a run goes on from; of one that starts afresh, nothing.
+
+    Args:
+        checkpoint (`Path`, *optional*): folder of its state.
+        record (`dict`, *optional*): what that says of the run (`run_record.py`).
+    """
+
+    checkpoint: Path | None = None
+    record: dict | None = None
+
+    @property
+    def step(self):
+        """Optimizer steps that are done."""
+        return step_of(self.checkpoint)
+
+    @property
+    def seconds(self):
+        """Spent in them."""
+        return self.record["seconds"] if self.record else 0.0
+
+
+def find_former_run(output_dir, resume_from_checkpoint, max_train_steps):
+    """The `FormerRun` that a run is to go on from.
+
+    Raises:
+        ValueError: if there is none of that name, its files are not whole, or it is beyond `max_train_steps`.
+    """
+    checkpoint = find_checkpoint(output_dir, resume_from_checkpoint)
+    if checkpoint is None:
+        return FormerRun()
+    if step_of(checkpoint) > max_train_steps:
+        raise ValueError(
+            f"{checkpoint.name} is beyond --max_train_steps {max_train_steps}; ask for at least as many steps."
+        )
+    check_state(checkpoint)
+    return FormerRun(checkpoint, read_run(checkpoint))
+
+
+class RunKeeper:
+    """Saves the state of a run, and counts its seconds, those of former runs included.
+
+    Args:
+        accelerator (`Accelerator`), output_dir (`Path`): of the run.
+        total_limit (`int`): checkpoints that are kept.
+        record (`dict`): the run's, but for its seconds.
+        statistics (`DataStatistics`): what the training started from.
+        trained (`Trained`): what is saved.
+        seconds_before (`float`): of former runs.
+    """
+
+    def __init__(self, accelerator, output_dir, total_limit, record, statistics, trained, seconds_before):
+        self._accelerator, self._output_dir, self._total_limit = accelerator, output_dir, total_limit
+        self._record, self._statistics, self._trained = record, statistics, trained
+        self._seconds_before, self._began = seconds_before, time.perf_counter()
+
+    @property
+    def seconds_here(self):
+        """Of this run, so far."""
+        return time.perf_counter() - self._began
+
+    @property
+    def seconds(self):
+        """Of all runs that led here, to a tenth."""
+        return round(self._seconds_before + self.seconds_here, 1)
+
+    def save(self, step):
+        """Save the state after a step; every process has to call it."""
+        record = self._record | {"seconds": self.seconds}
+        save_run(self._accelerator, self._output_dir, step, self._total_limit, record, self._statistics, *self._trained)
 
 
 def find_checkpoint(output_dir, resume_from_checkpoint):

@@ -5,8 +5,7 @@ import logging
 from pipelines.category_bank import CategoryBank
 from pipelines.checkpoint_loading import locate_checkpoint
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
-from training.cli.repeat_command import repeat_command
-from training.engine.report import leave_report
+from training.engine.report import Making, leave_report
 from training.fitting.calibration_fit import fit_calibration
 from training.fitting.feature_references import fit_feature_reference
 from training.fitting.promise import describe_promise
@@ -20,9 +19,7 @@ from training.runtime.process import peak_memory_gb
 logger = logging.getLogger(__name__)
 
 
-def finish_pipeline(
-    args, unet, scheduler, extractor, statistics, categories, data, training_seconds, log, validation=None
-):
+def finish_pipeline(settings, networks, categories, data, training_seconds, log, validation=None):
     """Fit references to training images, calibrate on held-out ones, save; returns the pipeline.
 
     Weights are rounded to what is stored on disk before they are calibrated (the extractor's were when it was loaded),
@@ -30,63 +27,62 @@ def finish_pipeline(
     has to call this, and the main one saves.
 
     Args:
-        args: settings of `training/train.py`.
-        unet, scheduler, extractor: what was trained, and what with.
-        statistics (`DataStatistics`): what the training started from.
-        categories (`list[GoodImages]`): training images of each.
+        settings (`TrainingSettings`): all of them.
+        networks (`Networks`): what was trained, and what with.
+        categories (`dict[str, GoodImages]`): training images of each.
         data (`TrainingData`): all images, and which of them show the same part.
         training_seconds (`float`): spent in the training steps, by all runs that led here.
         log (`ProgressLog`): is told what is being done.
         validation (`Validation`, *optional*): what the report shows of it; it has measured.
     """
-    device, splits = unet.device, data.splits
-    unet.eval()
-    round_to_half(unet)
-    shared = {
-        "unet": unet,
-        "scheduler": scheduler,
-        "feature_extractor": extractor,
-        "patch_size": args.patch_size,
-        "timesteps": args.timesteps,
-        "white_level": statistics.white_level,
-    }
+    networks.unet.eval()
+    round_to_half(networks.unet)
+    timesteps = settings.scoring.timesteps
     pipelines = {}
-    for label, (name, (_, held_out)) in enumerate(splits.items()):
+    for label, (name, (_, held_out)) in enumerate(data.splits.items()):
         log.log_phase("references")
-        references = fit_feature_reference(extractor, categories[label], args.seed)
+        device = networks.unet.device
+        references = fit_feature_reference(networks.extractor, categories[name], settings.run.seed)._asdict()
         pipe = AnomalyScoringPipeline(
-            **shared,
-            **{name: reference.to(unet.device) for name, reference in references._asdict().items()},
-            data_mean=statistics.data_mean[label].item(),
-            data_std=statistics.data_std[label].item(),
-            class_label=label if len(splits) > 1 else None,
+            **networks.shared(),
+            **networks.of_category(label, len(data.splits)),
+            **{name: reference.to(device) for name, reference in references.items()},
+            timesteps=timesteps,
         )
         log.log_phase("calibration")
-        pipe.register_modules(
-            calibration=fit_calibration(
-                pipe, held_out, args.timesteps, args.seed, alpha=args.alpha, groups=data.groups[name]
-            ).to(unet.device)
+        calibration = fit_calibration(
+            pipe, held_out, timesteps, settings.run.seed, alpha=settings.scoring.alpha, groups=data.groups[name]
         )
+        pipe.register_modules(calibration=calibration.to(device))
         if is_main_process():
             logger.info("%s: %s", name, describe_promise(pipe.calibration))
         pipelines[name] = pipe
     if len(pipelines) > 1:
-        pipe = AnomalyScoringPipeline(**shared, categories=CategoryBank.from_pipelines(pipelines))
+        bank = CategoryBank.from_pipelines(pipelines)
+        pipe = AnomalyScoringPipeline(**networks.shared(), categories=bank, timesteps=timesteps)
+    device = networks.unet.device
     pipe.to("cpu")
     if is_main_process():
         log.log_phase("saving")
-        forget_results(args.output_dir)
-        pipe.save_pretrained(args.output_dir, half_precision=True)
-        held_out = {name: images for name, (_, images) in splits.items()}
-        first = None
-        if args.init_from is not None:
-            first = read_image_record(locate_checkpoint(args.init_from)) or KnownImages(None, frozenset())
-        write_image_record(args.output_dir, splits, data.stream is not None, first)
-        write_record(args.output_dir, settings_to_record(args), training_seconds, peak_memory_gb(), held_out)
-        if args.report:
-            leave_report(pipe.to(device), args, categories, splits, validation, training_seconds, log.phase_seconds)
+        made = Making(settings.options, training_seconds, log.phase_seconds)
+        _save(pipe, settings, data, training_seconds)
+        if settings.run.report:
+            leave_report(pipe.to(device), made, list(categories.values()), data.splits, validation)
             pipe.to("cpu")
-        logger.info("saved to %s; the same again:", args.output_dir)
-        logger.info(repeat_command(vars(args), args.train_data_dir or [], args.output_dir))
+        logger.info("saved to %s; the same again:", settings.run.output_dir)
+        logger.info(made.command())
     log.log_phase("finished")
     return pipe
+
+
+def _save(pipe, settings, data, training_seconds):
+    """Save the checkpoint, with the records of what it was trained on, and how."""
+    output_dir, init_from = settings.run.output_dir, settings.data.init_from
+    forget_results(output_dir)
+    pipe.save_pretrained(output_dir, half_precision=True)
+    first = None
+    if init_from is not None:
+        first = read_image_record(locate_checkpoint(init_from)) or KnownImages(None, frozenset())
+    write_image_record(output_dir, data.splits, data.stream is not None, first)
+    held_out = {name: images for name, (_, images) in data.splits.items()}
+    write_record(output_dir, settings_to_record(settings.options), training_seconds, peak_memory_gb(), held_out)

@@ -24,6 +24,28 @@ class LossTerms:
     features: torch.Tensor
 
 
+@dataclass(frozen=True)
+class LossSettings:
+    """Weights of the loss, and how timesteps are drawn; fields are named as the options of `training/train.py`.
+
+    Args:
+        vlb_weight (`float`): lambda of Nichol and Dhariwal, 0.001, of L_{t-1} in nats (theirs is in bits, which makes
+            their 0.001 one of 0.00144 here).
+        feature_weight (`float`): weight of Eq. 10.
+        low_noise_share (`float`): share of timesteps drawn below `low_noise_limit`, where scoring looks; the rest are
+            uniform over all timesteps, as in the paper.
+        low_noise_limit (`int`): see `low_noise_share`.
+        snr_gamma (`float`, *optional*): the error of the noise weighs min(SNR, gamma) / SNR (min-SNR weighting, Hang et
+            al. 2023), SNR the signal-to-noise ratio of x_t; without it every timestep weighs the same, as in the paper.
+    """
+
+    vlb_weight: float = 0.001
+    feature_weight: float = 1.0
+    low_noise_share: float = 0.0
+    low_noise_limit: int = 200
+    snr_gamma: float | None = None
+
+
 @dataclass
 class DenoisingLoss:
     """L_mse + vlb_weight * T * L_{t-1} + feature_weight * L^f_mse on a batch of good images.
@@ -38,14 +60,7 @@ class DenoisingLoss:
         data_mean, data_std (`torch.Tensor`): brightness and contrast by which the samples were normalised, float32,
             (categories,).
         feature_grid (`int`): height and width of the features.
-        vlb_weight (`float`): lambda of Nichol and Dhariwal, 0.001, of L_{t-1} in nats (theirs is in bits, which makes
-            their 0.001 one of 0.00144 here).
-        feature_weight (`float`): weight of Eq. 10.
-        low_noise_share (`float`): share of timesteps drawn below `low_noise_limit`, where scoring looks; the rest are
-            uniform over all timesteps, as in the paper.
-        low_noise_limit (`int`): see `low_noise_share`.
-        snr_gamma (`float`, *optional*): the error of the noise weighs min(SNR, gamma) / SNR (min-SNR weighting, Hang et
-            al. 2023), SNR the signal-to-noise ratio of x_t; without it every timestep weighs the same, as in the paper.
+        settings (`LossSettings`): its weights, and how timesteps are drawn.
     """
 
     scheduler: DDPMScheduler
@@ -53,11 +68,7 @@ class DenoisingLoss:
     data_mean: torch.Tensor
     data_std: torch.Tensor
     feature_grid: int
-    vlb_weight: float = 0.001
-    feature_weight: float = 1.0
-    low_noise_share: float = 0.0
-    low_noise_limit: int = 200
-    snr_gamma: float | None = None
+    settings: LossSettings = LossSettings()
 
     @property
     def num_timesteps(self):
@@ -91,7 +102,9 @@ class DenoisingLoss:
         """int64, (batch_size,), from the mixture of uniform distributions."""
         uniform = torch.rand(2, batch_size, generator=generator)
         limit = torch.where(
-            uniform[0] < self.low_noise_share, self.low_noise_limit, self.scheduler.config.num_train_timesteps
+            uniform[0] < self.settings.low_noise_share,
+            self.settings.low_noise_limit,
+            self.scheduler.config.num_train_timesteps,
         )
         return (uniform[1] * limit).long()
 
@@ -105,9 +118,9 @@ class DenoisingLoss:
             unet, self.scheduler, noisy_sample, timesteps, self.patch_size, self.feature_grid, class_labels
         )
         noise_error = (noise - predicted_noise).square()
-        if self.snr_gamma is not None:
+        if self.settings.snr_gamma is not None:
             snr = compute_snr(self.scheduler, timesteps)
-            noise_error = noise_error * (snr.clamp(max=self.snr_gamma) / snr).view(-1, 1, 1, 1)
+            noise_error = noise_error * (snr.clamp(max=self.settings.snr_gamma) / snr).view(-1, 1, 1, 1)
         noise_loss = noise_error.mean()
         bound = variational_bound(
             sample,
@@ -122,7 +135,7 @@ class DenoisingLoss:
         feature_loss = (features - predicted_features).square().mean()
         total = (
             noise_loss
-            + self.vlb_weight * self.scheduler.config.num_train_timesteps * bound
-            + self.feature_weight * feature_loss
+            + self.settings.vlb_weight * self.scheduler.config.num_train_timesteps * bound
+            + self.settings.feature_weight * feature_loss
         )
         return LossTerms(total, noise_loss.detach(), bound.detach(), feature_loss.detach())

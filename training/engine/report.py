@@ -5,6 +5,7 @@ It holds images of the parts, so that it is never published (`checkpoint_content
 
 import logging
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -45,25 +46,44 @@ SEPARATION_TITLES = {
 }
 COMPONENT_NAMES = {"features": "feature error", "kl": "KL"}
 
+SHOWN_PHASES = ("references", "calibration")
+
 logger = logging.getLogger(__name__)
 
 
-def leave_report(pipe, args, categories, splits, validation, training_seconds, phase_seconds):
+@dataclass(frozen=True)
+class Making:
+    """How a checkpoint was made.
+
+    Args:
+        options (`dict`): those of `training/train.py`, by name.
+        training_seconds (`float`): spent in the training steps, by all runs that led here.
+        phase_seconds (`dict[str, float]`): of what followed, by phase.
+    """
+
+    options: dict
+    training_seconds: float
+    phase_seconds: dict
+
+    def command(self):
+        """That makes it again, for a shell."""
+        return repeat_command(self.options, self.options["train_data_dir"] or [], self.options["output_dir"])
+
+
+def leave_report(pipe, made, categories, splits, validation=None):
     """Write the report of a checkpoint that is saved; where that fails, a warning says why.
 
     Args:
         pipe (`AnomalyScoringPipeline`): what was trained, on the device that draws samples.
-        args: settings of `training/train.py`.
+        made (`Making`): how it was made.
         categories (`list[GoodImages]`): training images of each.
         splits (`dict[str, tuple]`): names of the categories, with their training and held-out images.
         validation (`Validation`, *optional*): that has measured.
-        training_seconds (`float`): spent in the training steps, by all runs that led here.
-        phase_seconds (`dict[str, float]`): of what followed, by phase.
     """
-    target = Path(args.output_dir) / REPORT
+    target = Path(made.options["output_dir"]) / REPORT
     partial = target.with_name(f".{REPORT}.partial")
     try:
-        text = build_report(pipe, args, categories, splits, validation, training_seconds, phase_seconds)
+        text = build_report(pipe, made, categories, splits, validation)
         partial.write_text(text, encoding="utf-8")
         os.replace(partial, target)
     except (OSError, ValueError) as error:
@@ -72,35 +92,36 @@ def leave_report(pipe, args, categories, splits, validation, training_seconds, p
         logger.info("report: %s", target)
 
 
-def build_report(pipe, args, categories, splits, validation, training_seconds, phase_seconds):
+def build_report(pipe, made, categories, splits, validation):
     """The page, `str` of HTML; arguments are those of `leave_report`.
 
     Raises:
         ValueError: if an image that it shows cannot be read any more.
     """
-    entries = read_progress(args.output_dir)
+    entries = read_progress(made.options["output_dir"])
     several = len(splits) > 1
     sheets = validation.draw_sheets() if validation else {}
     sections = []
     for images, name in zip(categories, splits, strict=True):
         scoring = pipe.for_category(name if several else None)
         validated = validation.categories[name] if validation else None
-        found = _category_section(scoring, images, validated, sheets.get(name), args.seed)
+        found = _category_section(scoring, images, validated, sheets.get(name), made.options["seed"])
         sections.append(html.section(f"Category {name}" if several else "What the model does", *found))
     trained, held_out = (sum(len(split[side]) for split in splits.values()) for side in (0, 1))
-    more = " and more that were streamed" if args.streaming else ""
+    more = " and more that were streamed" if made.options["streaming"] else ""
+    steps = count_of(made.options["max_train_steps"], "step")
     lead = (
-        f"A model of {count_of(trained, 'good image')}{more}, trained for {count_of(args.max_train_steps, 'step')} "
-        f"in {duration(training_seconds)}. It was calibrated on {count_of(held_out, 'other')}, which were held out."
+        f"A model of {count_of(trained, 'good image')}{more}, trained for {steps} in "
+        f"{duration(made.training_seconds)}. It was calibrated on {count_of(held_out, 'other')}, which were held out."
     )
     return html.page(
         f"Training report: {', '.join(splits)}",
         lead,
         [
-            html.facts(_key_facts(pipe, args, trained, held_out, training_seconds)),
+            html.facts(_key_facts(pipe, made, trained, held_out)),
             html.section("How training went", *_curves(entries)),
             *sections,
-            html.section("How it was made", *_making(args, entries, splits, training_seconds, phase_seconds)),
+            html.section("How it was made", *_making(made, entries, splits)),
         ],
     )
 
@@ -130,13 +151,13 @@ def draw_samples(pipe, images, seed):
     ).images
 
 
-def _key_facts(pipe, args, trained, held_out, training_seconds):
+def _key_facts(pipe, made, trained, held_out):
     memory = peak_memory_gb()
     return {
         "good images trained on": f"{trained:,}",
         "held out": f"{held_out:,}",
-        "steps": f"{args.max_train_steps:,}",
-        "time of the steps": duration(training_seconds),
+        "steps": f"{made.options['max_train_steps']:,}",
+        "time of the steps": duration(made.training_seconds),
         "peak memory": "not measured" if memory is None else f"{memory:.1f} GB",
         "weights of the network": f"{sum(p.numel() for p in pipe.unet.parameters()) / 1e6:.1f} million",
     }
@@ -228,23 +249,19 @@ def components_table(calibration):
     return rows
 
 
-def _making(args, entries, splits, training_seconds, phase_seconds):
-    times = {"training steps": duration(training_seconds)}
+def _making(made, entries, splits):
+    times = {"training steps": duration(made.training_seconds)}
     if validations := separation_curve(entries)["validation_seconds"]:
         times["of these, validations"] = f"{sum(validations):.1f} s"
-    times |= {name: duration(phase_seconds[name]) for name in ("references", "calibration") if name in phase_seconds}
+    times |= {name: duration(seconds) for name, seconds in made.phase_seconds.items() if name in SHOWN_PHASES}
     yield html.section("Time", html.table(times), level=3)
     images = {name: f"{len(trained):,} trained on, {len(kept):,} held out" for name, (trained, kept) in splits.items()}
     yield html.section("Images", html.table(images), level=3)
     device = describe_device(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     settings = {"computed on": device, "PyTorch": torch.__version__}
-    settings |= {name: _words(value) for name, value in settings_to_record(args).items() if value is not None}
-    yield html.section("The same again", html.command(_command(args)), level=3)
+    settings |= {name: _words(value) for name, value in settings_to_record(made.options).items() if value is not None}
+    yield html.section("The same again", html.command(made.command()), level=3)
     yield html.section("All settings", html.table(settings), level=3)
-
-
-def _command(args):
-    return repeat_command(vars(args), args.train_data_dir or [], args.output_dir)
 
 
 def _words(value):

@@ -66,39 +66,30 @@ class Validation:
     those whose scores it ranks (`split_held_out`).
 
     Args:
-        args: settings of `training/train.py`.
-        unet, scheduler, extractor: what is trained, without what accelerate wraps around it, and what with.
-        statistics (`DataStatistics`): what the training starts from.
+        networks (`Networks`): what is trained, without what accelerate wraps around it, and what with.
         splits (`dict[str, tuple]`): names of the categories, with their training and held-out images.
         groups (`dict[str, dict | None]`): the part that each held-out image of a category shows.
+        timesteps (`list[int]`): T of Eq. 11.
+        seed (`int`): of the training.
         mixed_precision (`str`): that of the training.
 
     Raises:
         ValueError: if an image cannot be read any more.
     """
 
-    def __init__(self, args, unet, scheduler, extractor, statistics, splits, groups, mixed_precision):
-        self._unet = unet
+    def __init__(self, networks, splits, groups, timesteps, seed, mixed_precision):
+        self._unet = networks.unet
         self._mixed_precision = "bf16" if mixed_precision == "bf16" else "no"
-        self._timesteps = sorted(args.timesteps)
-        self._noise = draw_noise_fields(args.seed, self._timesteps, args.resolution)
+        self._timesteps = sorted(timesteps)
+        self._noise = draw_noise_fields(seed, self._timesteps, networks.resolution)
         self.categories = {}
         for label, (name, (_, held_out)) in enumerate(splits.items()):
             pipe = AnomalyScoringPipeline(
-                unet=unet,
-                scheduler=scheduler,
-                feature_extractor=extractor,
-                patch_size=args.patch_size,
-                timesteps=self._timesteps,
-                data_mean=statistics.data_mean[label].item(),
-                data_std=statistics.data_std[label].item(),
-                class_label=label if len(splits) > 1 else None,
-                white_level=statistics.white_level,
+                **networks.shared(), **networks.of_category(label, len(splits)), timesteps=self._timesteps
             )
             count = max(NUM_IMAGES // len(splits), MIN_IMAGES)
-            images = choose_images(
-                held_out, count, args.resolution, args.seed, groups.get(name), statistics.white_level
-            )
+            white_level = networks.statistics.white_level
+            images = choose_images(held_out, count, networks.resolution, seed, groups.get(name), white_level)
             self.categories[name] = ValidatedCategory(pipe, images)
 
     @property

@@ -9,10 +9,10 @@ from pipelines.checkpoint_files import TRAINING_RECORD
 from pipelines.checkpoint_reading import read_json
 
 
-def settings_to_record(args):
-    """The settings of a training that others may read, `dict`: no folders of this machine, no token."""
+def settings_to_record(options):
+    """What of a training's options others may read, `dict`: no folders of this machine, no token."""
     hidden = ("config", "hub_token", "hub_model_id", "hub_private_repo", "push_to_hub")
-    settings = {name: value for name, value in vars(args).items() if not name.endswith("_dir") and name not in hidden}
+    settings = {name: value for name, value in options.items() if not name.endswith("_dir") and name not in hidden}
     if settings.get("groups") is not None and Path(settings["groups"]).is_file():
         settings["groups"] = Path(settings["groups"]).name
     return settings
