@@ -7,15 +7,14 @@ the features near those of good parts (Eq. 12), until scoring accepts the image.
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline
-from PIL import Image
 
-from .anomaly_maps import resize_map
-from .defect_repair import DefectRepair
 from .gradient_denoise_output import GradientDenoiseOutput
 from .image_preprocessing import read_images, read_mask, scale_depth, to_samples
 from .pipeline_base import TrainedModel
-from .repair_masks import shift_detail
+from .repair_settings import RepairSettings
+from .repaired_image import as_output, at_own_size, mask_as_output
 from .score_calibration import SLACK
+from .square_repair import RepairTrace, repair_square, score_square
 
 
 class GradientDenoisePipeline(TrainedModel, DiffusionPipeline):
@@ -110,46 +109,46 @@ class GradientDenoisePipeline(TrainedModel, DiffusionPipeline):
             >>> result.images[0].save("repaired.png")
             ```
         """
-        settings = {name: value for name, value in locals().items() if name not in ("self", "image", "category")}
-        if self.categories is not None or category is not None:
-            return self.for_category(category)(image, **settings)
-
         # 1. Check inputs
-        self.check_inputs(settings)
-        arrays = scale_depth(read_images(image), self.config.white_level)
-        masks = _one_for_each(mask, len(arrays))
-        masks = [
-            None if given is None else read_mask(given, array.shape[:2], f"mask {index}")
-            for index, (given, array) in enumerate(zip(masks, arrays, strict=True))
-        ]
-        samples = to_samples(arrays, self.resolution).to(self._execution_device)
-        rate = self.calibration.effective_rate(false_alarm_rate)
-        self._interrupt = False
+        pipe = self.for_category(category)
+        settings = RepairSettings(
+            num_inference_steps,
+            strengths,
+            num_searches,
+            num_resamples,
+            fill_mask,
+            num_gradient_steps,
+            learning_rate,
+            gradient_scale,
+            denoise_every,
+            use_memory,
+        )
+        pipe.check_inputs(settings, false_alarm_rate, output_type)
+        arrays = scale_depth(read_images(image), pipe.config.white_level)
+        masks = _masks_for(mask, arrays)
+        samples = to_samples(arrays, pipe.resolution).to(pipe._execution_device)
+        rate = pipe.calibration.effective_rate(false_alarm_rate)
+        pipe._interrupt = False
 
         # 2. Repair on the model's square, one image after another
         repairs = []
-        for sample, given in zip(samples.split(1), masks, strict=True):
+        for sample, given_mask in zip(samples.split(1), masks, strict=True):
             seeded = torch.Generator().manual_seed(0) if generator is None else generator
-            repairs.append(DefectRepair(self, sample, given, rate, settings, seeded).run())
+            trace = RepairTrace(pipe, callback_on_step_end, return_steps)
+            repairs.append(repair_square(pipe, sample, given_mask, rate, settings, seeded, trace))
 
         # 3. Put what was drawn into each image at its own size, and score what comes out
-        images, soft_masks = [], []
-        for array, repair in zip(arrays, repairs, strict=True):
-            soft_mask = resize_map(repair.soft_mask[0, 0], array.shape[:2]).cpu().numpy()
-            images.append(_repaired(array, repair, soft_mask))
-            soft_masks.append(soft_mask)
-        scores = self._final_scores(images, soft_masks, repairs)
-        p_value = self.calibration.p_value(scores, list(self.config.timesteps), self.uses_bfloat16()).cpu().numpy()
+        images, soft_masks = zip(*map(at_own_size, arrays, repairs), strict=True)
+        scores = pipe._final_scores(images, soft_masks, repairs)
+        p_value = pipe.calibration.p_value(scores, list(pipe.config.timesteps), pipe.uses_bfloat16()).cpu().numpy()
 
         # 4. Postprocess
-        images = [_postprocess(image, output_type) for image in images]
-        soft_masks = [_postprocess_mask(soft_mask, output_type) for soft_mask in soft_masks]
         output = GradientDenoiseOutput(
-            images=images,
-            masks=soft_masks,
-            steps=[repair.steps for repair in repairs] if return_steps else None,
-            distance=[np.array(repair.distance, dtype=np.float32) for repair in repairs],
-            num_resampled=np.array([repair.num_resampled for repair in repairs]),
+            images=[as_output(image, output_type) for image in images],
+            masks=[mask_as_output(soft_mask, output_type) for soft_mask in soft_masks],
+            steps=[repair.trace.steps for repair in repairs] if return_steps else None,
+            distance=[np.array(repair.trace.distance, dtype=np.float32) for repair in repairs],
+            num_resampled=np.array([repair.trace.num_resampled for repair in repairs]),
             anomaly_score=np.array([repair.first_score for repair in repairs], dtype=np.float32),
             repaired_score=scores.numpy(),
             p_value=p_value,
@@ -160,14 +159,10 @@ class GradientDenoisePipeline(TrainedModel, DiffusionPipeline):
 
     def _final_scores(self, images, soft_masks, repairs):
         """Scores of the images that are returned, (n,); one that was not changed keeps its own."""
-        noise = self.calibration.noise_fields(list(self.config.timesteps))
         scores = []
         for image, soft_mask, repair in zip(images, soft_masks, repairs, strict=True):
-            if soft_mask.any():
-                sample = to_samples([image], self.resolution)
-                scores.append(self.score(sample, list(self.config.timesteps), noise)[0].item())
-            else:
-                scores.append(repair.first_score)
+            sample = to_samples([image], self.resolution) if soft_mask.any() else None
+            scores.append(repair.first_score if sample is None else score_square(self, sample)[0])
         return torch.tensor(scores)
 
     @property
@@ -197,15 +192,8 @@ class GradientDenoisePipeline(TrainedModel, DiffusionPipeline):
         ]
         return torch.stack(distances).sum(dim=0)
 
-    def reverse_timesteps(self, strength, num_inference_steps):
-        """Timesteps of the respaced reverse process from a share of the schedule on, descending, and their distance."""
-        total = self.scheduler.config.num_train_timesteps
-        step_size = -(-total // num_inference_steps)  # never more steps than asked for
-        start = max(1, min(total, round(strength * total))) - 1
-        return list(range(start, -1, -step_size)), step_size
-
-    def check_inputs(self, settings):
-        """Check arguments of a call, by their names, before an image is read.
+    def check_inputs(self, settings, false_alarm_rate, output_type):
+        """Check arguments of a call before an image is read.
 
         Raises:
             ValueError: with the first that is out of range, or with what the checkpoint lacks.
@@ -215,78 +203,20 @@ class GradientDenoisePipeline(TrainedModel, DiffusionPipeline):
         self.check_precision()
         if self.gaussian is None:
             raise ValueError("this checkpoint has no Gaussian of good features, which Eq. 12 needs; train it again.")
-        total = self.scheduler.config.num_train_timesteps
-        if not 1 <= settings["num_inference_steps"] <= total:
-            raise ValueError(f"num_inference_steps is {settings['num_inference_steps']}; it must be 1 to {total}.")
-        if any(not 0 < strength <= 1 for strength in settings["strengths"]):
-            raise ValueError(f"strengths are {settings['strengths']}; each must lie above 0 and at most at 1.")
-        for name in ("num_searches", "num_resamples"):
-            if settings[name] < 1:
-                raise ValueError(f"{name} is {settings[name]}; it must be at least 1.")
-        if settings["denoise_every"] is not None and settings["denoise_every"] < 1:
-            raise ValueError(f"denoise_every is {settings['denoise_every']}; it must be at least 1, or None.")
-        for name in ("num_gradient_steps", "learning_rate", "gradient_scale"):
-            if not settings[name] >= 0:
-                raise ValueError(f"{name} is {settings[name]}; it must not be negative.")
-        if settings["learning_rate"] * settings["gradient_scale"] > 1:
-            raise ValueError(
-                "learning_rate times gradient_scale is above 1; a step would add more noise than there is."
-            )
-        if settings["num_inference_steps"] == 1 and settings["strengths"]:
-            raise ValueError("num_inference_steps is 1; at least 2 are needed to resample.")
-        if settings["false_alarm_rate"] is None or not 0 < settings["false_alarm_rate"] <= 1:
-            raise ValueError(
-                f"false_alarm_rate is {settings['false_alarm_rate']}; it must lie above 0 and at most at 1."
-            )
-        if settings["output_type"] not in ("pil", "np", "pt"):
-            raise ValueError(f"output_type is {settings['output_type']!r}; pil, np and pt are accepted.")
+        settings.check(self.scheduler.config.num_train_timesteps)
+        if false_alarm_rate is None or not 0 < false_alarm_rate <= 1:
+            raise ValueError(f"false_alarm_rate is {false_alarm_rate}; it must lie above 0 and at most at 1.")
+        if output_type not in ("pil", "np", "pt"):
+            raise ValueError(f"output_type is {output_type!r}; pil, np and pt are accepted.")
 
 
-def _one_for_each(mask, count):
+def _masks_for(mask, arrays):
+    """One mask for each image, bool, (height, width), or None."""
+    count = len(arrays)
     masks = list(mask) if isinstance(mask, (list, tuple)) else [mask] * (count if mask is None else 1)
     if len(masks) != count:
         raise ValueError(f"there are {count} images but {len(masks)} masks; give one mask for each image.")
-    return masks
-
-
-def _repaired(pixels, repair, soft_mask):
-    """An image, (height, width, 3), with what was drawn where the soft mask, (height, width), is not 0.
-
-    What was drawn is as coarse as the model's square. Detail of the image that is finer is not kept where the defect
-    is, for it would show the defect; it is fetched from the places that the grain came from.
-    """
-    rows, columns = soft_mask.nonzero()
-    if not len(rows):
-        return pixels
-    size = pixels.shape[:2]
-    drawn, given = (
-        ((resize_map(square[0], size) + 1) / 2).permute(1, 2, 0).cpu().numpy()
-        for square in (repair.whole(), repair.given)
-    )
-    values = pixels / 255.0 if pixels.dtype == np.uint8 else pixels
-    detail = (values - given).astype(np.float32)
-    if repair.offsets is None:  # nothing was resampled: its detail is its own
-        wanted = drawn[rows, columns] + detail[rows, columns]
-    else:
-        scale = [length / edge for length, edge in zip(size, repair.given.shape[-2:], strict=True)]
-        offsets = repair.offsets.cpu().numpy()
-        wanted = drawn[rows, columns] + shift_detail(detail, offsets, rows, columns, scale)
-    weight = soft_mask[rows, columns][:, None]
-    changed = (values[rows, columns] + weight * (wanted - values[rows, columns])).clip(0, 1)
-    image = pixels.copy()
-    image[rows, columns] = np.rint(255 * changed) if pixels.dtype == np.uint8 else changed
-    return image
-
-
-def _postprocess(image, output_type):
-    if output_type == "np":
-        return image
-    if output_type == "pt":
-        return torch.from_numpy(image).permute(2, 0, 1)
-    return Image.fromarray(image if image.dtype == np.uint8 else np.rint(255 * image).astype(np.uint8))
-
-
-def _postprocess_mask(soft_mask, output_type):
-    if output_type == "pt":
-        return torch.from_numpy(soft_mask)
-    return soft_mask if output_type == "np" else Image.fromarray(np.ceil(255 * soft_mask).astype(np.uint8))
+    return [
+        None if given is None else read_mask(given, array.shape[:2], f"mask {index}")
+        for index, (given, array) in enumerate(zip(masks, arrays, strict=True))
+    ]

@@ -1,246 +1,55 @@
-"""GradientDenoisePipeline, in one file made of 23 modules; change those, not this copy.
+"""GradientDenoisePipeline, in one file made of 27 modules; change those, not this copy.
 
-Each after those that it needs: anomaly_maps, gaussian_diffusion, image_preprocessing, repair_masks, config_checks,
-safetensors_only, float32_component, score_calibration, defect_repair, gradient_denoise_output, feature_gaussian,
-feature_memory, category_bank, code_bundle, checkpoint_files, denoising_network, checkpoint_reading, hub_errors,
-checkpoint_loading, feature_extraction, model_checks, pipeline_base, pipeline_gradient_denoise.
+Each after those that it needs: gradient_denoise_output, image_preprocessing, anomaly_maps, config_checks,
+safetensors_only, float32_component, feature_gaussian, feature_memory, score_calibration, category_bank, code_bundle,
+checkpoint_files, gaussian_diffusion, denoising_network, checkpoint_reading, hub_errors, checkpoint_loading,
+feature_extraction, model_checks, pipeline_base, repair_settings, repair_masks, repaired_image, defect_search,
+reverse_process, square_repair, pipeline_gradient_denoise.
 """
 
 
-# %% anomaly_maps: needs nothing
-"""What becomes of maps: smoothing, blend of Eq. 11, other sizes, their worst places."""
+# %% gradient_denoise_output: needs nothing
+"""The answer of `GradientDenoisePipeline`: its fields, their shapes and ranges."""
 
-import torch
-import torch.nn.functional as F
+from dataclasses import dataclass
 
-WORST_SHARE = 0.01
-"""An image is judged by the mean of this share of a map's largest values."""
-
-SMOOTHING_SIGMA = 2.0
-"""Deviation of the maps' smoothing in pixels of the model's square, by default. Bringing a map from its grid to the
-square has smoothed it already: on synthetic defects of four categories 4 pixels, common elsewhere, had a lower PRO."""
+import numpy as np
+from diffusers.utils import BaseOutput
 
 
-def smooth(maps, sigma):
-    """Gaussian filter with reflected borders over the last two axes; `sigma` in pixels, 0 leaves the maps as they are.
+@dataclass
+class GradientDenoiseOutput(BaseOutput):
+    """Answer of `GradientDenoisePipeline`: lists and arrays with one entry for each image.
 
     Args:
-        maps (`torch.Tensor`): float, (batch, channel, height, width).
-        sigma (`float`): standard deviation in pixels.
+        images (`list`): the repaired images at their own sizes, RGB. `output_type="pil"`: 8-bit images; "np":
+            (height, width, 3), uint8, or float32 in [0, 1] for images that came with more than 8 bits; "pt":
+            (3, height, width) of the same types. Bit-identical to what was given wherever the mask is 0.
+        masks (`list`): what was changed, and how much of the repair shows there: float32 in [0, 1], (height, width),
+            an array, a tensor, or an 8-bit image. All zeros for an image that was left alone.
+        steps (`list[list[PIL.Image.Image]]`, *optional*): the model's square, as it was given, after every step, and as
+            it was chosen in the end.
+        distance (`list[np.ndarray]`): Eq. 12 of the same squares, divided by channels and places: float32, about 1 for
+            a good image.
+        num_resampled (`np.ndarray`): int64, (n,), how many values of `distance` belong to the diffusion model, the
+            given image's not counted; those after them belong to Eq. 13, the last one to the result.
+        anomaly_score (`np.ndarray`): float32, (n,), of the given images, as the scoring pipeline has it.
+        repaired_score (`np.ndarray`): float32, (n,), of the images that are returned.
+        p_value (`np.ndarray`): float64, (n,), share of good images that score at least as high as the repaired one.
+        is_accepted (`np.ndarray`): bool, (n,), whether the repaired image passes as a good one at `false_alarm_rate`.
+        false_alarm_rate (`float`): the rate that decided what is repaired and when it is done.
     """
-    radius = min(int(4 * sigma + 0.5), min(maps.shape[-2:]) - 1)
-    if radius < 1:
-        return maps
-    offsets = torch.arange(-radius, radius + 1, dtype=maps.dtype, device=maps.device)
-    kernel = (-0.5 * (offsets / sigma).square()).exp()
-    kernel = (kernel / kernel.sum()).view(1, 1, -1, 1)
-    flat = maps.flatten(0, 1)[:, None]
-    flat = F.conv2d(F.pad(flat, (0, 0, radius, radius), mode="reflect"), kernel)
-    flat = F.conv2d(F.pad(flat, (radius, radius, 0, 0), mode="reflect"), kernel.transpose(2, 3))
-    return flat[:, 0].unflatten(0, maps.shape[:2])
 
-
-def blend(kl_map, feature_map, alpha):
-    """Eq. 11 after averaging over timesteps: alpha of the pixel component and 1 - alpha of the feature component."""
-    return alpha * kl_map + (1 - alpha) * feature_map
-
-
-def resize_map(anomaly_map, size):
-    """Bring a map, (height, width), or several, (channel, height, width), to `size` (height, width), bilinearly."""
-    maps = anomaly_map.reshape(1, -1, *anomaly_map.shape[-2:])
-    resized = F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False)
-    return resized.reshape(*anomaly_map.shape[:-2], *size)
-
-
-def render(maps, resolution, sigma):
-    """Bring maps of the score grid, (batch, channel, grid, grid), to the model's square and smooth them there."""
-    maps = F.interpolate(maps, size=(resolution, resolution), mode="bilinear", align_corners=False)
-    return smooth(maps, sigma)
-
-
-def worst_mean(maps):
-    """Mean of the largest values (`WORST_SHARE` of them) of each map, (…, height, width) to (…)."""
-    flat = maps.flatten(-2)
-    return flat.topk(max(1, round(WORST_SHARE * flat.shape[-1])), dim=-1).values.mean(dim=-1)
-
-
-# %% gaussian_diffusion: needs nothing
-"""Forward process, posterior and model Gaussians of a DDPM (paper, section 3.1, Eq. 1, 6, 7 and 9).
-
-Pure tensor functions. They compute in float32 whatever the network ran in, and timesteps may differ
-within a batch. Timesteps index the training steps: timestep t here is t + 1 in the paper.
-"""
-
-import torch
-
-
-def add_noise(sample, noise, alphas_cumprod, timesteps):
-    """Draw x_t from q(x_t | x_0), Eq. 1.
-
-    Args:
-        sample (`torch.Tensor`): x_0, float, (batch, channel, height, width).
-        noise (`torch.Tensor`): standard normal noise, broadcastable to `sample`.
-        alphas_cumprod (`torch.Tensor`): cumulative products of 1 - beta, (num_train_timesteps,).
-        timesteps (`torch.Tensor`): int64, (batch,).
-
-    Returns:
-        `torch.Tensor`: x_t, float32, the shape of `sample`.
-    """
-    alpha_prod = _at_timesteps(alphas_cumprod, timesteps, sample.ndim)
-    return alpha_prod.sqrt() * sample.float() + (1 - alpha_prod).sqrt() * noise.float()
-
-
-def true_posterior(sample, noisy_sample, alphas_cumprod, timesteps, step_size=1):
-    """Mean and log variance of q(x_{t-1} | x_t, x_0), the first Gaussian of Eq. 7 and 9.
-
-    Args:
-        sample (`torch.Tensor`): x_0, (batch, channel, height, width).
-        noisy_sample (`torch.Tensor`): x_t, the shape of `sample`.
-        alphas_cumprod (`torch.Tensor`): (num_train_timesteps,).
-        timesteps (`torch.Tensor`): int64, (batch,).
-        step_size (`int`): distance to the previous timestep; 4 for 250 of 1000 steps.
-
-    Returns:
-        `tuple[torch.Tensor, torch.Tensor]`: posterior mean, float32, the shape of `sample`, and posterior log
-        variance, float32, (batch, 1, 1, 1). The variance of the last step is 0; its logarithm is clipped to that of
-        the step before it, as Nichol and Dhariwal do.
-    """
-    alpha_prod, alpha_prod_previous, beta = _step_coefficients(alphas_cumprod, timesteps, step_size, sample.ndim)
-    sample_weight = alpha_prod_previous.sqrt() * beta / (1 - alpha_prod)
-    noisy_weight = (1 - beta).sqrt() * (1 - alpha_prod_previous) / (1 - alpha_prod)
-    posterior_mean = sample_weight * sample.float() + noisy_weight * noisy_sample.float()
-    return posterior_mean, _posterior_log_variance(alphas_cumprod, timesteps, step_size, sample.ndim)
-
-
-def model_gaussian(noisy_sample, predicted_noise, predicted_variance, alphas_cumprod, timesteps, step_size=1):
-    """Mean and log variance of p_theta(x_{t-1} | x_t), Eq. 3, from predicted noise and `learned_range` variance.
-
-    Args:
-        noisy_sample (`torch.Tensor`): x_t, (batch, channel, height, width).
-        predicted_noise (`torch.Tensor`): the shape of `noisy_sample`.
-        predicted_variance (`torch.Tensor`): the shape of `noisy_sample`; -1 stands for the posterior variance, 1 for
-            beta_t, between them the logarithm is interpolated (Nichol and Dhariwal, Eq. 15).
-        alphas_cumprod (`torch.Tensor`): (num_train_timesteps,).
-        timesteps (`torch.Tensor`): int64, (batch,).
-        step_size (`int`): distance to the previous timestep.
-
-    Returns:
-        `tuple[torch.Tensor, torch.Tensor]`: mean and log variance, float32, the shape of `noisy_sample`.
-    """
-    predicted_sample = predict_sample(noisy_sample, predicted_noise, alphas_cumprod, timesteps)
-    mean, min_log_variance = true_posterior(predicted_sample, noisy_sample, alphas_cumprod, timesteps, step_size)
-    _, _, beta = _step_coefficients(alphas_cumprod, timesteps, step_size, noisy_sample.ndim)
-    fraction = (predicted_variance.float() + 1) / 2
-    return mean, fraction * beta.log() + (1 - fraction) * min_log_variance
-
-
-def predict_sample(noisy_sample, predicted_noise, alphas_cumprod, timesteps):
-    """Solve Eq. 1 for x_0, float32, given x_t and the predicted noise."""
-    alpha_prod = _at_timesteps(alphas_cumprod, timesteps, noisy_sample.ndim)
-    return (noisy_sample.float() - (1 - alpha_prod).sqrt() * predicted_noise.float()) / alpha_prod.sqrt()
-
-
-def noise_from_sample(noisy_sample, predicted_sample, alphas_cumprod, timesteps):
-    """Solve Eq. 1 for the noise, float32, given x_t and the predicted x_0."""
-    alpha_prod = _at_timesteps(alphas_cumprod, timesteps, noisy_sample.ndim)
-    return (noisy_sample.float() - alpha_prod.sqrt() * predicted_sample.float()) / (1 - alpha_prod).sqrt()
-
-
-def gaussian_kl(mean1, log_variance1, mean2, log_variance2):
-    """KL(N1 || N2) per element, in nats, for diagonal Gaussians given by mean and log variance (broadcast together)."""
-    log_ratio = log_variance1 - log_variance2
-    return 0.5 * (log_ratio.exp() - log_ratio - 1 + (mean1 - mean2).square() * (-log_variance2).exp())
-
-
-def discretized_gaussian_nll(sample, mean, log_variance, bin_width, limits=None):
-    """-log p(x_0 | x_1) per element, in nats, Eq. 6, for pixels that come in bins of `bin_width` (2/255 in [-1, 1]).
-
-    The Gaussian is integrated over the bin around `sample`. With `limits`, black and white in the units of `sample`,
-    the bins of black and white are open to infinity (Ho et al., Eq. 13): all bins together have probability 1. Computed
-    from logarithms of the distribution function, so that it stays finite and differentiable however far `sample` is
-    from `mean`.
-    """
-    inverse_deviation = (-0.5 * log_variance).exp()
-    # By symmetry the bin is taken below the mean, where the distribution function's logarithm loses no digits.
-    distance = -(sample - mean).abs()
-    log_upper = torch.special.log_ndtr((distance + bin_width / 2) * inverse_deviation)
-    log_lower = torch.special.log_ndtr((distance - bin_width / 2) * inverse_deviation)
-    nll = -log_upper - (-torch.expm1(log_lower - log_upper)).log()
-    if limits is None:
-        return nll
-    black, white = limits
-    below_white = torch.special.log_ndtr((sample + bin_width / 2 - mean) * inverse_deviation)
-    above_black = torch.special.log_ndtr((mean - sample + bin_width / 2) * inverse_deviation)
-    nll = torch.where(sample <= black + bin_width / 4, -below_white, nll)
-    return torch.where(sample >= white - bin_width / 4, -above_black, nll)
-
-
-def posterior_kl(sample, noisy_sample, predicted_noise, predicted_variance, alphas_cumprod, timesteps, step_size=1):
-    """KL(q(x_{t-1} | x_t, x_0) || p_theta(x_{t-1} | x_t)) per element, in nats: Eq. 7 (and Eq. 9).
-
-    Arguments and what is returned are those of `variational_bound`, which differs at the last step alone.
-    """
-    mean1, log_variance1 = true_posterior(sample, noisy_sample, alphas_cumprod, timesteps, step_size)
-    mean2, log_variance2 = model_gaussian(
-        noisy_sample, predicted_noise, predicted_variance, alphas_cumprod, timesteps, step_size
-    )
-    return gaussian_kl(mean1, log_variance1, mean2, log_variance2)
-
-
-def variational_bound(
-    sample,
-    noisy_sample,
-    predicted_noise,
-    predicted_variance,
-    alphas_cumprod,
-    timesteps,
-    bin_width,
-    step_size=1,
-    limits=None,
-):
-    """The term of the variational bound at each timestep, per element, in nats: Eq. 7 (and Eq. 9), at t = 0 Eq. 6.
-
-    Args:
-        sample (`torch.Tensor`): x_0, (batch, channel, height, width).
-        noisy_sample, predicted_noise, predicted_variance (`torch.Tensor`): the shape of `sample`.
-        alphas_cumprod (`torch.Tensor`): (num_train_timesteps,).
-        timesteps (`torch.Tensor`): int64, (batch,).
-        bin_width (`float`): width of one grey level of an 8-bit image in the units of `sample`.
-        step_size (`int`): distance to the previous timestep.
-        limits (`tuple`, *optional*): black and white in the units of `sample`; see `discretized_gaussian_nll`.
-
-    Returns:
-        `torch.Tensor`: float32, the shape of `sample`.
-    """
-    terms = (noisy_sample, predicted_noise, predicted_variance, alphas_cumprod, timesteps, step_size)
-    bound = posterior_kl(sample, *terms)
-    is_last_step = timesteps < step_size
-    if not is_last_step.any():
-        return bound
-    nll = discretized_gaussian_nll(sample.float(), *model_gaussian(*terms), bin_width, limits)
-    return torch.where(is_last_step.to(sample.device).view(-1, 1, 1, 1), nll, bound)
-
-
-def _at_timesteps(values, timesteps, ndim):
-    """values[timesteps] in float32, with as many trailing axes as broadcasting over `ndim` dimensions needs."""
-    gathered = values.to(device=timesteps.device, dtype=torch.float32)[timesteps]
-    return gathered.view(-1, *[1] * (ndim - 1))
-
-
-def _step_coefficients(alphas_cumprod, timesteps, step_size, ndim):
-    """Cumulative alpha at t and at t - step_size (1 before the first step), and the beta of the step between them."""
-    alpha_prod = _at_timesteps(alphas_cumprod, timesteps, ndim)
-    previous = timesteps - step_size
-    alpha_prod_previous = _at_timesteps(alphas_cumprod, previous.clamp(min=0), ndim)
-    alpha_prod_previous = torch.where(previous.view_as(alpha_prod) < 0, 1.0, alpha_prod_previous)
-    return alpha_prod, alpha_prod_previous, 1 - alpha_prod / alpha_prod_previous
-
-
-def _posterior_log_variance(alphas_cumprod, timesteps, step_size, ndim):
-    """log of the variance of q(x_{t-1} | x_t, x_0); the last step takes that of the one before it."""
-    timesteps = torch.where(timesteps < step_size, timesteps + step_size, timesteps)
-    alpha_prod, alpha_prod_previous, beta = _step_coefficients(alphas_cumprod, timesteps, step_size, ndim)
-    return (beta * (1 - alpha_prod_previous) / (1 - alpha_prod)).log()
+    images: list
+    masks: list
+    steps: list | None
+    distance: list
+    num_resampled: np.ndarray
+    anomaly_score: np.ndarray
+    repaired_score: np.ndarray
+    p_value: np.ndarray
+    is_accepted: np.ndarray
+    false_alarm_rate: float
 
 
 # %% image_preprocessing: needs nothing
@@ -506,184 +315,61 @@ def _squash(image, resolution):
     return np.stack([np.asarray(c.resize(size, Image.Resampling.BILINEAR)) for c in channels], axis=-1)
 
 
-# %% repair_masks: needs anomaly_maps
-"""What a repair is made of besides the network: masks, a first guess, fine texture. Pure functions.
+# %% anomaly_maps: needs nothing
+"""What becomes of maps: smoothing, blend of Eq. 11, other sizes, their worst places."""
 
-A defect is replaced from coarse to fine: brightness from its surroundings, structure by the diffusion model, and grain
-that is too fine for the model from the most similar good places of the same image.
-"""
-
-import numpy as np
 import torch
 import torch.nn.functional as F
 
+WORST_SHARE = 0.01
+"""An image is judged by the mean of this share of a map's largest values."""
 
-PATCH, PATCH_STEP = 16, 4
-"""Size and distance, in pixels, of the patches whose grain is transferred."""
-
-SOURCE_STEP = 2
-"""Distance in pixels between the patches that grain may come from."""
-
-TARGETS_AT_ONCE = 64
-
-NO_SOURCE = -(2**31)
-"""Stands for an offset where no grain is transferred."""
+SMOOTHING_SIGMA = 2.0
+"""Deviation of the maps' smoothing in pixels of the model's square, by default. Bringing a map from its grid to the
+square has smoothed it already: on synthetic defects of four categories 4 pixels, common elsewhere, had a lower PRO."""
 
 
-def grow_mask(anomaly_map, seed_threshold, share):
-    """Regions of a map that reach `seed_threshold`, down to where it has fallen to a share of that and of their peak.
+def smooth(maps, sigma):
+    """Gaussian filter with reflected borders over the last two axes; `sigma` in pixels, 0 leaves the maps as they are.
 
     Args:
-        anomaly_map (`torch.Tensor`): float, (height, width).
-        seed_threshold (`float`): a region holds a pixel of at least this value, or the map's largest.
-        share (`float`): in [0, 1].
-
-    Returns:
-        `torch.Tensor`: bool, (height, width), not empty unless the map's largest value is 0 or below.
+        maps (`torch.Tensor`): float, (batch, channel, height, width).
+        sigma (`float`): standard deviation in pixels.
     """
-    highest = anomaly_map.max().item()
-    if not highest > 0:
-        return torch.zeros_like(anomaly_map, dtype=torch.bool)
-    seed_threshold = min(seed_threshold, highest) if seed_threshold > 0 else highest
-    region = _spread((anomaly_map >= seed_threshold).float(), anomaly_map >= share * seed_threshold) > 0
-    peak = _spread(torch.where(region, anomaly_map, 0.0), region)
-    return region & (anomaly_map >= share * peak)
+    radius = min(int(4 * sigma + 0.5), min(maps.shape[-2:]) - 1)
+    if radius < 1:
+        return maps
+    offsets = torch.arange(-radius, radius + 1, dtype=maps.dtype, device=maps.device)
+    kernel = (-0.5 * (offsets / sigma).square()).exp()
+    kernel = (kernel / kernel.sum()).view(1, 1, -1, 1)
+    flat = maps.flatten(0, 1)[:, None]
+    flat = F.conv2d(F.pad(flat, (0, 0, radius, radius), mode="reflect"), kernel)
+    flat = F.conv2d(F.pad(flat, (radius, radius, 0, 0), mode="reflect"), kernel.transpose(2, 3))
+    return flat[:, 0].unflatten(0, maps.shape[:2])
 
 
-def _spread(values, allowed):
-    """Give every place that is allowed the largest value that can be reached from it through allowed places."""
-    while True:
-        grown = torch.where(allowed, dilate(values, 1), 0.0)
-        if torch.equal(grown, values):
-            return grown
-        values = grown
+def blend(kl_map, feature_map, alpha):
+    """Eq. 11 after averaging over timesteps: alpha of the pixel component and 1 - alpha of the feature component."""
+    return alpha * kl_map + (1 - alpha) * feature_map
 
 
-def dilate(mask, radius):
-    """Grow a mask, float, (…, height, width), by a square of `radius` pixels on each side."""
-    if not radius:
-        return mask
-    maps = mask.reshape(-1, 1, *mask.shape[-2:])
-    return F.max_pool2d(maps, 2 * radius + 1, stride=1, padding=radius).reshape(mask.shape)
+def resize_map(anomaly_map, size):
+    """Bring a map, (height, width), or several, (channel, height, width), to `size` (height, width), bilinearly."""
+    maps = anomaly_map.reshape(1, -1, *anomaly_map.shape[-2:])
+    resized = F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False)
+    return resized.reshape(*anomaly_map.shape[:-2], *size)
 
 
-def close(mask, radius):
-    """Close gaps of a mask, bool, (height, width), narrower than twice `radius`, but not those to the border."""
-    grown = dilate(F.pad(mask.float(), (radius,) * 4), radius)
-    closed = 1 - dilate(1 - grown, radius) > 0
-    height, width = mask.shape
-    return closed[radius : radius + height, radius : radius + width]
+def render(maps, resolution, sigma):
+    """Bring maps of the score grid, (batch, channel, grid, grid), to the model's square and smooth them there."""
+    maps = F.interpolate(maps, size=(resolution, resolution), mode="bilinear", align_corners=False)
+    return smooth(maps, sigma)
 
 
-def feather(mask, radius, sigma):
-    """A soft mask in [0, 1] that is about 1 on `mask` and falls to exactly 0 outside of it.
-
-    Args:
-        mask (`torch.Tensor`): bool, (height, width).
-        radius (`int`): pixels that it is grown by.
-        sigma (`float`): standard deviation, in pixels, of the Gaussian that softens its edge; it ends at 4 of them.
-    """
-    return smooth(dilate(mask.float(), radius)[None, None], sigma)[0, 0].clamp(0, 1)
-
-
-def fill_from_surroundings(sample, hole):
-    """Replace what lies in the hole by a smooth continuation of its surroundings (a pyramid of local means).
-
-    Args:
-        sample (`torch.Tensor`): float, (batch, channel, height, width).
-        hole (`torch.Tensor`): float, 1 in the hole and 0 elsewhere, (batch, 1, height, width).
-
-    Returns:
-        `torch.Tensor`: the shape of `sample`; 0 where nothing at all is known.
-    """
-    known = 1 - hole
-    if min(sample.shape[-2:]) < 2:
-        mean = (sample * known).sum(dim=(2, 3), keepdim=True) / known.sum(dim=(2, 3), keepdim=True).clamp(min=1e-6)
-        return known * sample + hole * mean
-    share = F.avg_pool2d(known, 2, ceil_mode=True)
-    coarse = F.avg_pool2d(sample * known, 2, ceil_mode=True) / share.clamp(min=1e-6)
-    coarse = fill_from_surroundings(coarse, (share == 0).float())
-    return known * sample + hole * F.interpolate(coarse, size=sample.shape[-2:], mode="bilinear", align_corners=False)
-
-
-def transfer_grain(resampled, sample, denoised, hole):
-    """Give a resampled region the grain of the most similar places outside of it.
-
-    A network leaves grain out of what it draws; what it leaves out of the image itself, `sample - denoised`, shows
-    how the grain looks. For each patch that touches the hole, the patch outside of it is found that the network sees as
-    most similar, and what the network left out there is added. Overlapping patches are averaged under a Hann window.
-
-    Args:
-        resampled (`torch.Tensor`): the image with its hole redrawn by the network, (1, 3, height, width).
-        sample (`torch.Tensor`): the image itself.
-        denoised (`torch.Tensor`): the image as the network draws it.
-        hole (`torch.Tensor`): 1 in the hole and 0 elsewhere, (1, 1, height, width).
-
-    Returns:
-        `tuple[torch.Tensor, torch.Tensor]`: `resampled` with grain in its hole, and where the grain of every block of
-        `PATCH_STEP` pixels comes from: int64, (2, height / PATCH_STEP, width / PATCH_STEP), rows and columns from there
-        to its source, or `NO_SOURCE` where nothing is transferred.
-    """
-    height, width = sample.shape[-2:]
-    offsets = torch.full((2, height // PATCH_STEP, width // PATCH_STEP), NO_SOURCE, device=hole.device)
-    sources = F.unfold(denoised.mean(dim=1, keepdim=True), PATCH, stride=SOURCE_STEP)[0].T
-    grain = F.unfold(sample - denoised, PATCH, stride=SOURCE_STEP)[0].T
-    free = (F.unfold(hole, PATCH, stride=SOURCE_STEP)[0].amax(dim=0) == 0).nonzero()[:, 0]
-    if not len(free):
-        return resampled, offsets
-    border = (PATCH,) * 4
-    framed = F.pad(resampled.mean(dim=1, keepdim=True), border, mode="reflect")
-    targets = F.unfold(framed, PATCH, stride=PATCH_STEP)[0].T
-    touched = F.unfold(F.pad(hole, border), PATCH, stride=PATCH_STEP)[0].amax(dim=0) > 0
-    nearest = free[
-        torch.cat([torch.cdist(few, sources[free]).argmin(dim=1) for few in targets[touched].split(TARGETS_AT_ONCE)])
-    ]
-
-    window = torch.hann_window(PATCH + 2, periodic=False, device=hole.device)[1:-1]
-    window = (window[:, None] * window).flatten().repeat(3)
-    weights = touched.float()[:, None] * window
-    patches = torch.zeros_like(weights)
-    patches[touched] = grain[nearest] * window
-    total, weight = (F.fold(p.T[None], framed.shape[-2:], PATCH, stride=PATCH_STEP) for p in (patches, weights))
-    added = (total / weight.clamp(min=1e-6))[..., PATCH:-PATCH, PATCH:-PATCH]
-
-    # The patch in whose middle a block lies; patches start at the frame's corner, one patch outside of the image.
-    per_row = (framed.shape[-1] - PATCH) // PATCH_STEP + 1
-    sources_per_row = (width - PATCH) // SOURCE_STEP + 1
-    place = touched.nonzero()[:, 0]
-    row, column = place // per_row * PATCH_STEP - PATCH, place % per_row * PATCH_STEP - PATCH
-    source_row, source_column = nearest // sources_per_row * SOURCE_STEP, nearest % sources_per_row * SOURCE_STEP
-    block_row, block_column = ((start + PATCH // 2) // PATCH_STEP for start in (row, column))
-    inside = (block_row >= 0) & (block_row < offsets.shape[1]) & (block_column >= 0)
-    inside &= block_column < offsets.shape[2]
-    found = torch.stack([source_row - row, source_column - column])
-    offsets[:, block_row[inside], block_column[inside]] = found[:, inside]
-    return resampled + hole * added, offsets
-
-
-def shift_detail(detail, offsets, rows, columns, scale):
-    """Detail of the image at its own size, fetched from where the grain of the same place came from.
-
-    Args:
-        detail (`np.ndarray`): what the model's square does not hold, (height, width, channel).
-        offsets (`np.ndarray`): from `transfer_grain`, in pixels of the square.
-        rows, columns (`np.ndarray`): int, (n,), places of the image where detail is wanted.
-        scale (`tuple[float, float]`): height and width of the image in those of the square.
-
-    Returns:
-        `np.ndarray`: (n, channel); 0 where nothing is transferred.
-    """
-    blocks = [
-        np.minimum(places / factor / PATCH_STEP, length - 1).astype(int)
-        for places, factor, length in zip((rows, columns), scale, offsets.shape[1:], strict=True)
-    ]
-    offset = offsets[:, blocks[0], blocks[1]]
-    has_source = offset[0] != NO_SOURCE
-    sources = [
-        np.clip(np.rint(places + shift * factor).astype(int), 0, length - 1)
-        for places, shift, factor, length in zip((rows, columns), offset, scale, detail.shape[:2], strict=True)
-    ]
-    return np.where(has_source[:, None], detail[sources[0], sources[1]], 0)
+def worst_mean(maps):
+    """Mean of the largest values (`WORST_SHARE` of them) of each map, (…, height, width) to (…)."""
+    flat = maps.flatten(-2)
+    return flat.topk(max(1, round(WORST_SHARE * flat.shape[-1])), dim=-1).values.mean(dim=-1)
 
 
 # %% config_checks: needs nothing
@@ -837,6 +523,173 @@ class Float32Component(SafetensorsOnly, ModelMixin):
             if buffer.is_floating_point() and moved.dtype != torch.float32:
                 setattr(self, name, buffer.to(device=moved.device, dtype=torch.float32))
         return self
+
+
+# %% feature_gaussian: needs config_checks, float32_component
+"""Multivariate Gaussian of the features of good parts, one for each place of the image (PaDiM, Defard et al. 2020).
+
+It goes beyond PaDiM where few good images are at hand: neighbouring places may share a covariance, and all of them
+are shrunk towards the common one. Fitted by `training/fitting/feature_references.py`.
+"""
+
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from diffusers import ConfigMixin
+from diffusers.configuration_utils import register_to_config
+
+
+LARGEST_CODE = 127
+"""Whitening matrices are stored as whole numbers up to this one: half the space of float16. On tiles, screws and boards
+it moves image AUROC by at most 0.002."""
+
+
+class FeatureGaussian(Float32Component, ConfigMixin):
+    """Mahalanobis distance of features from those of good parts at the same place.
+
+    Args:
+        num_features (`int`): channels C that are looked at: of features with more, the last ones, which are those of
+            the coarsest strides.
+        grid_size (`int`): height and width of the grid of means; finer features are average-pooled to it.
+        num_cells (`int`): height and width of the coarser grid of covariances; divides `grid_size`.
+
+    Raises:
+        ValueError: if one of them is out of range.
+    """
+
+    _keep_in_fp32_modules: ClassVar = ["mean", "whitening_scale"]
+
+    @register_to_config
+    def __init__(self, num_features: int = 192, grid_size: int = 32, num_cells: int = 16):
+        super().__init__()
+        check_whole("num_features", num_features, 1, 8192)
+        check_whole("grid_size", grid_size, 1, 1024)
+        check_whole("num_cells", num_cells, 1, 1024)
+        if grid_size % num_cells:
+            raise ValueError(f"num_cells {num_cells} does not divide grid_size {grid_size}.")
+        self.register_buffer("mean", torch.zeros(num_features, grid_size, grid_size))
+        packed = num_features * (num_features + 1) // 2
+        self.register_buffer("packed_whitening", torch.zeros(num_cells**2, packed, dtype=torch.int8))
+        self.register_buffer("whitening_scale", torch.ones(num_cells**2, num_features))
+        self._whitening = None
+
+    def set_covariance(self, covariance):
+        """Keep the inverse Cholesky factor L^-1 of each cell's covariance L L^T, as whole numbers and a scale a row.
+
+        Args:
+            covariance (`torch.Tensor`): positive definite, (num_cells^2, C, C), cells in row-major order.
+        """
+        factor = torch.linalg.cholesky(covariance.double())
+        identity = torch.eye(factor.shape[-1], dtype=torch.float64, device=factor.device).expand_as(factor)
+        whitening = torch.linalg.solve_triangular(factor, identity, upper=False)
+        scale = (whitening.abs().amax(dim=2) / LARGEST_CODE).half()  # as checkpoints store it
+        self.whitening_scale.copy_(scale)
+        codes = (whitening / scale.double()[..., None]).round().clamp(-LARGEST_CODE, LARGEST_CODE)
+        rows, columns = torch.tril_indices(*whitening.shape[-2:])
+        self.packed_whitening.copy_(codes[:, rows, columns])
+        self._whitening = None
+
+    def forward(self, features):
+        """Distance of each place.
+
+        Args:
+            features (`torch.Tensor`): standardised, float32, (batch, C or more, height, width), a multiple of the grid.
+
+        Returns:
+            `torch.Tensor`: Mahalanobis distance divided by sqrt(C), about 1 for a good part, float32,
+            (batch, grid_size, grid_size).
+        """
+        cells, size = self.config.num_cells, self.config.grid_size
+        features = features[:, -self.config.num_features :].float()
+        deviation = F.adaptive_avg_pool2d(features, size) - self.mean
+        white = self._unpacked() @ by_cell(deviation, cells)
+        inside = size // cells
+        distance = white.square().mean(dim=1).sqrt().view(cells, cells, features.shape[0], inside, inside)
+        return distance.permute(2, 0, 3, 1, 4).reshape(-1, size, size)
+
+    def _unpacked(self):
+        """L^-1 of each cell, (num_cells^2, C, C), unpacked once."""
+        if self._whitening is None or self._whitening.device != self.packed_whitening.device:
+            channels = self.config.num_features
+            with torch.inference_mode(False), torch.no_grad():  # kept beyond a call that may be one of inference
+                codes, scale = self.packed_whitening, self.whitening_scale
+                whitening = scale.new_zeros(len(codes), channels, channels)
+                rows, columns = torch.tril_indices(channels, channels, device=whitening.device)
+                whitening[:, rows, columns] = codes.to(scale.dtype)
+                self._whitening = whitening.mul_(scale[..., None])
+        return self._whitening
+
+
+def by_cell(features, num_cells):
+    """Sort places by cell: (batch, C, size, size) to (num_cells^2, C, batch * places in a cell), row-major cells."""
+    batch, channels, size, _ = features.shape
+    inside = size // num_cells
+    places = features.reshape(batch, channels, num_cells, inside, num_cells, inside).permute(2, 4, 1, 0, 3, 5)
+    return places.reshape(num_cells**2, channels, -1)
+
+
+# %% feature_memory: needs config_checks, float32_component
+"""Memory of features of good parts: how far is the nearest one? (PatchCore, Roth et al. 2022, on whitened features).
+
+Where parts lie in any pose, no Gaussian for a place of the image can know what is normal there; the nearest good
+feature anywhere can. Filled by `training/fitting/feature_references.py` with a greedy coreset.
+"""
+
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from diffusers import ConfigMixin
+from diffusers.configuration_utils import register_to_config
+
+
+KEPT_AT_ONCE = 512
+"""Kept features that all places of a batch are compared with at once: with all of them, the distances fill memory."""
+
+
+class FeatureMemory(Float32Component, ConfigMixin):
+    """Distance of features from the nearest feature of a good part, at any place.
+
+    Args:
+        num_features (`int`): channels C of the features.
+        grid_size (`int`): height and width of the grid; finer features are average-pooled to it.
+        size (`int`): features kept.
+
+    Raises:
+        ValueError: if one of them is out of range.
+    """
+
+    _keep_in_fp32_modules: ClassVar = ["whitening", "bank"]
+
+    @register_to_config
+    def __init__(self, num_features: int = 192, grid_size: int = 32, size: int = 3000):
+        super().__init__()
+        check_whole("num_features", num_features, 1, 8192)
+        check_whole("grid_size", grid_size, 1, 1024)
+        check_whole("size", size, 1, 1_000_000)
+        self.register_buffer("whitening", torch.eye(num_features))
+        self.register_buffer("bank", torch.zeros(size, num_features))
+
+    def whitened(self, features):
+        """Pooled, decorrelated features, one a row: (batch, C, height, width) to (batch * grid_size^2, C)."""
+        pooled = F.adaptive_avg_pool2d(features.float(), self.config.grid_size)
+        return pooled.permute(0, 2, 3, 1).reshape(-1, pooled.shape[1]) @ self.whitening
+
+    def forward(self, features):
+        """Distance of each place.
+
+        Args:
+            features (`torch.Tensor`): standardised, float32, (batch, C, height, width), a multiple of the grid.
+
+        Returns:
+            `torch.Tensor`: Euclidean distance in the whitened space, divided by sqrt(C), float32,
+            (batch, grid_size, grid_size).
+        """
+        size = self.config.grid_size
+        rows = self.whitened(features)
+        distances = [torch.cdist(rows, kept).amin(dim=1) for kept in self.bank.split(KEPT_AT_ONCE)]
+        return torch.stack(distances).amin(dim=0).view(-1, size, size) / self.bank.shape[1] ** 0.5
 
 
 # %% score_calibration: needs anomaly_maps, config_checks, float32_component
@@ -1185,530 +1038,6 @@ def timestep_subsets(timesteps):
     """Every non-empty subset of the timesteps, each sorted, in the order of the score tables."""
     ordered = sorted(timesteps)
     return [subset for size in range(1, len(ordered) + 1) for subset in combinations(ordered, size)]
-
-
-# %% defect_repair: needs anomaly_maps, gaussian_diffusion, image_preprocessing, repair_masks, score_calibration
-"""One image's way through a repair: masked resampling, then Eq. 13 (paper, section 3.3 and Algorithm 1)."""
-
-from typing import NamedTuple
-
-import numpy as np
-import torch
-import torch.nn.functional as F
-from diffusers.utils.torch_utils import randn_tensor
-from PIL import Image
-
-
-MASK_SHARE, WIDE_MASK_SHARE = 0.75, 0.35
-"""The found mask reaches down to this share of the pixel threshold and of a region's peak, in the last of several
-searches down to the second. What a mask leaves out is found in the next search; where it takes in too much, structure
-is lost that no network of this size draws again."""
-
-RATE_GROWTH, LARGEST_RATE = 4, 0.5
-"""The pixel threshold is that of the false alarm rate in the first search, and of so many times the last one's rate in
-each further one, up to the largest: what stands out in an image that is still rejected is likely a defect, too."""
-
-CLOSING = 1 / 16
-"""Gaps in the found mask are closed that are narrower than twice this share of the model's square: inside of a large
-defect, where a map may be weaker than at its edge."""
-
-FOUND_GROWTH, GIVEN_GROWTH, FEATHER_SIGMA = 1 / 64, 1 / 128, 1.5 / 256
-"""What a found mask and a given one are grown by, and the standard deviation of a mask's soft edge, as shares of the
-model's square. A map may end within a defect; who gives a mask knows where it ends."""
-
-GRAIN_TIMESTEP, GRAIN_DRAWS = 5, 2
-"""Grain is what the network leaves out of the image at this timestep, averaged over so many draws of noise."""
-
-CHECK_EVERY = 5
-"""Iterations of Eq. 13 between two looks at the score."""
-
-
-class _Drawing(NamedTuple):
-    """A result of resampling, and what was replaced in it."""
-
-    score: float
-    grids: torch.Tensor
-    drawn: torch.Tensor
-    offsets: torch.Tensor
-    square: torch.Tensor
-    hole: torch.Tensor
-    soft_mask: torch.Tensor
-
-
-class DefectRepair:
-    """Where the repair of one image stands, and what it has passed.
-
-    Args:
-        pipe (`GradientDenoisePipeline`): of the image's category.
-        sample (`torch.Tensor`): the model's square in [-1, 1], (1, 3, resolution, resolution).
-        mask (`torch.Tensor`, *optional*): bool, (height, width); by default what scoring finds.
-        rate (`float`): an image with a p-value above it is accepted.
-        settings (`dict`): arguments of the pipeline's call.
-        generator (`torch.Generator`): draws the noise.
-    """
-
-    def __init__(self, pipe, sample, mask, rate, settings, generator):
-        self.pipe, self.rate, self.settings, self.generator = pipe, rate, settings, generator
-        self.square = self.given = sample
-        self.is_grey = bool((sample == sample[:, :1]).all())
-        self.sample = normalize_contrast(sample, pipe.config.data_mean, pipe.config.data_std)
-        self.pixel_range = [normalize_contrast(v, pipe.config.data_mean, pipe.config.data_std) for v in (-1.0, 1.0)]
-        self.alphas_cumprod = pipe.scheduler.alphas_cumprod.to(sample.device)
-        self.timesteps = list(pipe.config.timesteps)
-        self.noise = pipe.calibration.noise_fields(self.timesteps)
-        self.num_resampled = 0
-        self.drawn, self.offsets = self.sample, None
-        self.steps, self.distance = [], []
-        self._record(sample)
-        self.score, grids = self._score(sample)
-        self.first_score, self.first_grids = self.score, grids
-        self.num_searches, self.growth = (settings["num_searches"], FOUND_GROWTH) if mask is None else (1, GIVEN_GROWTH)
-        self._mark(self._find(grids) if mask is None else _squash_mask(mask, pipe.resolution).to(sample.device))
-
-    def run(self):
-        """Resample, then descend, until the image is accepted; keeps the best image on the way."""
-        if self.pipe.interrupt:  # at an earlier image
-            self.soft_mask = torch.zeros_like(self.soft_mask)
-        if self.pipe.interrupt or not self.hole.any():
-            return self
-        settings, pipe = self.settings, self.pipe
-        schedules = [pipe.reverse_timesteps(s, settings["num_inference_steps"]) for s in settings["strengths"]]
-        lengths = [(len(timesteps) - 1) * settings["num_resamples"] + 1 for timesteps, _ in schedules]
-        total = self.num_searches * sum(lengths) + settings["num_gradient_steps"]
-        with pipe.progress_bar(total=total) as progress:
-            if schedules:
-                self._redraw(schedules, progress)
-            self.num_resampled = len(self.distance) - 1
-            if not (pipe.interrupt or (schedules and self._is_accepted())):
-                self._improve(progress)
-        self._record(self.square)
-        return self
-
-    def _redraw(self, schedules, progress):
-        """Resample at each strength; what scoring still marks in the best result is then drawn anew with the rest."""
-        best = None
-        for search in range(self.num_searches):
-            is_widest = 0 < search == self.num_searches - 1
-            if search and not self._widen(best.grids, search, is_widest):
-                continue
-            for schedule in schedules:
-                result = self._draw(*schedule, progress)
-                # the first one is taken however it scores, one that was marked widely only as the end
-                if best is None or (result.score < best.score and not (is_widest and not self._accepts(result.score))):
-                    best = result
-                self.score = best.score
-                if self.pipe.interrupt or self._is_accepted():
-                    break
-            if self.pipe.interrupt or self._is_accepted():
-                break
-        self.drawn, self.offsets, self.square = best.drawn, best.offsets, best.square
-        self.hole, self.soft_mask = best.hole, best.soft_mask
-
-    def _draw(self, timesteps, step_size, progress):
-        """Resample the hole once."""
-        for timestep, drawn in self._resample(timesteps, step_size):
-            self._step(drawn, timestep, progress)
-            if self.pipe.interrupt:
-                break
-        drawn, offsets = self._with_grain(drawn)
-        square = self._compose(drawn)
-        return _Drawing(*self._score(square), drawn, offsets, square, self.hole, self.soft_mask)
-
-    def _improve(self, progress):
-        """Descend from what was drawn so far."""
-        settings = self.settings
-        for iteration, drawn in enumerate(self._descend(self.drawn), start=1):
-            self._step(drawn, 0, progress)
-            last = iteration == settings["num_gradient_steps"] or self.pipe.interrupt
-            if iteration % CHECK_EVERY == 0 or last:
-                square = self._compose(drawn)
-                score, _ = self._score(square)
-                if score < self.score or settings["denoise_every"]:
-                    self.drawn, self.square, self.score = drawn, square, score
-                if last or self._is_accepted():
-                    break
-
-    def whole(self):
-        """What was drawn, before its soft edge, at the model's square in [-1, 1]."""
-        return self._to_square(self.drawn)
-
-    def _find(self, grids, search=0, share=MASK_SHARE):
-        """What scoring marks: regions of the map around the pixels that exceed the threshold, bool, (height, width)."""
-        config, calibration = self.pipe.config, self.pipe.calibration
-        if self._is_accepted():
-            return torch.zeros_like(self.square[0, 0], dtype=torch.bool)
-        anomaly_map = blend(*render(grids, self.pipe.resolution, config.smoothing_sigma)[0], self.pipe.alpha)
-        rate = max(self.rate, min(self.rate * RATE_GROWTH**search, LARGEST_RATE))
-        threshold = calibration.pixel_threshold(rate, self.pipe.alpha, self.timesteps, self.pipe.uses_bfloat16())
-        return close(grow_mask(anomaly_map, threshold, share), round(CLOSING * self.pipe.resolution))
-
-    def _mark(self, found):
-        """Take what is to be replaced, bool, (height, width), with a soft edge."""
-        size = self.pipe.resolution
-        soft_mask = torch.zeros_like(self.sample[0, 0])
-        if found.all():
-            soft_mask = torch.ones_like(soft_mask)
-        elif found.any():
-            soft_mask = feather(found, max(1, round(self.growth * size)), FEATHER_SIGMA * size)
-        self.found, self.soft_mask = found, soft_mask[None, None]
-        self.hole = (self.soft_mask > 0).float()
-
-    def _widen(self, grids, search, is_widest):
-        """Add what scoring marks in a result, or else widely in the given image; returns whether that is more."""
-        wider = self.found | self._find(grids, search)
-        if is_widest:
-            wider |= self._find(self.first_grids, search, WIDE_MASK_SHARE)
-        is_more = bool((wider & ~self.found).any())
-        self._mark(wider)
-        return is_more
-
-    def _resample(self, timesteps, step_size):
-        """Reverse process within the hole, the noisy image itself outside of it; yields timestep and drawn x_0."""
-        hole, known = self.hole, self.sample
-        start = fill_from_surroundings(known, hole) if self.settings["fill_mask"] else known
-        noisy_sample = self._add_noise(start, timesteps[0])
-        for timestep in timesteps:
-            is_last = timestep == timesteps[-1]
-            for repeat in range(1 if is_last else self.settings["num_resamples"]):
-                if repeat:
-                    noisy_sample = self._forward(noisy_sample, timestep, step_size)
-                drawn, mean, log_variance = self._reverse(noisy_sample, timestep, step_size)
-                yield timestep, drawn
-                if not is_last:
-                    sampled = mean + (0.5 * log_variance).exp() * self._randn()
-                    noisy_sample = hole * sampled + (1 - hole) * self._add_noise(known, timestep - step_size)
-
-    def _descend(self, drawn):
-        """Eq. 13 within the hole, and the denoising of Algorithm 1 if it is asked for; yields the image."""
-        settings, factor = self.settings, None
-        sample = self.hole * self._grey(drawn) + (1 - self.hole) * self.sample
-        added = (settings["learning_rate"] * settings["gradient_scale"]) ** 2  # beta hat of one iteration
-        for iteration in range(1, settings["num_gradient_steps"] + 1):
-            gradient = self._grey(self._gradient(sample)) * self.hole
-            if factor is None:
-                size = (gradient.square().sum() / (self.hole.sum() * 3)).sqrt()
-                factor = settings["gradient_scale"] / size.clamp(min=1e-12)
-            moved = (1 - added) ** 0.5 * sample - settings["learning_rate"] * factor * gradient
-            if settings["denoise_every"] and iteration % settings["denoise_every"] == 0:
-                enough = 1 - self.alphas_cumprod >= settings["denoise_every"] * added
-                timestep = int(enough.int().argmax())
-                _, mean, log_variance = self._reverse(moved, timestep, 1)
-                moved = mean + (0.5 * log_variance).exp() * self._randn() if timestep else mean
-            sample = self.hole * moved + (1 - self.hole) * self.sample
-            yield sample
-
-    def _gradient(self, sample):
-        """Gradient of Eq. 12 with respect to the contrast-normalised image."""
-        config, calibration = self.pipe.config, self.pipe.calibration
-        weights = calibration.reference_std.square().reciprocal().tolist()
-        if not self.settings["use_memory"]:
-            weights[1:] = [0.0] * len(weights[1:])
-        with torch.enable_grad():
-            sample = sample.detach().requires_grad_(True)
-            total = self.pipe.eq12(restore_contrast(sample, config.data_mean, config.data_std), weights).sum()
-            return torch.autograd.grad(total, sample)[0]
-
-    def _with_grain(self, drawn):
-        # Both draws of noise in one call; without surroundings there is no grain to be had.
-        repeated = self.sample.expand(GRAIN_DRAWS, -1, -1, -1)
-        t = torch.full((GRAIN_DRAWS,), GRAIN_TIMESTEP, device=repeated.device)
-        noise = randn_tensor(repeated.shape, generator=self.generator, device=repeated.device)
-        noisy_sample = add_noise(repeated, noise, self.alphas_cumprod, t)
-        predicted_noise, _, _ = self.pipe.predict(noisy_sample, t)
-        denoised = predict_sample(noisy_sample, predicted_noise, self.alphas_cumprod, t).mean(dim=0, keepdim=True)
-        return transfer_grain(drawn, self.sample, denoised, self.hole)
-
-    def _reverse(self, noisy_sample, timestep, step_size):
-        """x_0 as the network sees it, and mean and log variance of p_theta for the previous timestep (Eq. 3).
-
-        A network has never seen what half a repair looks like: its x_0 is clipped to what pixels can be, and its
-        variance to the bounds that it interpolates between, lest one bad step be amplified by the next.
-        """
-        t = torch.full((1,), timestep, device=noisy_sample.device)
-        predicted_noise, predicted_variance, _ = self.pipe.predict(noisy_sample, t)
-        drawn = predict_sample(noisy_sample, predicted_noise, self.alphas_cumprod, t).clamp(*self.pixel_range)
-        mean, log_variance = model_gaussian(
-            noisy_sample,
-            noise_from_sample(noisy_sample, drawn, self.alphas_cumprod, t),
-            predicted_variance.clamp(-1, 1),
-            self.alphas_cumprod,
-            t,
-            min(step_size, timestep + 1),
-        )
-        return drawn, mean, log_variance
-
-    def _forward(self, noisy_sample, timestep, step_size):
-        """Add the noise between the previous timestep and this one again (Eq. 1)."""
-        ratio = self.alphas_cumprod[timestep] / self.alphas_cumprod[timestep - step_size]
-        return ratio.sqrt() * noisy_sample + (1 - ratio).sqrt() * self._randn()
-
-    def _add_noise(self, sample, timestep):
-        t = torch.full((1,), timestep, device=sample.device)
-        return add_noise(sample, self._randn(), self.alphas_cumprod, t)
-
-    def _randn(self):
-        return randn_tensor(self.sample.shape, generator=self.generator, device=self.sample.device)
-
-    def _compose(self, drawn):
-        """The image with what was drawn in its soft mask, in [-1, 1]; a grey image stays grey."""
-        config = self.pipe.config
-        drawn = self._to_square(drawn)
-        sample = restore_contrast(self.sample, config.data_mean, config.data_std)
-        return torch.where(self.soft_mask > 0, sample + self.soft_mask * (drawn - sample), sample)
-
-    def _to_square(self, drawn):
-        config = self.pipe.config
-        return self._grey(restore_contrast(drawn, config.data_mean, config.data_std).clamp(-1, 1))
-
-    def _grey(self, values):
-        """The mean of the channels, for a grey image."""
-        return values.mean(dim=1, keepdim=True).expand_as(values) if self.is_grey else values
-
-    def _score(self, square):
-        score, grids = self.pipe.score(square, self.timesteps, self.noise)
-        return score.item(), grids
-
-    def _is_accepted(self):
-        return self._accepts(self.score)
-
-    def _accepts(self, score):
-        p_value = self.pipe.calibration.p_value(torch.tensor([score]), self.timesteps, self.pipe.uses_bfloat16())
-        return p_value.item() > self.rate + SLACK
-
-    def _step(self, drawn, timestep, progress):
-        square = self._compose(drawn)
-        self._record(square)
-        progress.update()
-        if self.settings["callback_on_step_end"] is not None:
-            step = len(self.distance) - 2
-            self.settings["callback_on_step_end"](self.pipe, step, timestep, {"sample": square})
-
-    def _record(self, square):
-        size = self.pipe.gaussian.config.grid_size
-        gaussian_alone = [1.0] + [0.0] * (len(self.pipe.references) - 1)
-        self.distance.append(self.pipe.eq12(square, gaussian_alone).item() / size**2)
-        if self.settings["return_steps"]:
-            self.steps.append(Image.fromarray(_to_uint8(square[0])))
-
-
-def _squash_mask(mask, resolution):
-    """Bring a mask to the model's square: a pixel is marked if anything in it is."""
-    return F.adaptive_max_pool2d(mask.float()[None, None], resolution)[0, 0] > 0
-
-
-def _to_uint8(square):
-    return ((square.permute(1, 2, 0).cpu().numpy() + 1) * 127.5).round().clip(0, 255).astype(np.uint8)
-
-
-# %% gradient_denoise_output: needs nothing
-"""The answer of `GradientDenoisePipeline`: its fields, their shapes and ranges."""
-
-from dataclasses import dataclass
-
-import numpy as np
-from diffusers.utils import BaseOutput
-
-
-@dataclass
-class GradientDenoiseOutput(BaseOutput):
-    """Answer of `GradientDenoisePipeline`: lists and arrays with one entry for each image.
-
-    Args:
-        images (`list`): the repaired images at their own sizes, RGB. `output_type="pil"`: 8-bit images; "np":
-            (height, width, 3), uint8, or float32 in [0, 1] for images that came with more than 8 bits; "pt":
-            (3, height, width) of the same types. Bit-identical to what was given wherever the mask is 0.
-        masks (`list`): what was changed, and how much of the repair shows there: float32 in [0, 1], (height, width),
-            an array, a tensor, or an 8-bit image. All zeros for an image that was left alone.
-        steps (`list[list[PIL.Image.Image]]`, *optional*): the model's square, as it was given, after every step, and as
-            it was chosen in the end.
-        distance (`list[np.ndarray]`): Eq. 12 of the same squares, divided by channels and places: float32, about 1 for
-            a good image.
-        num_resampled (`np.ndarray`): int64, (n,), how many values of `distance` belong to the diffusion model, the
-            given image's not counted; those after them belong to Eq. 13, the last one to the result.
-        anomaly_score (`np.ndarray`): float32, (n,), of the given images, as the scoring pipeline has it.
-        repaired_score (`np.ndarray`): float32, (n,), of the images that are returned.
-        p_value (`np.ndarray`): float64, (n,), share of good images that score at least as high as the repaired one.
-        is_accepted (`np.ndarray`): bool, (n,), whether the repaired image passes as a good one at `false_alarm_rate`.
-        false_alarm_rate (`float`): the rate that decided what is repaired and when it is done.
-    """
-
-    images: list
-    masks: list
-    steps: list | None
-    distance: list
-    num_resampled: np.ndarray
-    anomaly_score: np.ndarray
-    repaired_score: np.ndarray
-    p_value: np.ndarray
-    is_accepted: np.ndarray
-    false_alarm_rate: float
-
-
-# %% feature_gaussian: needs config_checks, float32_component
-"""Multivariate Gaussian of the features of good parts, one for each place of the image (PaDiM, Defard et al. 2020).
-
-It goes beyond PaDiM where few good images are at hand: neighbouring places may share a covariance, and all of them
-are shrunk towards the common one. Fitted by `training/fitting/feature_references.py`.
-"""
-
-from typing import ClassVar
-
-import torch
-import torch.nn.functional as F
-from diffusers import ConfigMixin
-from diffusers.configuration_utils import register_to_config
-
-
-LARGEST_CODE = 127
-"""Whitening matrices are stored as whole numbers up to this one: half the space of float16. On tiles, screws and boards
-it moves image AUROC by at most 0.002."""
-
-
-class FeatureGaussian(Float32Component, ConfigMixin):
-    """Mahalanobis distance of features from those of good parts at the same place.
-
-    Args:
-        num_features (`int`): channels C that are looked at: of features with more, the last ones, which are those of
-            the coarsest strides.
-        grid_size (`int`): height and width of the grid of means; finer features are average-pooled to it.
-        num_cells (`int`): height and width of the coarser grid of covariances; divides `grid_size`.
-
-    Raises:
-        ValueError: if one of them is out of range.
-    """
-
-    _keep_in_fp32_modules: ClassVar = ["mean", "whitening_scale"]
-
-    @register_to_config
-    def __init__(self, num_features: int = 192, grid_size: int = 32, num_cells: int = 16):
-        super().__init__()
-        check_whole("num_features", num_features, 1, 8192)
-        check_whole("grid_size", grid_size, 1, 1024)
-        check_whole("num_cells", num_cells, 1, 1024)
-        if grid_size % num_cells:
-            raise ValueError(f"num_cells {num_cells} does not divide grid_size {grid_size}.")
-        self.register_buffer("mean", torch.zeros(num_features, grid_size, grid_size))
-        packed = num_features * (num_features + 1) // 2
-        self.register_buffer("packed_whitening", torch.zeros(num_cells**2, packed, dtype=torch.int8))
-        self.register_buffer("whitening_scale", torch.ones(num_cells**2, num_features))
-        self._whitening = None
-
-    def set_covariance(self, covariance):
-        """Keep the inverse Cholesky factor L^-1 of each cell's covariance L L^T, as whole numbers and a scale a row.
-
-        Args:
-            covariance (`torch.Tensor`): positive definite, (num_cells^2, C, C), cells in row-major order.
-        """
-        factor = torch.linalg.cholesky(covariance.double())
-        identity = torch.eye(factor.shape[-1], dtype=torch.float64, device=factor.device).expand_as(factor)
-        whitening = torch.linalg.solve_triangular(factor, identity, upper=False)
-        scale = (whitening.abs().amax(dim=2) / LARGEST_CODE).half()  # as checkpoints store it
-        self.whitening_scale.copy_(scale)
-        codes = (whitening / scale.double()[..., None]).round().clamp(-LARGEST_CODE, LARGEST_CODE)
-        rows, columns = torch.tril_indices(*whitening.shape[-2:])
-        self.packed_whitening.copy_(codes[:, rows, columns])
-        self._whitening = None
-
-    def forward(self, features):
-        """Distance of each place.
-
-        Args:
-            features (`torch.Tensor`): standardised, float32, (batch, C or more, height, width), a multiple of the grid.
-
-        Returns:
-            `torch.Tensor`: Mahalanobis distance divided by sqrt(C), about 1 for a good part, float32,
-            (batch, grid_size, grid_size).
-        """
-        cells, size = self.config.num_cells, self.config.grid_size
-        features = features[:, -self.config.num_features :].float()
-        deviation = F.adaptive_avg_pool2d(features, size) - self.mean
-        white = self._unpacked() @ by_cell(deviation, cells)
-        inside = size // cells
-        distance = white.square().mean(dim=1).sqrt().view(cells, cells, features.shape[0], inside, inside)
-        return distance.permute(2, 0, 3, 1, 4).reshape(-1, size, size)
-
-    def _unpacked(self):
-        """L^-1 of each cell, (num_cells^2, C, C), unpacked once."""
-        if self._whitening is None or self._whitening.device != self.packed_whitening.device:
-            channels = self.config.num_features
-            with torch.inference_mode(False), torch.no_grad():  # kept beyond a call that may be one of inference
-                codes, scale = self.packed_whitening, self.whitening_scale
-                whitening = scale.new_zeros(len(codes), channels, channels)
-                rows, columns = torch.tril_indices(channels, channels, device=whitening.device)
-                whitening[:, rows, columns] = codes.to(scale.dtype)
-                self._whitening = whitening.mul_(scale[..., None])
-        return self._whitening
-
-
-def by_cell(features, num_cells):
-    """Sort places by cell: (batch, C, size, size) to (num_cells^2, C, batch * places in a cell), row-major cells."""
-    batch, channels, size, _ = features.shape
-    inside = size // num_cells
-    places = features.reshape(batch, channels, num_cells, inside, num_cells, inside).permute(2, 4, 1, 0, 3, 5)
-    return places.reshape(num_cells**2, channels, -1)
-
-
-# %% feature_memory: needs config_checks, float32_component
-"""Memory of features of good parts: how far is the nearest one? (PatchCore, Roth et al. 2022, on whitened features).
-
-Where parts lie in any pose, no Gaussian for a place of the image can know what is normal there; the nearest good
-feature anywhere can. Filled by `training/fitting/feature_references.py` with a greedy coreset.
-"""
-
-from typing import ClassVar
-
-import torch
-import torch.nn.functional as F
-from diffusers import ConfigMixin
-from diffusers.configuration_utils import register_to_config
-
-
-KEPT_AT_ONCE = 512
-"""Kept features that all places of a batch are compared with at once: with all of them, the distances fill memory."""
-
-
-class FeatureMemory(Float32Component, ConfigMixin):
-    """Distance of features from the nearest feature of a good part, at any place.
-
-    Args:
-        num_features (`int`): channels C of the features.
-        grid_size (`int`): height and width of the grid; finer features are average-pooled to it.
-        size (`int`): features kept.
-
-    Raises:
-        ValueError: if one of them is out of range.
-    """
-
-    _keep_in_fp32_modules: ClassVar = ["whitening", "bank"]
-
-    @register_to_config
-    def __init__(self, num_features: int = 192, grid_size: int = 32, size: int = 3000):
-        super().__init__()
-        check_whole("num_features", num_features, 1, 8192)
-        check_whole("grid_size", grid_size, 1, 1024)
-        check_whole("size", size, 1, 1_000_000)
-        self.register_buffer("whitening", torch.eye(num_features))
-        self.register_buffer("bank", torch.zeros(size, num_features))
-
-    def whitened(self, features):
-        """Pooled, decorrelated features, one a row: (batch, C, height, width) to (batch * grid_size^2, C)."""
-        pooled = F.adaptive_avg_pool2d(features.float(), self.config.grid_size)
-        return pooled.permute(0, 2, 3, 1).reshape(-1, pooled.shape[1]) @ self.whitening
-
-    def forward(self, features):
-        """Distance of each place.
-
-        Args:
-            features (`torch.Tensor`): standardised, float32, (batch, C, height, width), a multiple of the grid.
-
-        Returns:
-            `torch.Tensor`: Euclidean distance in the whitened space, divided by sqrt(C), float32,
-            (batch, grid_size, grid_size).
-        """
-        size = self.config.grid_size
-        rows = self.whitened(features)
-        distances = [torch.cdist(rows, kept).amin(dim=1) for kept in self.bank.split(KEPT_AT_ONCE)]
-        return torch.stack(distances).amin(dim=0).view(-1, size, size) / self.bank.shape[1] ** 0.5
 
 
 # %% category_bank: needs config_checks, feature_gaussian, feature_memory, float32_component, score_calibration
@@ -2240,6 +1569,185 @@ repair(Image.open("part.png")).images[0].save("repaired.png")
 Images are squashed to {pipe.resolution}×{pipe.resolution} pixels. Settings: timesteps
 {list(pipe.config.timesteps)}, alpha {pipe.alpha}.
 """
+
+
+# %% gaussian_diffusion: needs nothing
+"""Forward process, posterior and model Gaussians of a DDPM (paper, section 3.1, Eq. 1, 6, 7 and 9).
+
+Pure tensor functions. They compute in float32 whatever the network ran in, and timesteps may differ
+within a batch. Timesteps index the training steps: timestep t here is t + 1 in the paper.
+"""
+
+import torch
+
+
+def add_noise(sample, noise, alphas_cumprod, timesteps):
+    """Draw x_t from q(x_t | x_0), Eq. 1.
+
+    Args:
+        sample (`torch.Tensor`): x_0, float, (batch, channel, height, width).
+        noise (`torch.Tensor`): standard normal noise, broadcastable to `sample`.
+        alphas_cumprod (`torch.Tensor`): cumulative products of 1 - beta, (num_train_timesteps,).
+        timesteps (`torch.Tensor`): int64, (batch,).
+
+    Returns:
+        `torch.Tensor`: x_t, float32, the shape of `sample`.
+    """
+    alpha_prod = _at_timesteps(alphas_cumprod, timesteps, sample.ndim)
+    return alpha_prod.sqrt() * sample.float() + (1 - alpha_prod).sqrt() * noise.float()
+
+
+def true_posterior(sample, noisy_sample, alphas_cumprod, timesteps, step_size=1):
+    """Mean and log variance of q(x_{t-1} | x_t, x_0), the first Gaussian of Eq. 7 and 9.
+
+    Args:
+        sample (`torch.Tensor`): x_0, (batch, channel, height, width).
+        noisy_sample (`torch.Tensor`): x_t, the shape of `sample`.
+        alphas_cumprod (`torch.Tensor`): (num_train_timesteps,).
+        timesteps (`torch.Tensor`): int64, (batch,).
+        step_size (`int`): distance to the previous timestep; 4 for 250 of 1000 steps.
+
+    Returns:
+        `tuple[torch.Tensor, torch.Tensor]`: posterior mean, float32, the shape of `sample`, and posterior log
+        variance, float32, (batch, 1, 1, 1). The variance of the last step is 0; its logarithm is clipped to that of
+        the step before it, as Nichol and Dhariwal do.
+    """
+    alpha_prod, alpha_prod_previous, beta = _step_coefficients(alphas_cumprod, timesteps, step_size, sample.ndim)
+    sample_weight = alpha_prod_previous.sqrt() * beta / (1 - alpha_prod)
+    noisy_weight = (1 - beta).sqrt() * (1 - alpha_prod_previous) / (1 - alpha_prod)
+    posterior_mean = sample_weight * sample.float() + noisy_weight * noisy_sample.float()
+    return posterior_mean, _posterior_log_variance(alphas_cumprod, timesteps, step_size, sample.ndim)
+
+
+def model_gaussian(noisy_sample, predicted_noise, predicted_variance, alphas_cumprod, timesteps, step_size=1):
+    """Mean and log variance of p_theta(x_{t-1} | x_t), Eq. 3, from predicted noise and `learned_range` variance.
+
+    Args:
+        noisy_sample (`torch.Tensor`): x_t, (batch, channel, height, width).
+        predicted_noise (`torch.Tensor`): the shape of `noisy_sample`.
+        predicted_variance (`torch.Tensor`): the shape of `noisy_sample`; -1 stands for the posterior variance, 1 for
+            beta_t, between them the logarithm is interpolated (Nichol and Dhariwal, Eq. 15).
+        alphas_cumprod (`torch.Tensor`): (num_train_timesteps,).
+        timesteps (`torch.Tensor`): int64, (batch,).
+        step_size (`int`): distance to the previous timestep.
+
+    Returns:
+        `tuple[torch.Tensor, torch.Tensor]`: mean and log variance, float32, the shape of `noisy_sample`.
+    """
+    predicted_sample = predict_sample(noisy_sample, predicted_noise, alphas_cumprod, timesteps)
+    mean, min_log_variance = true_posterior(predicted_sample, noisy_sample, alphas_cumprod, timesteps, step_size)
+    _, _, beta = _step_coefficients(alphas_cumprod, timesteps, step_size, noisy_sample.ndim)
+    fraction = (predicted_variance.float() + 1) / 2
+    return mean, fraction * beta.log() + (1 - fraction) * min_log_variance
+
+
+def predict_sample(noisy_sample, predicted_noise, alphas_cumprod, timesteps):
+    """Solve Eq. 1 for x_0, float32, given x_t and the predicted noise."""
+    alpha_prod = _at_timesteps(alphas_cumprod, timesteps, noisy_sample.ndim)
+    return (noisy_sample.float() - (1 - alpha_prod).sqrt() * predicted_noise.float()) / alpha_prod.sqrt()
+
+
+def noise_from_sample(noisy_sample, predicted_sample, alphas_cumprod, timesteps):
+    """Solve Eq. 1 for the noise, float32, given x_t and the predicted x_0."""
+    alpha_prod = _at_timesteps(alphas_cumprod, timesteps, noisy_sample.ndim)
+    return (noisy_sample.float() - alpha_prod.sqrt() * predicted_sample.float()) / (1 - alpha_prod).sqrt()
+
+
+def gaussian_kl(mean1, log_variance1, mean2, log_variance2):
+    """KL(N1 || N2) per element, in nats, for diagonal Gaussians given by mean and log variance (broadcast together)."""
+    log_ratio = log_variance1 - log_variance2
+    return 0.5 * (log_ratio.exp() - log_ratio - 1 + (mean1 - mean2).square() * (-log_variance2).exp())
+
+
+def discretized_gaussian_nll(sample, mean, log_variance, bin_width, limits=None):
+    """-log p(x_0 | x_1) per element, in nats, Eq. 6, for pixels that come in bins of `bin_width` (2/255 in [-1, 1]).
+
+    The Gaussian is integrated over the bin around `sample`. With `limits`, black and white in the units of `sample`,
+    the bins of black and white are open to infinity (Ho et al., Eq. 13): all bins together have probability 1. Computed
+    from logarithms of the distribution function, so that it stays finite and differentiable however far `sample` is
+    from `mean`.
+    """
+    inverse_deviation = (-0.5 * log_variance).exp()
+    # By symmetry the bin is taken below the mean, where the distribution function's logarithm loses no digits.
+    distance = -(sample - mean).abs()
+    log_upper = torch.special.log_ndtr((distance + bin_width / 2) * inverse_deviation)
+    log_lower = torch.special.log_ndtr((distance - bin_width / 2) * inverse_deviation)
+    nll = -log_upper - (-torch.expm1(log_lower - log_upper)).log()
+    if limits is None:
+        return nll
+    black, white = limits
+    below_white = torch.special.log_ndtr((sample + bin_width / 2 - mean) * inverse_deviation)
+    above_black = torch.special.log_ndtr((mean - sample + bin_width / 2) * inverse_deviation)
+    nll = torch.where(sample <= black + bin_width / 4, -below_white, nll)
+    return torch.where(sample >= white - bin_width / 4, -above_black, nll)
+
+
+def posterior_kl(sample, noisy_sample, predicted_noise, predicted_variance, alphas_cumprod, timesteps, step_size=1):
+    """KL(q(x_{t-1} | x_t, x_0) || p_theta(x_{t-1} | x_t)) per element, in nats: Eq. 7 (and Eq. 9).
+
+    Arguments and what is returned are those of `variational_bound`, which differs at the last step alone.
+    """
+    mean1, log_variance1 = true_posterior(sample, noisy_sample, alphas_cumprod, timesteps, step_size)
+    mean2, log_variance2 = model_gaussian(
+        noisy_sample, predicted_noise, predicted_variance, alphas_cumprod, timesteps, step_size
+    )
+    return gaussian_kl(mean1, log_variance1, mean2, log_variance2)
+
+
+def variational_bound(
+    sample,
+    noisy_sample,
+    predicted_noise,
+    predicted_variance,
+    alphas_cumprod,
+    timesteps,
+    bin_width,
+    step_size=1,
+    limits=None,
+):
+    """The term of the variational bound at each timestep, per element, in nats: Eq. 7 (and Eq. 9), at t = 0 Eq. 6.
+
+    Args:
+        sample (`torch.Tensor`): x_0, (batch, channel, height, width).
+        noisy_sample, predicted_noise, predicted_variance (`torch.Tensor`): the shape of `sample`.
+        alphas_cumprod (`torch.Tensor`): (num_train_timesteps,).
+        timesteps (`torch.Tensor`): int64, (batch,).
+        bin_width (`float`): width of one grey level of an 8-bit image in the units of `sample`.
+        step_size (`int`): distance to the previous timestep.
+        limits (`tuple`, *optional*): black and white in the units of `sample`; see `discretized_gaussian_nll`.
+
+    Returns:
+        `torch.Tensor`: float32, the shape of `sample`.
+    """
+    terms = (noisy_sample, predicted_noise, predicted_variance, alphas_cumprod, timesteps, step_size)
+    bound = posterior_kl(sample, *terms)
+    is_last_step = timesteps < step_size
+    if not is_last_step.any():
+        return bound
+    nll = discretized_gaussian_nll(sample.float(), *model_gaussian(*terms), bin_width, limits)
+    return torch.where(is_last_step.to(sample.device).view(-1, 1, 1, 1), nll, bound)
+
+
+def _at_timesteps(values, timesteps, ndim):
+    """values[timesteps] in float32, with as many trailing axes as broadcasting over `ndim` dimensions needs."""
+    gathered = values.to(device=timesteps.device, dtype=torch.float32)[timesteps]
+    return gathered.view(-1, *[1] * (ndim - 1))
+
+
+def _step_coefficients(alphas_cumprod, timesteps, step_size, ndim):
+    """Cumulative alpha at t and at t - step_size (1 before the first step), and the beta of the step between them."""
+    alpha_prod = _at_timesteps(alphas_cumprod, timesteps, ndim)
+    previous = timesteps - step_size
+    alpha_prod_previous = _at_timesteps(alphas_cumprod, previous.clamp(min=0), ndim)
+    alpha_prod_previous = torch.where(previous.view_as(alpha_prod) < 0, 1.0, alpha_prod_previous)
+    return alpha_prod, alpha_prod_previous, 1 - alpha_prod / alpha_prod_previous
+
+
+def _posterior_log_variance(alphas_cumprod, timesteps, step_size, ndim):
+    """log of the variance of q(x_{t-1} | x_t, x_0); the last step takes that of the one before it."""
+    timesteps = torch.where(timesteps < step_size, timesteps + step_size, timesteps)
+    alpha_prod, alpha_prod_previous, beta = _step_coefficients(alphas_cumprod, timesteps, step_size, ndim)
+    return (beta * (1 - alpha_prod_previous) / (1 - alpha_prod)).log()
 
 
 # %% denoising_network: needs config_checks, gaussian_diffusion
@@ -3373,7 +2881,819 @@ class TrainedModel:
         return deviation is not None and deviation <= BFLOAT16_TOLERANCE and has_bfloat16(self._execution_device)
 
 
-# %% pipeline_gradient_denoise: needs anomaly_maps, defect_repair, gradient_denoise_output, image_preprocessing, pipeline_base, repair_masks, score_calibration
+# %% repair_settings: needs nothing
+"""What a caller asks of a repair, checked before an image is read."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class RepairSettings:
+    """Arguments of `GradientDenoisePipeline.__call__` that say how an image is repaired; it documents each."""
+
+    num_inference_steps: int
+    strengths: tuple
+    num_searches: int
+    num_resamples: int
+    fill_mask: bool
+    num_gradient_steps: int
+    learning_rate: float
+    gradient_scale: float
+    denoise_every: int | None
+    use_memory: bool
+
+    def check(self, num_train_timesteps):
+        """Check all of them for a noise schedule of so many timesteps.
+
+        Raises:
+            ValueError: with the first that is out of range.
+        """
+        if not 1 <= self.num_inference_steps <= num_train_timesteps:
+            raise ValueError(
+                f"num_inference_steps is {self.num_inference_steps}; it must be 1 to {num_train_timesteps}."
+            )
+        if any(not 0 < strength <= 1 for strength in self.strengths):
+            raise ValueError(f"strengths are {self.strengths}; each must lie above 0 and at most at 1.")
+        for name in ("num_searches", "num_resamples"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        if self.denoise_every is not None and self.denoise_every < 1:
+            raise ValueError(f"denoise_every is {self.denoise_every}; it must be at least 1, or None.")
+        for name in ("num_gradient_steps", "learning_rate", "gradient_scale"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must not be negative.")
+        if self.learning_rate * self.gradient_scale > 1:
+            raise ValueError(
+                "learning_rate times gradient_scale is above 1; a step would add more noise than there is."
+            )
+        if self.num_inference_steps == 1 and self.strengths:
+            raise ValueError("num_inference_steps is 1; at least 2 are needed to resample.")
+
+    def schedules(self, num_train_timesteps):
+        """For each strength the timesteps of the respaced reverse process, descending, and their distance."""
+        return [
+            reverse_timesteps(strength, self.num_inference_steps, num_train_timesteps) for strength in self.strengths
+        ]
+
+    def most_steps(self, schedules, num_searches):
+        """Steps that a repair takes at most."""
+        lengths = [(len(timesteps) - 1) * self.num_resamples + 1 for timesteps, _ in schedules]
+        return num_searches * sum(lengths) + self.num_gradient_steps
+
+
+def reverse_timesteps(strength, num_inference_steps, num_train_timesteps):
+    """Timesteps of the respaced reverse process from a share of the schedule on, descending, and their distance."""
+    step_size = -(-num_train_timesteps // num_inference_steps)  # never more steps than asked for
+    start = max(1, min(num_train_timesteps, round(strength * num_train_timesteps))) - 1
+    return list(range(start, -1, -step_size)), step_size
+
+
+# %% repair_masks: needs anomaly_maps
+"""What a repair is made of besides the network: masks, a first guess, fine texture. Pure functions.
+
+A defect is replaced from coarse to fine: brightness from its surroundings, structure by the diffusion model, and grain
+that is too fine for the model from the most similar good places of the same image.
+"""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+
+PATCH, PATCH_STEP = 16, 4
+"""Size and distance, in pixels, of the patches whose grain is transferred."""
+
+SOURCE_STEP = 2
+"""Distance in pixels between the patches that grain may come from."""
+
+TARGETS_AT_ONCE = 64
+
+NO_SOURCE = -(2**31)
+"""Stands for an offset where no grain is transferred."""
+
+
+def grow_mask(anomaly_map, seed_threshold, share):
+    """Regions of a map that reach `seed_threshold`, down to where it has fallen to a share of that and of their peak.
+
+    Args:
+        anomaly_map (`torch.Tensor`): float, (height, width).
+        seed_threshold (`float`): a region holds a pixel of at least this value, or the map's largest.
+        share (`float`): in [0, 1].
+
+    Returns:
+        `torch.Tensor`: bool, (height, width), not empty unless the map's largest value is 0 or below.
+    """
+    highest = anomaly_map.max().item()
+    if not highest > 0:
+        return torch.zeros_like(anomaly_map, dtype=torch.bool)
+    seed_threshold = min(seed_threshold, highest) if seed_threshold > 0 else highest
+    region = _spread((anomaly_map >= seed_threshold).float(), anomaly_map >= share * seed_threshold) > 0
+    peak = _spread(torch.where(region, anomaly_map, 0.0), region)
+    return region & (anomaly_map >= share * peak)
+
+
+def _spread(values, allowed):
+    """Give every place that is allowed the largest value that can be reached from it through allowed places."""
+    while True:
+        grown = torch.where(allowed, dilate(values, 1), 0.0)
+        if torch.equal(grown, values):
+            return grown
+        values = grown
+
+
+def dilate(mask, radius):
+    """Grow a mask, float, (…, height, width), by a square of `radius` pixels on each side."""
+    if not radius:
+        return mask
+    maps = mask.reshape(-1, 1, *mask.shape[-2:])
+    return F.max_pool2d(maps, 2 * radius + 1, stride=1, padding=radius).reshape(mask.shape)
+
+
+def close(mask, radius):
+    """Close gaps of a mask, bool, (height, width), narrower than twice `radius`, but not those to the border."""
+    grown = dilate(F.pad(mask.float(), (radius,) * 4), radius)
+    closed = 1 - dilate(1 - grown, radius) > 0
+    height, width = mask.shape
+    return closed[radius : radius + height, radius : radius + width]
+
+
+def feather(mask, radius, sigma):
+    """A soft mask in [0, 1] that is about 1 on `mask` and falls to exactly 0 outside of it.
+
+    Args:
+        mask (`torch.Tensor`): bool, (height, width).
+        radius (`int`): pixels that it is grown by.
+        sigma (`float`): standard deviation, in pixels, of the Gaussian that softens its edge; it ends at 4 of them.
+    """
+    return smooth(dilate(mask.float(), radius)[None, None], sigma)[0, 0].clamp(0, 1)
+
+
+def fill_from_surroundings(sample, hole):
+    """Replace what lies in the hole by a smooth continuation of its surroundings (a pyramid of local means).
+
+    Args:
+        sample (`torch.Tensor`): float, (batch, channel, height, width).
+        hole (`torch.Tensor`): float, 1 in the hole and 0 elsewhere, (batch, 1, height, width).
+
+    Returns:
+        `torch.Tensor`: the shape of `sample`; 0 where nothing at all is known.
+    """
+    known = 1 - hole
+    if min(sample.shape[-2:]) < 2:
+        mean = (sample * known).sum(dim=(2, 3), keepdim=True) / known.sum(dim=(2, 3), keepdim=True).clamp(min=1e-6)
+        return known * sample + hole * mean
+    share = F.avg_pool2d(known, 2, ceil_mode=True)
+    coarse = F.avg_pool2d(sample * known, 2, ceil_mode=True) / share.clamp(min=1e-6)
+    coarse = fill_from_surroundings(coarse, (share == 0).float())
+    return known * sample + hole * F.interpolate(coarse, size=sample.shape[-2:], mode="bilinear", align_corners=False)
+
+
+def transfer_grain(resampled, sample, denoised, hole):
+    """Give a resampled region the grain of the most similar places outside of it.
+
+    A network leaves grain out of what it draws; what it leaves out of the image itself, `sample - denoised`, shows
+    how the grain looks. For each patch that touches the hole, the patch outside of it is found that the network sees as
+    most similar, and what the network left out there is added. Overlapping patches are averaged under a Hann window.
+
+    Args:
+        resampled (`torch.Tensor`): the image with its hole redrawn by the network, (1, 3, height, width).
+        sample (`torch.Tensor`): the image itself.
+        denoised (`torch.Tensor`): the image as the network draws it.
+        hole (`torch.Tensor`): 1 in the hole and 0 elsewhere, (1, 1, height, width).
+
+    Returns:
+        `tuple[torch.Tensor, torch.Tensor]`: `resampled` with grain in its hole, and where the grain of every block of
+        `PATCH_STEP` pixels comes from: int64, (2, height / PATCH_STEP, width / PATCH_STEP), rows and columns from there
+        to its source, or `NO_SOURCE` where nothing is transferred.
+    """
+    height, width = sample.shape[-2:]
+    offsets = torch.full((2, height // PATCH_STEP, width // PATCH_STEP), NO_SOURCE, device=hole.device)
+    sources = F.unfold(denoised.mean(dim=1, keepdim=True), PATCH, stride=SOURCE_STEP)[0].T
+    grain = F.unfold(sample - denoised, PATCH, stride=SOURCE_STEP)[0].T
+    free = (F.unfold(hole, PATCH, stride=SOURCE_STEP)[0].amax(dim=0) == 0).nonzero()[:, 0]
+    if not len(free):
+        return resampled, offsets
+    border = (PATCH,) * 4
+    framed = F.pad(resampled.mean(dim=1, keepdim=True), border, mode="reflect")
+    targets = F.unfold(framed, PATCH, stride=PATCH_STEP)[0].T
+    touched = F.unfold(F.pad(hole, border), PATCH, stride=PATCH_STEP)[0].amax(dim=0) > 0
+    nearest = free[
+        torch.cat([torch.cdist(few, sources[free]).argmin(dim=1) for few in targets[touched].split(TARGETS_AT_ONCE)])
+    ]
+
+    window = torch.hann_window(PATCH + 2, periodic=False, device=hole.device)[1:-1]
+    window = (window[:, None] * window).flatten().repeat(3)
+    weights = touched.float()[:, None] * window
+    patches = torch.zeros_like(weights)
+    patches[touched] = grain[nearest] * window
+    total, weight = (F.fold(p.T[None], framed.shape[-2:], PATCH, stride=PATCH_STEP) for p in (patches, weights))
+    added = (total / weight.clamp(min=1e-6))[..., PATCH:-PATCH, PATCH:-PATCH]
+
+    # The patch in whose middle a block lies; patches start at the frame's corner, one patch outside of the image.
+    per_row = (framed.shape[-1] - PATCH) // PATCH_STEP + 1
+    sources_per_row = (width - PATCH) // SOURCE_STEP + 1
+    place = touched.nonzero()[:, 0]
+    row, column = place // per_row * PATCH_STEP - PATCH, place % per_row * PATCH_STEP - PATCH
+    source_row, source_column = nearest // sources_per_row * SOURCE_STEP, nearest % sources_per_row * SOURCE_STEP
+    block_row, block_column = ((start + PATCH // 2) // PATCH_STEP for start in (row, column))
+    inside = (block_row >= 0) & (block_row < offsets.shape[1]) & (block_column >= 0)
+    inside &= block_column < offsets.shape[2]
+    found = torch.stack([source_row - row, source_column - column])
+    offsets[:, block_row[inside], block_column[inside]] = found[:, inside]
+    return resampled + hole * added, offsets
+
+
+def shift_detail(detail, offsets, rows, columns, scale):
+    """Detail of the image at its own size, fetched from where the grain of the same place came from.
+
+    Args:
+        detail (`np.ndarray`): what the model's square does not hold, (height, width, channel).
+        offsets (`np.ndarray`): from `transfer_grain`, in pixels of the square.
+        rows, columns (`np.ndarray`): int, (n,), places of the image where detail is wanted.
+        scale (`tuple[float, float]`): height and width of the image in those of the square.
+
+    Returns:
+        `np.ndarray`: (n, channel); 0 where nothing is transferred.
+    """
+    blocks = [
+        np.minimum(places / factor / PATCH_STEP, length - 1).astype(int)
+        for places, factor, length in zip((rows, columns), scale, offsets.shape[1:], strict=True)
+    ]
+    offset = offsets[:, blocks[0], blocks[1]]
+    has_source = offset[0] != NO_SOURCE
+    sources = [
+        np.clip(np.rint(places + shift * factor).astype(int), 0, length - 1)
+        for places, shift, factor, length in zip((rows, columns), offset, scale, detail.shape[:2], strict=True)
+    ]
+    return np.where(has_source[:, None], detail[sources[0], sources[1]], 0)
+
+
+# %% repaired_image: needs anomaly_maps, image_preprocessing, repair_masks
+"""The image that is repaired: on the model's square while it is, and at its own size in the end."""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+
+
+
+class GivenSquare(NamedTuple):
+    """The given image on the model's square.
+
+    Args:
+        square (`torch.Tensor`): in [-1, 1], (1, 3, resolution, resolution).
+        data_mean, data_std (`float`): of good images; see `normalize_contrast`.
+        is_grey (`bool`): whether its channels are the same; what is drawn into it then is grey too.
+    """
+
+    square: torch.Tensor
+    data_mean: float
+    data_std: float
+    is_grey: bool
+
+    @classmethod
+    def of(cls, square, data_mean, data_std):
+        """That of a sample in [-1, 1]."""
+        return cls(square, data_mean, data_std, bool((square == square[:, :1]).all()))
+
+    @property
+    def sample(self):
+        """In units in which good images have standard deviation 0.5."""
+        return normalize_contrast(self.square, self.data_mean, self.data_std)
+
+    @property
+    def pixel_range(self):
+        """The least and the largest value of a pixel in those units."""
+        return [normalize_contrast(value, self.data_mean, self.data_std) for value in (-1.0, 1.0)]
+
+    def grey(self, values):
+        """The mean of the channels, for a grey image."""
+        return values.mean(dim=1, keepdim=True).expand_as(values) if self.is_grey else values
+
+    def to_square(self, drawn):
+        """What was drawn, in [-1, 1]."""
+        return self.grey(restore_contrast(drawn, self.data_mean, self.data_std).clamp(-1, 1))
+
+    def compose(self, drawn, mask):
+        """The image with what was drawn in a `RepairMask`, in [-1, 1]."""
+        drawn = self.to_square(drawn)
+        sample = restore_contrast(self.sample, self.data_mean, self.data_std)
+        return torch.where(mask.soft > 0, sample + mask.soft * (drawn - sample), sample)
+
+
+def at_own_size(pixels, repair):
+    """An image with what was drawn, where the soft mask is not 0.
+
+    What was drawn is as coarse as the model's square. Detail of the image that is finer is not kept where the defect
+    is, for it would show the defect; it is fetched from the places that the grain came from.
+
+    Args:
+        pixels (`np.ndarray`): the image, (height, width, 3), uint8 or float32 in [0, 1].
+        repair (`SquareRepair`): of its square.
+
+    Returns:
+        `tuple[np.ndarray, np.ndarray]`: the image as `pixels` is, and the soft mask, (height, width), in [0, 1].
+    """
+    size, drawing = pixels.shape[:2], repair.drawing
+    soft_mask = resize_map(drawing.mask.soft[0, 0], size).cpu().numpy()
+    rows, columns = soft_mask.nonzero()
+    if not len(rows):
+        return pixels, soft_mask
+    given, drawn = repair.given.square, repair.given.to_square(drawing.drawn)
+    coarse_drawn, coarse_given = (
+        ((resize_map(square[0], size) + 1) / 2).permute(1, 2, 0).cpu().numpy() for square in (drawn, given)
+    )
+    values = pixels / 255.0 if pixels.dtype == np.uint8 else pixels
+    detail = (values - coarse_given).astype(np.float32)
+    if drawing.offsets is None:  # nothing was resampled: its detail is its own
+        wanted = coarse_drawn[rows, columns] + detail[rows, columns]
+    else:
+        scale = [length / edge for length, edge in zip(size, given.shape[-2:], strict=True)]
+        wanted = coarse_drawn[rows, columns] + shift_detail(detail, drawing.offsets.cpu().numpy(), rows, columns, scale)
+    weight = soft_mask[rows, columns][:, None]
+    changed = (values[rows, columns] + weight * (wanted - values[rows, columns])).clip(0, 1)
+    image = pixels.copy()
+    image[rows, columns] = np.rint(255 * changed) if pixels.dtype == np.uint8 else changed
+    return image, soft_mask
+
+
+def as_output(pixels, output_type):
+    """An image, (height, width, 3), as a caller asked for it: "pil", "np" or "pt"."""
+    if output_type == "np":
+        return pixels
+    if output_type == "pt":
+        return torch.from_numpy(pixels).permute(2, 0, 1)
+    return Image.fromarray(pixels if pixels.dtype == np.uint8 else np.rint(255 * pixels).astype(np.uint8))
+
+
+def mask_as_output(soft_mask, output_type):
+    """A soft mask, (height, width), as a caller asked for it."""
+    if output_type == "pt":
+        return torch.from_numpy(soft_mask)
+    return soft_mask if output_type == "np" else Image.fromarray(np.ceil(255 * soft_mask).astype(np.uint8))
+
+
+def as_step(square):
+    """The model's square, (1, 3, height, width) in [-1, 1], as an 8-bit image."""
+    return Image.fromarray(
+        ((square[0].permute(1, 2, 0).cpu().numpy() + 1) * 127.5).round().clip(0, 255).astype(np.uint8)
+    )
+
+
+# %% defect_search: needs anomaly_maps, repair_masks
+"""Where the defect of an image is that is to be repaired: what is marked, and the hole with its soft edge."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+
+MASK_SHARE, WIDE_MASK_SHARE = 0.75, 0.35
+"""The found mask reaches down to this share of the pixel threshold and of a region's peak, in the last of several
+searches down to the second. What a mask leaves out is found in the next search; where it takes in too much, structure
+is lost that no network of this size draws again."""
+
+RATE_GROWTH, LARGEST_RATE = 4, 0.5
+"""The pixel threshold is that of the false alarm rate in the first search, and of so many times the last one's rate in
+each further one, up to the largest: what stands out in an image that is still rejected is likely a defect, too."""
+
+CLOSING = 1 / 16
+"""Gaps in the found mask are closed that are narrower than twice this share of the model's square: inside of a large
+defect, where a map may be weaker than at its edge."""
+
+FOUND_GROWTH, GIVEN_GROWTH, FEATHER_SIGMA = 1 / 64, 1 / 128, 1.5 / 256
+"""What a found mask and a given one are grown by, and the standard deviation of a mask's soft edge, as shares of the
+model's square. A map may end within a defect; who gives a mask knows where it ends."""
+
+
+class RepairMask(NamedTuple):
+    """What is replaced.
+
+    Args:
+        marked (`torch.Tensor`): what was found or given, bool, (height, width).
+        soft (`torch.Tensor`): how much of what is drawn shows, float in [0, 1], (1, 1, height, width).
+        hole (`torch.Tensor`): 1 where anything of it shows, else 0, of the same shape.
+    """
+
+    marked: torch.Tensor
+    soft: torch.Tensor
+    hole: torch.Tensor
+
+
+def find_defect(pipe, components, rate, search=0, share=MASK_SHARE):
+    """What scoring marks: regions of the map around the pixels that exceed the threshold.
+
+    Args:
+        pipe (`GradientDenoisePipeline`): of the image's category.
+        components (`torch.Tensor`): as its `score` returns them, (1, 2, grid, grid).
+        rate (`float`): the false alarm rate.
+        search (`int`): how often was searched before; each time the threshold falls.
+        share (`float`): of the threshold and a region's peak that the mask reaches down to.
+
+    Returns:
+        `torch.Tensor`: bool, (resolution, resolution).
+    """
+    config, timesteps = pipe.config, list(pipe.config.timesteps)
+    anomaly_map = blend(*render(components, pipe.resolution, config.smoothing_sigma)[0], pipe.alpha)
+    rate = max(rate, min(rate * RATE_GROWTH**search, LARGEST_RATE))
+    threshold = pipe.calibration.pixel_threshold(rate, pipe.alpha, timesteps, pipe.uses_bfloat16())
+    return close(grow_mask(anomaly_map, threshold, share), round(CLOSING * pipe.resolution))
+
+
+def with_soft_edge(marked, growth):
+    """The `RepairMask` of what is marked, bool, (size, size), grown by a share of the square."""
+    size = len(marked)
+    soft = torch.zeros(marked.shape, device=marked.device)
+    if marked.all():
+        soft = torch.ones_like(soft)
+    elif marked.any():
+        soft = feather(marked, max(1, round(growth * size)), FEATHER_SIGMA * size)
+    soft = soft[None, None]
+    return RepairMask(marked, soft, (soft > 0).float())
+
+
+def squash_mask(mask, resolution):
+    """Bring a mask, (height, width), to the model's square: a pixel is marked if anything in it is."""
+    return F.adaptive_max_pool2d(mask.float()[None, None], resolution)[0, 0] > 0
+
+
+# %% reverse_process: needs gaussian_diffusion, repair_masks
+"""The reverse process of the diffusion model within a hole, given what lies around it (paper, Eq. 1 and 3).
+
+All tensors are on the model's square, (batch, 3, height, width), in units in which good images have standard
+deviation 0.5 (`normalize_contrast`).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from diffusers.utils.torch_utils import randn_tensor
+
+
+GRAIN_TIMESTEP, GRAIN_DRAWS = 5, 2
+"""Grain is what the network leaves out of the image at this timestep, averaged over so many draws of noise."""
+
+
+@dataclass
+class ReverseProcess:
+    """Steps of the diffusion model, either way.
+
+    Args:
+        predict (`Callable`): x_t and timesteps to noise, variance and features, as `TrainedModel.predict`.
+        alphas_cumprod (`torch.Tensor`): the noise schedule, on the device that computes.
+        pixel_range (`list[float]`): the least and the largest value that a pixel can have.
+        generator (`torch.Generator`): draws all noise.
+    """
+
+    predict: Callable
+    alphas_cumprod: torch.Tensor
+    pixel_range: list
+    generator: torch.Generator
+
+    def randn_like(self, sample):
+        """Standard normal noise of a sample's shape."""
+        return randn_tensor(sample.shape, generator=self.generator, device=sample.device)
+
+    def add_noise(self, sample, timestep):
+        """x_t of x_0 (Eq. 1)."""
+        t = torch.full((1,), timestep, device=sample.device)
+        return add_noise(sample, self.randn_like(sample), self.alphas_cumprod, t)
+
+    def forward(self, noisy_sample, timestep, step_size):
+        """Add the noise between the previous timestep and this one again (Eq. 1)."""
+        ratio = self.alphas_cumprod[timestep] / self.alphas_cumprod[timestep - step_size]
+        return ratio.sqrt() * noisy_sample + (1 - ratio).sqrt() * self.randn_like(noisy_sample)
+
+    def reverse(self, noisy_sample, timestep, step_size):
+        """x_0 as the network sees it, and mean and log variance of p_theta for the previous timestep (Eq. 3).
+
+        A network has never seen what half a repair looks like: its x_0 is clipped to what pixels can be, and its
+        variance to the bounds that it interpolates between, lest one bad step be amplified by the next.
+        """
+        t = torch.full((1,), timestep, device=noisy_sample.device)
+        predicted_noise, predicted_variance, _ = self.predict(noisy_sample, t)
+        drawn = predict_sample(noisy_sample, predicted_noise, self.alphas_cumprod, t).clamp(*self.pixel_range)
+        mean, log_variance = model_gaussian(
+            noisy_sample,
+            noise_from_sample(noisy_sample, drawn, self.alphas_cumprod, t),
+            predicted_variance.clamp(-1, 1),
+            self.alphas_cumprod,
+            t,
+            min(step_size, timestep + 1),
+        )
+        return drawn, mean, log_variance
+
+
+def resample(process, known, start, hole, schedule, num_resamples):
+    """Draw a hole anew by the reverse process, the noisy image itself outside of it (Lugmayr et al. 2022).
+
+    Args:
+        process (`ReverseProcess`): the diffusion model.
+        known (`torch.Tensor`): the image, (1, 3, height, width).
+        start (`torch.Tensor`): what noise is added to at first, of the same shape.
+        hole (`torch.Tensor`): 1 where the image is drawn anew, else 0, float, (1, 1, height, width).
+        schedule (`tuple[list[int], int]`): as `reverse_timesteps` returns it.
+        num_resamples (`int`): times that every step but the last is done.
+
+    Yields:
+        `tuple[int, torch.Tensor]`: after each step the timestep, and x_0 as it is drawn by then.
+    """
+    timesteps, step_size = schedule
+    noisy_sample = process.add_noise(start, timesteps[0])
+    for timestep in timesteps:
+        is_last = timestep == timesteps[-1]
+        for repeat in range(1 if is_last else num_resamples):
+            if repeat:
+                noisy_sample = process.forward(noisy_sample, timestep, step_size)
+            drawn, mean, log_variance = process.reverse(noisy_sample, timestep, step_size)
+            yield timestep, drawn
+            if not is_last:
+                sampled = mean + (0.5 * log_variance).exp() * process.randn_like(mean)
+                noisy_sample = hole * sampled + (1 - hole) * process.add_noise(known, timestep - step_size)
+
+
+def with_grain(process, drawn, known, hole):
+    """What was drawn with the grain of its surroundings, and where each pixel's grain is from (`transfer_grain`).
+
+    Both draws of noise are denoised in one call; without surroundings there is no grain to be had.
+    """
+    repeated = known.expand(GRAIN_DRAWS, -1, -1, -1)
+    t = torch.full((GRAIN_DRAWS,), GRAIN_TIMESTEP, device=known.device)
+    noisy_sample = add_noise(repeated, process.randn_like(repeated), process.alphas_cumprod, t)
+    predicted_noise, _, _ = process.predict(noisy_sample, t)
+    denoised = predict_sample(noisy_sample, predicted_noise, process.alphas_cumprod, t).mean(dim=0, keepdim=True)
+    return transfer_grain(drawn, known, denoised, hole)
+
+
+def descend(process, sample, known, hole, gradient_of, settings):
+    """Eq. 13 within a hole, and the denoising of Algorithm 1 if it is asked for.
+
+    Args:
+        process (`ReverseProcess`): denoises.
+        sample, known (`torch.Tensor`): what was drawn so far, and the image itself, (1, 3, height, width).
+        hole (`torch.Tensor`): 1 where the sample is moved, else 0, float, (1, 1, height, width).
+        gradient_of (`Callable`): a sample to the gradient of Eq. 12 with respect to it.
+        settings (`RepairSettings`): steps, their size, and when to denoise.
+
+    Yields:
+        `torch.Tensor`: the sample after each iteration.
+    """
+    factor = None
+    sample = hole * sample + (1 - hole) * known
+    added = (settings.learning_rate * settings.gradient_scale) ** 2  # beta hat of one iteration
+    for iteration in range(1, settings.num_gradient_steps + 1):
+        gradient = gradient_of(sample) * hole
+        if factor is None:
+            size = (gradient.square().sum() / (hole.sum() * 3)).sqrt()
+            factor = settings.gradient_scale / size.clamp(min=1e-12)
+        moved = (1 - added) ** 0.5 * sample - settings.learning_rate * factor * gradient
+        if settings.denoise_every and iteration % settings.denoise_every == 0:
+            enough = 1 - process.alphas_cumprod >= settings.denoise_every * added
+            timestep = int(enough.int().argmax())
+            _, mean, log_variance = process.reverse(moved, timestep, 1)
+            moved = mean + (0.5 * log_variance).exp() * process.randn_like(mean) if timestep else mean
+        sample = hole * moved + (1 - hole) * known
+        yield sample
+
+
+# %% square_repair: needs defect_search, image_preprocessing, repair_masks, repair_settings, repaired_image, reverse_process, score_calibration
+"""The repair of one image on the model's square: search, resample, descend (paper, section 3.3 and Algorithm 1)."""
+
+from typing import NamedTuple
+
+import torch
+
+
+CHECK_EVERY = 5
+"""Iterations of Eq. 13 between two looks at the score."""
+
+
+class RepairTrace:
+    """Every step of a repair: its distance from good parts, its image if asked for, and whoever watches.
+
+    Args:
+        pipe (`GradientDenoisePipeline`): measures.
+        callback (*optional*), keeps_steps (`bool`): `callback_on_step_end` and `return_steps` of its call.
+    """
+
+    def __init__(self, pipe, callback=None, keeps_steps=False):
+        self._pipe, self._callback, self._keeps_steps = pipe, callback, keeps_steps
+        self.distance, self.steps, self.num_resampled, self.progress = [], [], 0, None
+
+    def record(self, square):
+        """Add a square in [-1, 1]."""
+        pipe = self._pipe
+        gaussian_alone = [1.0] + [0.0] * (len(pipe.references) - 1)
+        self.distance.append(pipe.eq12(square, gaussian_alone).item() / pipe.gaussian.config.grid_size**2)
+        if self._keeps_steps:
+            self.steps.append(as_step(square))
+
+    def step(self, square, timestep):
+        """Add the square after a step, and tell whoever watches."""
+        self.record(square)
+        self.progress.update()
+        if self._callback is not None:
+            self._callback(self._pipe, len(self.distance) - 2, timestep, {"sample": square})
+
+
+class RepairTask(NamedTuple):
+    """What stays the same from a repair's first step to its last.
+
+    Args:
+        pipe (`GradientDenoisePipeline`): of the image's category.
+        given (`GivenSquare`): the image.
+        process (`ReverseProcess`): draws.
+        settings (`RepairSettings`): how.
+        rate (`float`): an image with a p-value above it is accepted.
+        trace (`RepairTrace`): notes every step.
+    """
+
+    pipe: torch.nn.Module
+    given: GivenSquare
+    process: ReverseProcess
+    settings: RepairSettings
+    rate: float
+    trace: RepairTrace
+
+    def is_done(self, score):
+        """Whether the image is accepted with a score, or the caller has asked to stop."""
+        return self.pipe.interrupt or accepts(self.pipe, score, self.rate)
+
+
+class Drawing(NamedTuple):
+    """What a repair has come to.
+
+    Args:
+        score (`float`), components (`torch.Tensor`): of `square`, as `score` of the pipeline returns them.
+        square (`torch.Tensor`): the image with what was drawn, in [-1, 1], (1, 3, resolution, resolution).
+        drawn (`torch.Tensor`): what was drawn, before its soft edge, in units of `normalize_contrast`.
+        offsets (`torch.Tensor`, *optional*): where each pixel's grain is from, if something was resampled.
+        mask (`RepairMask`): what was replaced.
+    """
+
+    score: float
+    components: torch.Tensor
+    square: torch.Tensor
+    drawn: torch.Tensor
+    offsets: torch.Tensor | None
+    mask: RepairMask
+
+
+class SquareRepair(NamedTuple):
+    """A repair that is done: the image, the score it had, what came of it, and the way there."""
+
+    given: GivenSquare
+    first_score: float
+    drawing: Drawing
+    trace: RepairTrace
+
+
+def repair_square(pipe, sample, given_mask, rate, settings, generator, trace):
+    """Repair one image.
+
+    Args:
+        pipe (`GradientDenoisePipeline`): of the image's category.
+        sample (`torch.Tensor`): the model's square in [-1, 1], (1, 3, resolution, resolution).
+        given_mask (`torch.Tensor`, *optional*): bool, (height, width); by default what scoring finds is replaced.
+        rate (`float`): an image with a p-value above it is accepted.
+        settings (`RepairSettings`): how it is repaired.
+        generator (`torch.Generator`): draws the noise.
+        trace (`RepairTrace`): notes every step.
+
+    Returns:
+        `SquareRepair`
+    """
+    # 1. Score the image, and mark what is to be replaced
+    given = GivenSquare.of(sample, pipe.config.data_mean, pipe.config.data_std)
+    trace.record(sample)
+    first_score, components = score_square(pipe, sample)
+    if given_mask is not None:
+        marked, growth = squash_mask(given_mask, pipe.resolution).to(sample.device), GIVEN_GROWTH
+    elif accepts(pipe, first_score, rate):
+        marked, growth = torch.zeros_like(sample[0, 0], dtype=torch.bool), FOUND_GROWTH
+    else:
+        marked, growth = find_defect(pipe, components, rate), FOUND_GROWTH
+    if pipe.interrupt:  # at an earlier image
+        marked = torch.zeros_like(marked)
+    best = Drawing(first_score, components, sample, given.sample, None, with_soft_edge(marked, growth))
+    if not marked.any():
+        return SquareRepair(given, first_score, best, trace)
+
+    # 2. Draw the marked region anew, given what lies around it
+    alphas_cumprod = pipe.scheduler.alphas_cumprod.to(sample.device)
+    process = ReverseProcess(pipe.predict, alphas_cumprod, given.pixel_range, generator)
+    task = RepairTask(pipe, given, process, settings, rate, trace)
+    num_searches = settings.num_searches if given_mask is None else 1
+    schedules = settings.schedules(pipe.scheduler.config.num_train_timesteps)
+    with pipe.progress_bar(total=settings.most_steps(schedules, num_searches)) as trace.progress:
+        if schedules:
+            best = redraw(task, best, num_searches, schedules)
+        trace.num_resampled = len(trace.distance) - 1
+
+        # 3. Bring its features near those of good parts (Eq. 13)
+        if not (pipe.interrupt or (schedules and task.is_done(best.score))):
+            best = improve(task, best)
+    trace.record(best.square)
+    return SquareRepair(given, first_score, best, trace)
+
+
+def redraw(task, first, num_searches, schedules):
+    """Resample at each strength; what scoring still marks in the best result is then drawn anew with the rest.
+
+    Args:
+        task (`RepairTask`): what is repaired, and how.
+        first (`Drawing`): the image as it was given, with what is marked in it.
+        num_searches (`int`): times that scoring looks for the defect.
+        schedules (`list`): as `reverse_timesteps` returns them, one for each strength.
+
+    Returns:
+        `Drawing`: the one with the best score.
+    """
+    best, mask = None, first.mask
+    for search in range(num_searches):
+        is_widest = 0 < search == num_searches - 1
+        if search:
+            wider = mask.marked | find_defect(task.pipe, best.components, task.rate, search)
+            if is_widest:
+                wider |= find_defect(task.pipe, first.components, task.rate, search, WIDE_MASK_SHARE)
+            if not (wider & ~mask.marked).any():
+                continue
+            mask = with_soft_edge(wider, FOUND_GROWTH)
+        for schedule in schedules:
+            result = draw(task, mask, schedule)
+            # the first one is taken however it scores, one that was marked widely only as the end
+            counts = not is_widest or accepts(task.pipe, result.score, task.rate)
+            if best is None or (result.score < best.score and counts):
+                best = result
+            if task.is_done(best.score):
+                return best
+    return best
+
+
+def draw(task, mask, schedule):
+    """Resample the hole of a `RepairMask` once, from the start of a schedule; returns a `Drawing`."""
+    given, settings = task.given, task.settings
+    known = given.sample
+    start = fill_from_surroundings(known, mask.hole) if settings.fill_mask else known
+    for timestep, drawn in resample(task.process, known, start, mask.hole, schedule, settings.num_resamples):
+        task.trace.step(given.compose(drawn, mask), timestep)
+        if task.pipe.interrupt:
+            break
+    drawn, offsets = with_grain(task.process, drawn, known, mask.hole)
+    square = given.compose(drawn, mask)
+    return Drawing(*score_square(task.pipe, square), square, drawn, offsets, mask)
+
+
+def improve(task, best):
+    """Descend (Eq. 13) from a `Drawing` until it is accepted; returns the one with the best score."""
+    given, settings, mask = task.given, task.settings, best.mask
+
+    def gradient_of(sample):
+        return given.grey(eq12_gradient(task.pipe, sample, settings.use_memory))
+
+    moved = descend(task.process, given.grey(best.drawn), given.sample, mask.hole, gradient_of, settings)
+    for iteration, drawn in enumerate(moved, start=1):
+        square = given.compose(drawn, mask)
+        task.trace.step(square, 0)
+        is_last = iteration == settings.num_gradient_steps or task.pipe.interrupt
+        if iteration % CHECK_EVERY == 0 or is_last:
+            score, components = score_square(task.pipe, square)
+            if score < best.score or settings.denoise_every:
+                best = best._replace(score=score, components=components, square=square, drawn=drawn)
+            if is_last or task.is_done(best.score):
+                break
+    return best
+
+
+def eq12_gradient(pipe, sample, use_memory):
+    """Gradient of Eq. 12 with respect to a sample in units of `normalize_contrast`."""
+    config, weights = pipe.config, pipe.calibration.reference_std.square().reciprocal().tolist()
+    if not use_memory:
+        weights[1:] = [0.0] * len(weights[1:])
+    with torch.enable_grad():
+        sample = sample.detach().requires_grad_(True)
+        total = pipe.eq12(restore_contrast(sample, config.data_mean, config.data_std), weights).sum()
+        return torch.autograd.grad(total, sample)[0]
+
+
+def score_square(pipe, square):
+    """Score of a square in [-1, 1], `float`, and its components, as `pipe.score` returns them."""
+    timesteps = list(pipe.config.timesteps)
+    score, components = pipe.score(square, timesteps, pipe.calibration.noise_fields(timesteps))
+    return score.item(), components
+
+
+def accepts(pipe, score, rate):
+    """Whether an image of this score passes for a good one."""
+    timesteps = list(pipe.config.timesteps)
+    return pipe.calibration.p_value(torch.tensor([score]), timesteps, pipe.uses_bfloat16()).item() > rate + SLACK
+
+
+# %% pipeline_gradient_denoise: needs gradient_denoise_output, image_preprocessing, pipeline_base, repair_settings, repaired_image, score_calibration, square_repair
 """GradientDenoisePipeline: what would the part look like without its defect? (paper, section 3.3, Eq. 12 and 13).
 
 What scoring found is drawn anew by the diffusion model, given what lies around it; then gradient steps (Eq. 13) bring
@@ -3383,7 +3703,6 @@ the features near those of good parts (Eq. 12), until scoring accepts the image.
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline
-from PIL import Image
 
 
 
@@ -3479,46 +3798,46 @@ class GradientDenoisePipeline(TrainedModel, DiffusionPipeline):
             >>> result.images[0].save("repaired.png")
             ```
         """
-        settings = {name: value for name, value in locals().items() if name not in ("self", "image", "category")}
-        if self.categories is not None or category is not None:
-            return self.for_category(category)(image, **settings)
-
         # 1. Check inputs
-        self.check_inputs(settings)
-        arrays = scale_depth(read_images(image), self.config.white_level)
-        masks = _one_for_each(mask, len(arrays))
-        masks = [
-            None if given is None else read_mask(given, array.shape[:2], f"mask {index}")
-            for index, (given, array) in enumerate(zip(masks, arrays, strict=True))
-        ]
-        samples = to_samples(arrays, self.resolution).to(self._execution_device)
-        rate = self.calibration.effective_rate(false_alarm_rate)
-        self._interrupt = False
+        pipe = self.for_category(category)
+        settings = RepairSettings(
+            num_inference_steps,
+            strengths,
+            num_searches,
+            num_resamples,
+            fill_mask,
+            num_gradient_steps,
+            learning_rate,
+            gradient_scale,
+            denoise_every,
+            use_memory,
+        )
+        pipe.check_inputs(settings, false_alarm_rate, output_type)
+        arrays = scale_depth(read_images(image), pipe.config.white_level)
+        masks = _masks_for(mask, arrays)
+        samples = to_samples(arrays, pipe.resolution).to(pipe._execution_device)
+        rate = pipe.calibration.effective_rate(false_alarm_rate)
+        pipe._interrupt = False
 
         # 2. Repair on the model's square, one image after another
         repairs = []
-        for sample, given in zip(samples.split(1), masks, strict=True):
+        for sample, given_mask in zip(samples.split(1), masks, strict=True):
             seeded = torch.Generator().manual_seed(0) if generator is None else generator
-            repairs.append(DefectRepair(self, sample, given, rate, settings, seeded).run())
+            trace = RepairTrace(pipe, callback_on_step_end, return_steps)
+            repairs.append(repair_square(pipe, sample, given_mask, rate, settings, seeded, trace))
 
         # 3. Put what was drawn into each image at its own size, and score what comes out
-        images, soft_masks = [], []
-        for array, repair in zip(arrays, repairs, strict=True):
-            soft_mask = resize_map(repair.soft_mask[0, 0], array.shape[:2]).cpu().numpy()
-            images.append(_repaired(array, repair, soft_mask))
-            soft_masks.append(soft_mask)
-        scores = self._final_scores(images, soft_masks, repairs)
-        p_value = self.calibration.p_value(scores, list(self.config.timesteps), self.uses_bfloat16()).cpu().numpy()
+        images, soft_masks = zip(*map(at_own_size, arrays, repairs), strict=True)
+        scores = pipe._final_scores(images, soft_masks, repairs)
+        p_value = pipe.calibration.p_value(scores, list(pipe.config.timesteps), pipe.uses_bfloat16()).cpu().numpy()
 
         # 4. Postprocess
-        images = [_postprocess(image, output_type) for image in images]
-        soft_masks = [_postprocess_mask(soft_mask, output_type) for soft_mask in soft_masks]
         output = GradientDenoiseOutput(
-            images=images,
-            masks=soft_masks,
-            steps=[repair.steps for repair in repairs] if return_steps else None,
-            distance=[np.array(repair.distance, dtype=np.float32) for repair in repairs],
-            num_resampled=np.array([repair.num_resampled for repair in repairs]),
+            images=[as_output(image, output_type) for image in images],
+            masks=[mask_as_output(soft_mask, output_type) for soft_mask in soft_masks],
+            steps=[repair.trace.steps for repair in repairs] if return_steps else None,
+            distance=[np.array(repair.trace.distance, dtype=np.float32) for repair in repairs],
+            num_resampled=np.array([repair.trace.num_resampled for repair in repairs]),
             anomaly_score=np.array([repair.first_score for repair in repairs], dtype=np.float32),
             repaired_score=scores.numpy(),
             p_value=p_value,
@@ -3529,14 +3848,10 @@ class GradientDenoisePipeline(TrainedModel, DiffusionPipeline):
 
     def _final_scores(self, images, soft_masks, repairs):
         """Scores of the images that are returned, (n,); one that was not changed keeps its own."""
-        noise = self.calibration.noise_fields(list(self.config.timesteps))
         scores = []
         for image, soft_mask, repair in zip(images, soft_masks, repairs, strict=True):
-            if soft_mask.any():
-                sample = to_samples([image], self.resolution)
-                scores.append(self.score(sample, list(self.config.timesteps), noise)[0].item())
-            else:
-                scores.append(repair.first_score)
+            sample = to_samples([image], self.resolution) if soft_mask.any() else None
+            scores.append(repair.first_score if sample is None else score_square(self, sample)[0])
         return torch.tensor(scores)
 
     @property
@@ -3566,15 +3881,8 @@ class GradientDenoisePipeline(TrainedModel, DiffusionPipeline):
         ]
         return torch.stack(distances).sum(dim=0)
 
-    def reverse_timesteps(self, strength, num_inference_steps):
-        """Timesteps of the respaced reverse process from a share of the schedule on, descending, and their distance."""
-        total = self.scheduler.config.num_train_timesteps
-        step_size = -(-total // num_inference_steps)  # never more steps than asked for
-        start = max(1, min(total, round(strength * total))) - 1
-        return list(range(start, -1, -step_size)), step_size
-
-    def check_inputs(self, settings):
-        """Check arguments of a call, by their names, before an image is read.
+    def check_inputs(self, settings, false_alarm_rate, output_type):
+        """Check arguments of a call before an image is read.
 
         Raises:
             ValueError: with the first that is out of range, or with what the checkpoint lacks.
@@ -3584,78 +3892,20 @@ class GradientDenoisePipeline(TrainedModel, DiffusionPipeline):
         self.check_precision()
         if self.gaussian is None:
             raise ValueError("this checkpoint has no Gaussian of good features, which Eq. 12 needs; train it again.")
-        total = self.scheduler.config.num_train_timesteps
-        if not 1 <= settings["num_inference_steps"] <= total:
-            raise ValueError(f"num_inference_steps is {settings['num_inference_steps']}; it must be 1 to {total}.")
-        if any(not 0 < strength <= 1 for strength in settings["strengths"]):
-            raise ValueError(f"strengths are {settings['strengths']}; each must lie above 0 and at most at 1.")
-        for name in ("num_searches", "num_resamples"):
-            if settings[name] < 1:
-                raise ValueError(f"{name} is {settings[name]}; it must be at least 1.")
-        if settings["denoise_every"] is not None and settings["denoise_every"] < 1:
-            raise ValueError(f"denoise_every is {settings['denoise_every']}; it must be at least 1, or None.")
-        for name in ("num_gradient_steps", "learning_rate", "gradient_scale"):
-            if not settings[name] >= 0:
-                raise ValueError(f"{name} is {settings[name]}; it must not be negative.")
-        if settings["learning_rate"] * settings["gradient_scale"] > 1:
-            raise ValueError(
-                "learning_rate times gradient_scale is above 1; a step would add more noise than there is."
-            )
-        if settings["num_inference_steps"] == 1 and settings["strengths"]:
-            raise ValueError("num_inference_steps is 1; at least 2 are needed to resample.")
-        if settings["false_alarm_rate"] is None or not 0 < settings["false_alarm_rate"] <= 1:
-            raise ValueError(
-                f"false_alarm_rate is {settings['false_alarm_rate']}; it must lie above 0 and at most at 1."
-            )
-        if settings["output_type"] not in ("pil", "np", "pt"):
-            raise ValueError(f"output_type is {settings['output_type']!r}; pil, np and pt are accepted.")
+        settings.check(self.scheduler.config.num_train_timesteps)
+        if false_alarm_rate is None or not 0 < false_alarm_rate <= 1:
+            raise ValueError(f"false_alarm_rate is {false_alarm_rate}; it must lie above 0 and at most at 1.")
+        if output_type not in ("pil", "np", "pt"):
+            raise ValueError(f"output_type is {output_type!r}; pil, np and pt are accepted.")
 
 
-def _one_for_each(mask, count):
+def _masks_for(mask, arrays):
+    """One mask for each image, bool, (height, width), or None."""
+    count = len(arrays)
     masks = list(mask) if isinstance(mask, (list, tuple)) else [mask] * (count if mask is None else 1)
     if len(masks) != count:
         raise ValueError(f"there are {count} images but {len(masks)} masks; give one mask for each image.")
-    return masks
-
-
-def _repaired(pixels, repair, soft_mask):
-    """An image, (height, width, 3), with what was drawn where the soft mask, (height, width), is not 0.
-
-    What was drawn is as coarse as the model's square. Detail of the image that is finer is not kept where the defect
-    is, for it would show the defect; it is fetched from the places that the grain came from.
-    """
-    rows, columns = soft_mask.nonzero()
-    if not len(rows):
-        return pixels
-    size = pixels.shape[:2]
-    drawn, given = (
-        ((resize_map(square[0], size) + 1) / 2).permute(1, 2, 0).cpu().numpy()
-        for square in (repair.whole(), repair.given)
-    )
-    values = pixels / 255.0 if pixels.dtype == np.uint8 else pixels
-    detail = (values - given).astype(np.float32)
-    if repair.offsets is None:  # nothing was resampled: its detail is its own
-        wanted = drawn[rows, columns] + detail[rows, columns]
-    else:
-        scale = [length / edge for length, edge in zip(size, repair.given.shape[-2:], strict=True)]
-        offsets = repair.offsets.cpu().numpy()
-        wanted = drawn[rows, columns] + shift_detail(detail, offsets, rows, columns, scale)
-    weight = soft_mask[rows, columns][:, None]
-    changed = (values[rows, columns] + weight * (wanted - values[rows, columns])).clip(0, 1)
-    image = pixels.copy()
-    image[rows, columns] = np.rint(255 * changed) if pixels.dtype == np.uint8 else changed
-    return image
-
-
-def _postprocess(image, output_type):
-    if output_type == "np":
-        return image
-    if output_type == "pt":
-        return torch.from_numpy(image).permute(2, 0, 1)
-    return Image.fromarray(image if image.dtype == np.uint8 else np.rint(255 * image).astype(np.uint8))
-
-
-def _postprocess_mask(soft_mask, output_type):
-    if output_type == "pt":
-        return torch.from_numpy(soft_mask)
-    return soft_mask if output_type == "np" else Image.fromarray(np.ceil(255 * soft_mask).astype(np.uint8))
+    return [
+        None if given is None else read_mask(given, array.shape[:2], f"mask {index}")
+        for index, (given, array) in enumerate(zip(masks, arrays, strict=True))
+    ]

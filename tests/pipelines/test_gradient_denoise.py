@@ -8,13 +8,15 @@ from paths import ROOT
 from PIL import Image, ImageDraw
 from sentences import refused
 
-from pipelines import defect_repair
-from pipelines.defect_repair import DefectRepair
+from pipelines import defect_search, square_repair
 from pipelines.gaussian_diffusion import predict_sample
 from pipelines.image_preprocessing import normalize_contrast, preprocess
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from pipelines.pipeline_gradient_denoise import GradientDenoisePipeline
 from pipelines.repair_masks import transfer_grain
+from pipelines.repair_settings import RepairSettings, reverse_timesteps
+from pipelines.repaired_image import GivenSquare
+from pipelines.reverse_process import ReverseProcess, descend
 
 QUICK = {"num_inference_steps": 20, "num_gradient_steps": 5}
 
@@ -57,19 +59,34 @@ def bar_mask():
 
 
 def settings_of(**changes):
-    """Arguments of a call, for a `DefectRepair` of one's own."""
+    """Settings of a short repair."""
     base = {
         "num_inference_steps": 20, "strengths": (0.1,), "num_searches": 1, "num_resamples": 1, "fill_mask": True,
         "num_gradient_steps": 3, "learning_rate": 0.02, "gradient_scale": 0.15, "denoise_every": None,
-        "use_memory": True, "callback_on_step_end": None, "return_steps": False,
+        "use_memory": True,
     }  # fmt: skip
-    return base | changes
+    return RepairSettings(**(base | changes))
 
 
-def repair_of(pipe, image, mask=None, seed=0, **changes):
-    sample, _ = preprocess(image, pipe.resolution)
+def given_square(pipe, image):
+    return GivenSquare.of(preprocess(image, pipe.resolution)[0], pipe.config.data_mean, pipe.config.data_std)
+
+
+def process_of(pipe, given, seed=0):
+    """The reverse process for an image."""
+    noise = torch.Generator().manual_seed(seed)
+    return ReverseProcess(pipe.predict, pipe.scheduler.alphas_cumprod, given.pixel_range, noise)
+
+
+def descent(pipe, given, hole, **changes):
+    """Samples after each iteration of Eq. 13 from the given image on."""
+    settings = settings_of(**changes)
+
+    def gradient_of(sample):
+        return given.grey(square_repair.eq12_gradient(pipe, sample, settings.use_memory))
+
     with torch.no_grad():
-        return DefectRepair(pipe, sample, mask, 0.05, settings_of(**changes), torch.Generator().manual_seed(seed))
+        yield from descend(process_of(pipe, given), given.sample, given.sample, hole, gradient_of, settings)
 
 
 # what a caller sees
@@ -275,11 +292,10 @@ def test_equation_12_is_the_mahalanobis_distance_summed_over_places(pipe, defect
 
 
 def test_a_grey_image_descends_along_grey_gradients(pipe, good):
-    mask = torch.ones(64, 64, dtype=torch.bool)
-    repair = repair_of(pipe, good, mask, learning_rate=0.5, gradient_scale=0.1)
-    moved = next(repair._descend(repair.sample))
+    given = given_square(pipe, good)
+    moved = next(descent(pipe, given, torch.ones(1, 1, 64, 64), learning_rate=0.5, gradient_scale=0.1))
     assert torch.equal(moved[:, 0], moved[:, 1])
-    step = moved - (1 - 0.05**2) ** 0.5 * repair.sample
+    step = moved - (1 - 0.05**2) ** 0.5 * given.sample
     assert step.square().mean().sqrt().item() == pytest.approx(0.05, rel=1e-3)
 
 
@@ -290,26 +306,28 @@ def test_a_repair_runs_within_inference_mode_too(pipe, output, defective):
 
 
 def test_a_step_of_equation_13_subtracts_the_gradient_scaled_as_documented(pipe, defective):
-    mask = torch.zeros(64, 64, dtype=torch.bool)
-    mask[20:30, 20:40] = True
-    repair = repair_of(pipe, defective, mask, use_memory=False, learning_rate=0.5, gradient_scale=0.1)
+    hole = torch.zeros(1, 1, 64, 64)
+    hole[..., 20:30, 20:40] = 1
+    given = given_square(pipe, defective)
     start = normalize_contrast(preprocess(defective, 64)[0], pipe.config.data_mean, pipe.config.data_std)
-    moved = next(repair._descend(repair.sample))
+    moved = next(descent(pipe, given, hole, use_memory=False, learning_rate=0.5, gradient_scale=0.1))
 
     raw = preprocess(defective, 64)[0].requires_grad_(True)
     distance = pipe.gaussian(pipe.feature_extractor(raw)).square().sum()
-    gradient = torch.autograd.grad(distance, raw)[0] * repair.hole
-    gradient = gradient * 0.1 / (gradient.square().sum() / (3 * repair.hole.sum())).sqrt()
+    gradient = torch.autograd.grad(distance, raw)[0] * hole
+    gradient = gradient * 0.1 / (gradient.square().sum() / (3 * hole.sum())).sqrt()
     beta_hat = (0.5 * 0.1) ** 2
     expected = (1 - beta_hat) ** 0.5 * start - 0.5 * gradient
-    inside = (repair.hole > 0).expand_as(start)
+    inside = (hole > 0).expand_as(start)
     torch.testing.assert_close(moved[inside], expected[inside], atol=1e-5, rtol=1e-4)
-    assert torch.equal(moved[~inside], repair.sample[~inside])
+    assert torch.equal(moved[~inside], given.sample[~inside])
 
 
 def test_small_steps_of_equation_13_bring_the_distance_down(pipe, defective):
-    repair = repair_of(pipe, defective, torch.ones(64, 64, dtype=torch.bool), gradient_scale=0.05, num_gradient_steps=8)
-    distances = [pipe.eq12(repair._compose(drawn), [1.0, 0.0, 0.0]).item() for drawn in repair._descend(repair.sample)]
+    given, everywhere = given_square(pipe, defective), torch.ones(1, 1, 64, 64)
+    moved = descent(pipe, given, everywhere, gradient_scale=0.05, num_gradient_steps=8)
+    with torch.no_grad():
+        distances = [pipe.eq12(given.to_square(drawn), [1.0, 0.0, 0.0]).item() for drawn in moved]
     assert distances[-1] < 0.99 * distances[0]
 
 
@@ -318,19 +336,19 @@ def search(pipe, defective, monkeypatch):
     """Repairs an image in which scoring finds one place, then another; returns the holes that were redrawn."""
 
     def run(places, **changes):
-        holes, found, resample = [], iter(places), DefectRepair._resample
+        holes, found, resample = [], iter(places), square_repair.resample
 
-        def find(repair, grids, search=0, share=None):
+        def find(*_):
             mask = torch.zeros(64, 64, dtype=torch.bool)
             mask[next(found)] = True
             return mask
 
-        def watch(repair, *args):
-            holes.append(repair.hole[0, 0] > 0)
-            return resample(repair, *args)
+        def watch(process, known, start, hole, *args):
+            holes.append(hole[0, 0] > 0)
+            return resample(process, known, start, hole, *args)
 
-        monkeypatch.setattr(DefectRepair, "_find", find)
-        monkeypatch.setattr(DefectRepair, "_resample", watch)
+        monkeypatch.setattr(square_repair, "find_defect", find)
+        monkeypatch.setattr(square_repair, "resample", watch)
         options = {"strengths": (0.1,), "num_gradient_steps": 0, "num_inference_steps": 20, "output_type": "np"}
         return pipe(defective, **options | changes), holes
 
@@ -364,7 +382,7 @@ def test_the_last_search_marks_widely_and_counts_only_if_its_result_is_accepted(
     alone, _ = search([FIRST], num_searches=1)
     assert np.array_equal(kept.images[0], alone.images[0])
     assert np.array_equal(kept.masks[0], alone.masks[0])
-    monkeypatch.setattr(DefectRepair, "_accepts", lambda repair, score: score < alone.repaired_score[0])
+    monkeypatch.setattr(square_repair, "accepts", lambda pipe, score, rate: score < alone.repaired_score[0])
     wide, holes = search([FIRST, FIRST, SECOND], num_searches=2)
     assert len(holes) == 2
     is_better = wide.repaired_score[0] < alone.repaired_score[0]
@@ -378,15 +396,13 @@ def test_each_further_search_marks_what_is_less_certain(pipe, defective, monkeyp
         rates.append(rate)
         return pixel_threshold(calibration, rate, *args)
 
-    repair = repair_of(pipe, defective)
+    _, components = square_repair.score_square(pipe, preprocess(defective, 64)[0])
     monkeypatch.setattr(type(pipe.calibration), "pixel_threshold", watch)
-    repair.rate = 0.1
-    found = [repair._find(repair.first_grids, search) for search in range(3)]
+    found = [defect_search.find_defect(pipe, components, 0.1, search) for search in range(3)]
     assert rates == pytest.approx([0.1, 0.4, 0.5])
     assert all(mask.any() for mask in found)
     assert not torch.equal(found[0], found[1])
-    repair.rate = 0.7
-    repair._find(repair.first_grids, 2)
+    defect_search.find_defect(pipe, components, 0.7, 2)
     assert rates[-1] == 0.7
 
 
@@ -412,14 +428,15 @@ def test_a_search_that_finds_nothing_new_and_a_given_mask_are_drawn_once(search)
 def test_only_a_found_mask_is_grown_by_what_a_map_may_miss(search, monkeypatch):
     given = search([], mask=bar_mask())[1][0].sum()
     found = search([FIRST], num_searches=1)[1][0].sum()
-    monkeypatch.setattr(defect_repair, "FOUND_GROWTH", 4 / 64)
+    monkeypatch.setattr(square_repair, "FOUND_GROWTH", 4 / 64)
     assert search([], mask=bar_mask())[1][0].sum() == given
     assert search([FIRST], num_searches=1)[1][0].sum() > found
 
 
 def test_a_reverse_step_is_that_of_diffusers_scheduler_where_nothing_is_clipped(pipe, good):
-    repair = repair_of(pipe, good, torch.ones(64, 64, dtype=torch.bool))
-    timesteps, step_size = pipe.reverse_timesteps(1.0, 50)
+    given = given_square(pipe, good)
+    process = process_of(pipe, given)
+    timesteps, step_size = reverse_timesteps(1.0, 50, 1000)
     scheduler = DDPMScheduler.from_config(
         pipe.scheduler.config, variance_type="fixed_small", timestep_spacing="trailing"
     )
@@ -427,12 +444,12 @@ def test_a_reverse_step_is_that_of_diffusers_scheduler_where_nothing_is_clipped(
     scheduler.set_timesteps(50)
     assert scheduler.timesteps.tolist() == timesteps
     timestep = timesteps[-5]
-    noisy_sample = repair._add_noise(repair.sample, timestep)
+    noisy_sample = process.add_noise(given.sample, timestep)
     t = torch.tensor([timestep])
     with torch.no_grad():
-        drawn, mean, log_variance = repair._reverse(noisy_sample, timestep, step_size)
+        drawn, mean, log_variance = process.reverse(noisy_sample, timestep, step_size)
         predicted_noise, _, _ = pipe.predict(noisy_sample, t)
-    low, high = repair.pixel_range
+    low, high = given.pixel_range
     free = (drawn > low + 1e-4) & (drawn < high - 1e-4)
     assert free.float().mean() > 0.1
     torch.testing.assert_close(drawn[free], predict_sample(noisy_sample, predicted_noise, alphas, t)[free])
@@ -446,26 +463,26 @@ def test_a_reverse_step_is_that_of_diffusers_scheduler_where_nothing_is_clipped(
 
 
 def test_resampling_again_adds_the_noise_between_two_timesteps(pipe, good):
-    repair = repair_of(pipe, good, torch.ones(64, 64, dtype=torch.bool))
+    process = process_of(pipe, given_square(pipe, good))
     zeros = torch.zeros(1, 3, 64, 64)
     alphas = pipe.scheduler.alphas_cumprod
-    repair._randn = lambda: torch.ones(1, 3, 64, 64)
-    assert repair._forward(zeros, 300, 20)[0, 0, 0, 0] == pytest.approx((1 - alphas[300] / alphas[280]).sqrt().item())
-    assert repair._forward(zeros + 1, 300, 20)[0, 0, 0, 0] == pytest.approx(
+    process.randn_like = torch.ones_like
+    assert process.forward(zeros, 300, 20)[0, 0, 0, 0] == pytest.approx((1 - alphas[300] / alphas[280]).sqrt().item())
+    assert process.forward(zeros + 1, 300, 20)[0, 0, 0, 0] == pytest.approx(
         ((alphas[300] / alphas[280]).sqrt() + (1 - alphas[300] / alphas[280]).sqrt()).item()
     )
 
 
 def test_algorithm_1_is_a_setting(pipe, defective, monkeypatch):
-    drawn_at, reverse = [], DefectRepair._reverse
+    drawn_at, reverse, seen = [], ReverseProcess.reverse, []
 
-    def watch(repair, noisy_sample, timestep, step_size):
-        drawn_at.append((len(repair.distance), timestep, step_size))
-        return reverse(repair, noisy_sample, timestep, step_size)
+    def watch(process, noisy_sample, timestep, step_size):
+        drawn_at.append((len(seen) + 1, timestep, step_size))
+        return reverse(process, noisy_sample, timestep, step_size)
 
-    monkeypatch.setattr(DefectRepair, "_reverse", watch)
+    monkeypatch.setattr(ReverseProcess, "reverse", watch)
     options = {"strengths": (), "denoise_every": 2, "gradient_scale": 1, "use_memory": False, "num_gradient_steps": 5}
-    result = pipe(defective, mask=np.ones((200, 192)), **options)
+    result = pipe(defective, mask=np.ones((200, 192)), callback_on_step_end=lambda *_: seen.append(1), **options)
     assert len(result.distance[0]) == 7
     assert result.num_resampled[0] == 0
     alphas = pipe.scheduler.alphas_cumprod
@@ -507,6 +524,6 @@ def test_grain_is_transferred_in_a_repair(pipe, defective, monkeypatch):
         calls.append(len(tensors))
         return transfer_grain(*tensors)
 
-    monkeypatch.setattr("pipelines.defect_repair.transfer_grain", count)
+    monkeypatch.setattr("pipelines.reverse_process.transfer_grain", count)
     pipe(defective, num_inference_steps=20, num_gradient_steps=0, num_searches=1)
     assert 1 <= len(calls) <= 2

@@ -190,10 +190,10 @@ def test_a_report_that_cannot_be_written_costs_a_warning_and_leaves_the_former(
     [
         ([True, False, True, False, False], "max", "the largest of these"),
         ([True, False, True, False, True], "mean", "the mean of these"),
-        ([False, False, True, False, False], "max", "that part's"),
+        ([False, False, True, False, False], "max", "that component's"),
     ],
 )
-def test_the_table_of_parts_says_what_each_counts_in_the_map_and_what_decides_the_score(parts, rule, words):
+def test_the_table_of_components_says_what_each_counts_in_the_map_and_what_decides_the_score(parts, rule, words):
     config = {"alpha": 0.2, "map_weights": [0.5, 0.25, 0.125, 0.125], "image_parts": parts, "image_rule": rule}
     rows = components_table(ScoreCalibration(**config, planted_pro=0.75, planted_image_auroc=0.875))
     _, *table = rows.values()

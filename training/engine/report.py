@@ -92,7 +92,7 @@ def leave_report(pipe, made, categories, splits, validation=None):
         logger.info("report: %s", target)
 
 
-def build_report(pipe, made, categories, splits, validation):
+def build_report(pipe, made, categories, splits, validation=None):
     """The page, `str` of HTML; arguments are those of `leave_report`.
 
     Raises:
