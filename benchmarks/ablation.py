@@ -21,7 +21,8 @@ from tqdm.auto import tqdm
 
 from benchmarks.category import DEFAULT_BACKBONE, PAPER_ALPHA, Category, blended_maps, without_references
 from pipelines.anomaly_maps import worst_mean
-from pipelines.score_calibration import Measurement, ScoreCalibration, combine
+from pipelines.measurement import Measurement
+from pipelines.score_calibration import ScoreCalibration, combine
 from training.data.groups import HELP as GROUPS_HELP
 from training.evaluation.metrics import per_region_overlap
 from training.fitting.blend_weights import REDUCTION

@@ -35,8 +35,9 @@ from tqdm.auto import tqdm
 from benchmarks.parts import coarse_features, compare_splits, format_part_table
 from benchmarks.plotting import pyplot, require_matplotlib
 from pipelines.checkpoint_files import TRAINING_RECORD
+from pipelines.measurement import Measurement
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
-from pipelines.score_calibration import Measurement, ScoreCalibration
+from pipelines.score_calibration import ScoreCalibration
 from training.data.good_images import GoodImages
 from training.data.groups import HELP as GROUPS_HELP
 from training.data.groups import find_groups

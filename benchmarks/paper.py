@@ -37,7 +37,8 @@ from benchmarks.plotting import pyplot, require_matplotlib
 from pipelines.denoising_network import predict
 from pipelines.gaussian_diffusion import add_noise, predict_sample
 from pipelines.image_preprocessing import normalize_contrast
-from pipelines.score_calibration import Measurement, ScoreCalibration
+from pipelines.measurement import Measurement
+from pipelines.score_calibration import ScoreCalibration
 from training.cli.arguments import DEFAULT_PRESET, PRESETS
 from training.data.groups import HELP as GROUPS_HELP
 from training.evaluation.metrics import pixel_metrics

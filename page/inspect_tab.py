@@ -9,7 +9,7 @@ import gradio as gr
 import numpy as np
 
 from pipelines.image_preprocessing import as_uint8, to_rgb
-from rendering.heat_map import outline, overlay, saturation_of
+from rendering.heat_map import outline, overlay
 from training.data.image_reading import read_image
 
 from .settings import EMBEDDED_MODELS, KEPT_SECONDS, ROOT
@@ -70,7 +70,7 @@ def build_inspect_tab(page):
                 timesteps = gr.CheckboxGroup(
                     scales, value=scales, label="Noise scales (timesteps, of 1000)", elem_id="timesteps"
                 )
-                alpha = gr.Slider(0, 1, first.scoring.alpha, step=0.05, label="α: weight of the pixel component")
+                alpha = gr.Slider(0, 1, first.alpha, step=0.05, label="α: weight of the pixel component")
                 with gr.Row():
                     kl = gr.Image(label="Pixel component (KL)", format="png", interactive=False, buttons=["fullscreen"])
                     features = gr.Image(
@@ -142,10 +142,9 @@ def _judge_again(page, inspection, percent):
 def _judged(page, inspection, percent):
     """Verdict, pair of images, scale, numbers, both buttons, no files yet."""
     numbers, mask = page.inspector.judge(inspection, percent)
-    scoring = page.shelf.get(inspection.model).scoring
     images = (inspection.image, page.inspector.outlined(inspection, mask))
-    colours = colour_scale(saturation_of(scoring), numbers["pixel_threshold"]) + list_regions(numbers)
-    words = verdict(numbers, scoring.calibration.config)
+    colours = colour_scale(inspection.saturation, numbers["pixel_threshold"]) + list_regions(numbers)
+    words = verdict(numbers, page.shelf.get(inspection.model).calibration.config)
     return words, images, colours, numbers, *(gr.update(interactive=True),) * 2, gr.update(value=None, visible=False)
 
 
@@ -162,7 +161,7 @@ def _settings_of(page, name):
     return (
         gr.update(minimum=model.smallest_percent, maximum=model.largest_percent, value=model.default_percent),
         gr.update(choices=choices, value=choices),
-        model.scoring.alpha,
+        model.alpha,
     )
 
 
@@ -177,7 +176,7 @@ def _write_files(page, inspection, percent, path):
     with page.shelf.turns.take():
         output = model.score(image, false_alarm_rate=percent / 100, **settings)
     anomaly_map, mask = output.anomaly_map[0], output.pred_mask[0]
-    saturation = saturation_of(model.scoring)
+    saturation = inspection.saturation
     folder = Path(tempfile.mkdtemp(dir=gr.utils.get_upload_folder()))
     stem = file_stem(inspection.file)
     shown = as_uint8(image, model.scoring.config.white_level)
@@ -201,7 +200,7 @@ def _write_files(page, inspection, percent, path):
 
 
 def _timestep_choices(model):
-    return [str(timestep) for timestep in model.scoring.config.timesteps]
+    return [str(timestep) for timestep in model.timesteps]
 
 
 def inspect_examples(page):

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from pipelines.image_preprocessing import as_uint8, misfit_of
+from pipelines.verdicts import decide
 from rendering.heat_map import outline, overlay, saturation_of, shrink
 from rendering.regions import find_regions
 
@@ -64,8 +65,9 @@ class Inspection:
     Args:
         model, file (`str`): names.
         size (`tuple[int, int]`): height and width of the image itself.
-        alpha (`float`), timesteps (`tuple[int]`): what it was scored with.
+        alpha (`float`), timesteps (`tuple[int]`), bfloat16 (`bool`): what it was scored with.
         image, heat (`np.ndarray`): the upright image without and with its heat map, uint8 RGB.
+        saturation (`float`): value of the map at which the colours end.
         anomaly_map, kl_map, feature_map (`np.ndarray`): float32, (height, width).
         score (`float`): the anomaly score.
         warning (`str`): what makes it doubtful; "" if nothing does.
@@ -76,8 +78,10 @@ class Inspection:
     size: tuple
     alpha: float
     timesteps: tuple
+    bfloat16: bool
     image: np.ndarray
     heat: np.ndarray
+    saturation: float
     anomaly_map: np.ndarray
     kl_map: np.ndarray
     feature_map: np.ndarray
@@ -113,8 +117,8 @@ class Inspector:
         model = self.shelf.get(model_name)
         if timesteps is not None and not timesteps:
             raise ValueError("no noise scale is chosen; choose at least one.")
-        timesteps = tuple(sorted(_whole(t) for t in (timesteps or model.scoring.config.timesteps)))
-        alpha = model.scoring.alpha if alpha is None else _number(alpha, "alpha")
+        timesteps = tuple(sorted(_whole(t) for t in (timesteps or model.timesteps)))
+        alpha = model.alpha if alpha is None else _number(alpha, "alpha")
         content = hashlib.blake2b(np.ascontiguousarray(image).data).digest()
         key = (model, content, image.shape, file, timesteps, alpha)
         with self._lock:
@@ -147,14 +151,14 @@ class Inspector:
         model = self.shelf.get(model_name)
         with self.shelf.turns.take():
             output = model.score(list(images), batch_size=len(images))
-        settings = (tuple(sorted(model.scoring.config.timesteps)), model.scoring.alpha)
+        settings = (tuple(sorted(model.timesteps)), model.alpha)
         return [
             _drawn(model, image, file, output, *settings, index)
             for index, (image, file) in enumerate(zip(images, files, strict=True))
         ]
 
     def judge(self, inspection, percent):
-        """The verdict at a false alarm rate in per cent; no network runs.
+        """The verdict at a false alarm rate in per cent; no network runs, and no checkpoint is read for it.
 
         Returns:
             `tuple[Verdict, np.ndarray]`: the numbers, and the mask, bool, at drawn size.
@@ -163,13 +167,14 @@ class Inspector:
             ValueError: for a rate that is no number above 0 and up to 100.
         """
         percent = check_percent(percent)
-        scoring = self.shelf.get(inspection.model).scoring
-        answer = scoring.decide(
+        answer = decide(
+            self.shelf.get(inspection.model).calibration,
             [torch.from_numpy(inspection.anomaly_map)],
             torch.tensor([inspection.score]),
             inspection.alpha,
             list(inspection.timesteps),
             percent / 100,
+            inspection.bfloat16,
         )
         mask = answer["pred_mask"][0].numpy()
         regions = find_regions(mask, inspection.anomaly_map, inspection.scale)
@@ -197,8 +202,7 @@ class Inspector:
 
     def component(self, inspection, name):
         """The image under one component of the map alone, "kl_map" or "feature_map", in the same colours, uint8 RGB."""
-        saturation = saturation_of(self.shelf.get(inspection.model).scoring)
-        return overlay(inspection.image, getattr(inspection, name), saturation)
+        return overlay(inspection.image, getattr(inspection, name), inspection.saturation)
 
 
 def check_percent(percent):
@@ -214,16 +218,19 @@ def check_percent(percent):
 
 
 def _drawn(model, image, file, output, timesteps, alpha, index=0):
+    scoring = model.scoring
     maps = [output.anomaly_map[index], output.kl_map[index], output.feature_map[index]]
     size = maps[0].shape
-    shown = [shrink(as_uint8(image, model.scoring.config.white_level), each, MAX_SIDE) for each in maps]
+    shown = [shrink(as_uint8(image, scoring.config.white_level), each, MAX_SIDE) for each in maps]
     drawn = np.ascontiguousarray(shown[0][0])
     anomaly_map, kl_map, feature_map = (np.array(values) for _, values in shown)
-    heat = overlay(drawn, anomaly_map, saturation_of(model.scoring))
-    misfit = misfit_of(image, model.scoring.config.white_level)
+    saturation = saturation_of(scoring)
+    heat = overlay(drawn, anomaly_map, saturation)
+    misfit = misfit_of(image, scoring.config.white_level)
     maps = (anomaly_map, kl_map, feature_map)
     score, warning = float(output.anomaly_score[index]), f"{file} {misfit}" if misfit else ""
-    return Inspection(model.name, file, size, alpha, timesteps, drawn, heat, *maps, score, warning)
+    computed = (alpha, timesteps, scoring.uses_bfloat16())
+    return Inspection(model.name, file, size, *computed, drawn, heat, saturation, *maps, score, warning)
 
 
 def _finite(threshold):

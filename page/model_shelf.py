@@ -34,6 +34,7 @@ class Model:
         name (`str`): what users choose it by.
         folder (`Path`): its checkpoint.
         category (`str`, *optional*): which of the checkpoint's categories it is.
+        timesteps (`list[int]`), alpha (`float`): what it scores with, unless a user asks for others.
         calibration (`ScoreCalibration`): what it promises, without its noise fields; it stays when networks go.
         loaded (`LoadedCheckpoints`): where its networks are, or are read again.
     """
@@ -41,6 +42,8 @@ class Model:
     name: str
     folder: Path
     category: str | None
+    timesteps: list
+    alpha: float
     calibration: ScoreCalibration = field(repr=False)
     loaded: LoadedCheckpoints = field(repr=False)
 
@@ -158,8 +161,9 @@ class ModelShelf:
             models = {}
             for category, pipelines in self._loaded.read(folder, name).items():
                 shown = name if category is None else f"{name}: {category}"
-                promise = without_noise(pipelines.scoring.calibration)
-                models[shown] = Model(shown, folder, category, promise, self._loaded)
+                scoring = pipelines.scoring
+                settings = list(scoring.config.timesteps), scoring.alpha, without_noise(scoring.calibration)
+                models[shown] = Model(shown, folder, category, *settings, self._loaded)
                 if not lends_gpu():
                     with self.turns.take():  # the first image takes longest: let it be none of a user's
                         pipelines.score(np.zeros((8, 8, 3), np.uint8))

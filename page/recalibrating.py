@@ -65,7 +65,7 @@ class Recalibration:
         try:
             with tempfile.TemporaryDirectory() as directory:
                 files = [folder.file(index, directory) for index in indices]
-                timesteps = list(self._model.scoring.config.timesteps)
+                timesteps = list(self._model.timesteps)
                 groups = find_groups(files, shows_progress=False, remedy="; give images of more parts")
                 files = leave_out_trained_on(self._model.folder, files, groups)
                 check_enough(files, groups)

@@ -1,11 +1,10 @@
 """Whether settings and components of a checkpoint can belong to one model; what does not is named."""
 
-from .config_checks import check_list, check_number, check_whole, shown
+from .config_checks import check_number, check_timesteps, check_whole, shown
 from .image_preprocessing import WHITE_LEVELS
-from .score_calibration import MAX_TIMESTEPS, REFERENCES
+from .score_calibration import REFERENCES
 
 MAX_RESOLUTION = 4096
-MAX_NOISE_STEPS = 10_000
 
 
 def check_settings(
@@ -19,9 +18,7 @@ def check_settings(
     check_whole("patch_size", patch_size, 1, 64)
     check_number("data_mean", data_mean, -1, 1)
     check_number("data_std", data_std, 1e-4, 1)
-    check_list("timesteps", timesteps, 1, MAX_TIMESTEPS)
-    for timestep in timesteps:
-        check_whole("timesteps", timestep, 0, MAX_NOISE_STEPS - 1)
+    check_timesteps(timesteps)
     if alpha is not None:
         check_number("alpha", alpha, 0, 1)
     check_number("smoothing_sigma", smoothing_sigma, 0, 64)
@@ -49,8 +46,7 @@ def check_fit(pipe):
                 f"for {expected}."
             )
     check_whole("the resolution, sample_size times patch_size,", pipe.resolution, 1, MAX_RESOLUTION)
-    for timestep in pipe.config.timesteps:
-        check_whole("timesteps", timestep, 0, len(alphas_cumprod) - 1)
+    check_timesteps(pipe.config.timesteps, len(alphas_cumprod))
     if pipe.categories is None:
         _check_category_fit(pipe, *(pipe.components[name] for name in REFERENCES), pipe.calibration)
         return

@@ -11,7 +11,7 @@ from .anomaly_maps import blend, render, resize_map
 from .anomaly_scoring_output import AnomalyScoringOutput, postprocess
 from .image_preprocessing import preprocess
 from .pipeline_base import TrainedModel
-from .score_calibration import SLACK
+from .verdicts import decide
 
 
 class AnomalyScoringPipeline(TrainedModel, DiffusionPipeline):
@@ -119,37 +119,15 @@ class AnomalyScoringPipeline(TrainedModel, DiffusionPipeline):
         return output if return_dict else output.to_tuple()
 
     def decide(self, anomaly_maps, scores, alpha=None, timesteps=None, false_alarm_rate=None):
-        """Turn maps and scores into verdicts; no network runs, so that a rate can be changed at once.
-
-        Args:
-            anomaly_maps (`list[torch.Tensor]`): (height, width) each.
-            scores (`torch.Tensor`): (n,).
-            alpha, timesteps: what maps and scores were computed with.
-            false_alarm_rate (`float`, *optional*): as in `__call__`.
+        """Turn maps and scores into verdicts, as `verdicts.decide`; by default with this pipeline's own settings.
 
         Returns:
-            `dict`: p_value, is_anomalous, pred_mask (tensors), false_alarm_rate, image_threshold and pixel_threshold
-            as in `AnomalyScoringOutput`.
+            `dict`: as `verdicts.decide`.
         """
         alpha = self.alpha if alpha is None else alpha
         timesteps = self.config.timesteps if timesteps is None else timesteps
-        rate = self.calibration.effective_rate(false_alarm_rate)
-        bfloat16 = self.uses_bfloat16()
-        pixel_threshold = self.calibration.pixel_threshold(rate, alpha, timesteps, bfloat16)
-        p_value = self.calibration.p_value(scores, timesteps, bfloat16).cpu().numpy()
-        is_anomalous = p_value <= rate + SLACK
-        masks = [
-            (anomaly_map > pixel_threshold) & bool(anomalous)
-            for anomaly_map, anomalous in zip(anomaly_maps, is_anomalous, strict=True)
-        ]
-        return {
-            "p_value": p_value,
-            "is_anomalous": is_anomalous,
-            "pred_mask": masks,
-            "false_alarm_rate": rate,
-            "image_threshold": self.calibration.image_threshold(rate, timesteps, bfloat16),
-            "pixel_threshold": pixel_threshold,
-        }
+        rate, bfloat16 = false_alarm_rate, self.uses_bfloat16()
+        return decide(self.calibration, anomaly_maps, scores, alpha, timesteps, rate, bfloat16)
 
     def check_inputs(self, timesteps, alpha, false_alarm_rate, batch_size, output_type):
         """Check arguments of a call before anything is measured.

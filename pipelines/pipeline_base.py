@@ -4,10 +4,9 @@ import logging
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from diffusers import DDPMScheduler, ModelMixin, UNet2DModel
 
-from .anomaly_maps import SMOOTHING_SIGMA, resize_map
+from .anomaly_maps import SMOOTHING_SIGMA
 from .category_bank import CategoryBank
 from .checkpoint_files import save_checkpoint
 from .checkpoint_loading import load_components
@@ -16,11 +15,11 @@ from .denoising_network import has_bfloat16, predict, without_tf32
 from .feature_extraction import TimmFeatureExtractor
 from .feature_gaussian import FeatureGaussian
 from .feature_memory import FeatureMemory
-from .gaussian_diffusion import add_noise, posterior_kl, variational_bound
-from .image_preprocessing import WHITE_LEVELS, contrast_limits, contrast_scale, normalize_contrast
+from .image_preprocessing import WHITE_LEVELS
+from .measurement import measure
 from .model_checks import check_fit, check_settings
-from .safetensors_only import refuse_pickles
-from .score_calibration import REFERENCES, Measurement, ScoreCalibration
+from .safetensors_only import SafetensorsUNet
+from .score_calibration import REFERENCES, ScoreCalibration
 
 BFLOAT16_TOLERANCE = 0.05
 """bfloat16 is used by itself if no calibration image's score moved by more than this many standard deviations."""
@@ -34,16 +33,6 @@ CATEGORY_SETTINGS = ("data_mean", "data_std", "class_label")
 
 
 logger = logging.getLogger(__name__)
-
-
-class SafetensorsUNet(UNet2DModel):
-    """What diffusers is told to load instead of a `UNet2DModel`: the same, but from safetensors or not at all."""
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
-        """A `UNet2DModel`; a folder with a pickle in it is a `ValueError`."""
-        refuse_pickles(pretrained_model_name_or_path)
-        return UNet2DModel.from_pretrained(pretrained_model_name_or_path, **(kwargs | {"use_safetensors": True}))
 
 
 class TrainedModel:
@@ -181,33 +170,7 @@ class TrainedModel:
         Returns:
             `Measurement`: averages over the cells of the score grid.
         """
-        device, grid = self._execution_device, self.config.score_grid
-        batch, count = samples.shape[0], len(timesteps)
-        sample = samples.to(device)
-        features = self.feature_extractor(sample)
-        distances = [resize_map(reference(features), (grid, grid)) for reference in self.references]
-        sample = normalize_contrast(sample, self.config.data_mean, self.config.data_std)
-        sample = sample.repeat_interleave(count, dim=0)
-        t = torch.tensor(timesteps, device=device).repeat(batch)
-        alphas_cumprod = self.scheduler.alphas_cumprod.to(device)
-        noisy_sample = add_noise(sample, noise.to(device).repeat(batch, 1, 1, 1), alphas_cumprod, t)
-        predicted_noise, predicted_variance, predicted_features = self.predict(noisy_sample, t, mixed_precision)
-        predicted_features = predicted_features.unflatten(0, (batch, count))
-        feature_error = (features[:, None] - predicted_features).square_().mean(dim=2)
-        del features, predicted_features  # the largest tensors of the call
-        terms = (sample, noisy_sample, predicted_noise, predicted_variance, alphas_cumprod, t)
-        if 0 in timesteps:
-            statistics = self.config.data_mean, self.config.data_std
-            bin_width = 2 / 255 * contrast_scale(statistics[1])
-            kl = variational_bound(*terms, bin_width, limits=contrast_limits(*statistics))
-        else:  # the same, without asking the device for the timesteps
-            kl = posterior_kl(*terms)
-        kl = kl.mean(dim=1)
-        return Measurement(
-            F.adaptive_avg_pool2d(kl.unflatten(0, (batch, count)), grid),
-            F.adaptive_avg_pool2d(feature_error, grid),
-            torch.stack(distances, dim=1) if distances else kl.new_zeros(batch, 0, grid, grid),
-        )
+        return measure(self, samples, timesteps, noise, mixed_precision)
 
     @torch.inference_mode()
     def score(self, samples, timesteps, noise):

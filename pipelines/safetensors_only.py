@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from diffusers import UNet2DModel
+
 PICKLES = (".bin", ".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".joblib", ".dill")
 """Loading one of these can run any code."""
 
@@ -43,3 +45,13 @@ def refuse_pickles(folder):
             )
         if path.name.endswith(WEIGHT_LISTS):
             raise ValueError(f"{folder.name}/{path.name} splits the weights into several files; one is accepted.")
+
+
+class SafetensorsUNet(UNet2DModel):
+    """What diffusers is told to load instead of a `UNet2DModel`: the same, but from safetensors or not at all."""
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+        """A `UNet2DModel`; a folder with a pickle in it is a `ValueError`."""
+        refuse_pickles(pretrained_model_name_or_path)
+        return UNet2DModel.from_pretrained(pretrained_model_name_or_path, **(kwargs | {"use_safetensors": True}))

@@ -15,14 +15,14 @@ score is the largest that the deciding components give it, or their mean.
 
 import math
 from itertools import combinations
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import torch
 from diffusers import ConfigMixin
 from diffusers.configuration_utils import register_to_config
 
 from .anomaly_maps import worst_mean
-from .config_checks import check_list, check_number, check_whole, shown
+from .calibration_checks import check_calibration_settings
 from .float32_component import Float32Component
 
 SLACK = 1e-9
@@ -32,10 +32,6 @@ NUM_ALPHAS = 21
 """The largest map values of good images are kept for alpha = 0, 0.05, …, 1 and every subset of the timesteps."""
 
 
-MAX_TIMESTEPS = 10
-"""Tables have a row for every subset of the timesteps: 1023 of so many."""
-
-
 REFERENCES = {
     "gaussian": "the Gaussian of good features",
     "memory": "the memory of good features",
@@ -43,21 +39,6 @@ REFERENCES = {
 }
 """Components that the features of an image are compared with, in their order, and what they are called.
 """
-
-IMAGE_RULES = ("max", "mean")
-"""How the scores that components give an image become one."""
-
-
-class Measurement(NamedTuple):
-    """Maps of a batch before any normalisation, float32, on the score grid.
-
-    kl (nats per channel) and feature_error (mean squared error of standardised features) have the shape
-    (batch, timesteps, grid, grid); reference, (batch, references, grid, grid), the distances from good features.
-    """
-
-    kl: torch.Tensor
-    feature_error: torch.Tensor
-    reference: torch.Tensor
 
 
 class ScoreCalibration(Float32Component, ConfigMixin):
@@ -128,43 +109,9 @@ class ScoreCalibration(Float32Component, ConfigMixin):
         ranks_bfloat16: bool = False,
     ):
         super().__init__()
-        check_list("timesteps", timesteps, 1, MAX_TIMESTEPS)
-        for timestep in timesteps:
-            check_whole("timesteps", timestep, 0, 10_000)
-        if len(set(timesteps)) < len(timesteps):
-            raise ValueError(f"timesteps are {shown(timesteps)}; each is accepted once.")
-        check_whole("resolution", resolution, 1, 4096)
-        check_whole("grid_size", grid_size, 1, 1024)
-        check_number("alpha", alpha, 0, 1)
-        check_list("map_weights", map_weights, 1, 8)
-        for weight in map_weights:
-            check_number("map_weights", weight, 0, 1)
-        if image_rule not in IMAGE_RULES:
-            raise ValueError(f"image_rule is {shown(image_rule)}; {' and '.join(IMAGE_RULES)} are accepted.")
-        for name, value in (("planted_pro", planted_pro), ("planted_image_auroc", planted_image_auroc)):
-            if value is not None:
-                check_number(name, value, 0, 1 + 1e-6)  # a mean of ones may be rounded up
-        check_whole("num_ranked", num_ranked, 1, 1_000_000)
-        check_whole("num_fitted", num_fitted, 1, 1_000_000)
-        for name, value, most in (
-            ("num_groups", num_groups, num_ranked),
-            ("num_fitted_groups", num_fitted_groups, num_fitted),
-        ):
-            if value is not None:
-                check_whole(name, value, 1, most)
-        for name, value in (("cross_fitted", cross_fitted), ("ranks_bfloat16", ranks_bfloat16)):
-            if not isinstance(value, bool):
-                raise ValueError(f"{name} is {shown(value)}; true and false are accepted.")
-        if bfloat16_deviation is not None:
-            check_number("bfloat16_deviation", bfloat16_deviation, 0, 1e9)
+        check_calibration_settings(self.config)
         num_references = len(map_weights) - 1
         count, subsets, components = len(timesteps), 2 ** len(timesteps) - 1, 2 + num_references
-        if image_parts is not None:
-            check_list("image_parts", image_parts, components, components)
-            if not all(isinstance(counts, bool) for counts in image_parts) or not any(image_parts):
-                raise ValueError(
-                    f"image_parts is {shown(image_parts)}; true and false are accepted, true at least once."
-                )
         self.register_buffer("noise", torch.zeros(count, 3, resolution, resolution))
         for name in ("kl", "feature_error"):
             self.register_buffer(f"{name}_mean", torch.zeros(count, grid_size, grid_size))

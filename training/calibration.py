@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipelines.checkpoint_files import is_half_precision
 from pipelines.checkpoint_loading import locate_checkpoint
+from pipelines.config_checks import check_timesteps
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from rendering.words import count_of
 from training.data.groups import HELP as GROUPS_HELP
@@ -75,8 +76,7 @@ def recalibrate(args):
     timesteps = args.timesteps or list(pipe.config.timesteps)
     if pipe.categories is not None and sorted(timesteps) != sorted(pipe.config.timesteps):
         raise ValueError("all categories of a checkpoint share their timesteps; leave --timesteps out.")
-    if len(set(timesteps)) < len(timesteps) or not all(0 <= t < len(pipe.scheduler.alphas_cumprod) for t in timesteps):
-        raise ValueError(f"timesteps are {timesteps}; each must lie in 0 to {len(pipe.scheduler.alphas_cumprod) - 1}.")
+    check_timesteps(timesteps, len(pipe.scheduler.alphas_cumprod))
     files = find_good_images(args.data_dir, args.all_good)
     groups = on_main_process(partial(find_groups, files, args.groups))
     files = leave_out_trained_on(folder, files, groups)

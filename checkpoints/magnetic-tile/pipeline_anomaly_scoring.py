@@ -1,9 +1,9 @@
-"""AnomalyScoringPipeline, in one file made of 21 modules; change those, not this copy.
+"""AnomalyScoringPipeline, in one file made of 24 modules; change those, not this copy.
 
 Each after those that it needs: anomaly_maps, anomaly_scoring_output, image_preprocessing, config_checks,
-safetensors_only, float32_component, feature_gaussian, feature_memory, score_calibration, category_bank, code_bundle,
-checkpoint_files, gaussian_diffusion, denoising_network, checkpoint_reading, hub_errors, checkpoint_loading,
-feature_extraction, model_checks, pipeline_base, pipeline_anomaly_scoring.
+safetensors_only, float32_component, feature_gaussian, feature_memory, calibration_checks, score_calibration,
+category_bank, code_bundle, checkpoint_files, gaussian_diffusion, denoising_network, checkpoint_reading, hub_errors,
+checkpoint_loading, feature_extraction, measurement, model_checks, pipeline_base, verdicts, pipeline_anomaly_scoring.
 """
 
 
@@ -390,6 +390,12 @@ MAX_STOCK_NUMBER = 2**16
 MAX_STOCK_LIST = 10_000
 MAX_TEXT = 200
 
+MAX_NOISE_STEPS = 10_000
+"""Timesteps of a noise schedule."""
+
+MAX_TIMESTEPS = 10
+"""Of Eq. 11: tables have a row for every subset of them, 1023 of so many."""
+
 
 def check_whole(name, value, low, high):
     """Check that a setting is a whole number in `low` to `high`.
@@ -420,6 +426,23 @@ def check_list(name, values, shortest, longest):
     if not isinstance(values, (list, tuple)) or not shortest <= len(values) <= longest:
         counts = str(shortest) if shortest == longest else f"{shortest} to {longest}"
         raise ValueError(f"{name} is {shown(values)}; a list of {counts} values is accepted.")
+
+
+def check_timesteps(timesteps, num_timesteps=MAX_NOISE_STEPS):
+    """Check T of Eq. 11: a list of timesteps of a noise schedule, each once.
+
+    Args:
+        timesteps (`list[int]`): in any order.
+        num_timesteps (`int`): of the schedule.
+
+    Raises:
+        ValueError: with what is wrong with them.
+    """
+    check_list("timesteps", timesteps, 1, MAX_TIMESTEPS)
+    for timestep in timesteps:
+        check_whole("timesteps", timestep, 0, num_timesteps - 1)
+    if len(set(timesteps)) < len(timesteps):
+        raise ValueError(f"timesteps are {shown(timesteps)}; each is accepted once.")
 
 
 def check_stock_config(component_class, config):
@@ -468,6 +491,8 @@ def _is_of_kind(value, default):
 
 from pathlib import Path
 
+from diffusers import UNet2DModel
+
 PICKLES = (".bin", ".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".joblib", ".dill")
 """Loading one of these can run any code."""
 
@@ -509,6 +534,16 @@ def refuse_pickles(folder):
             )
         if path.name.endswith(WEIGHT_LISTS):
             raise ValueError(f"{folder.name}/{path.name} splits the weights into several files; one is accepted.")
+
+
+class SafetensorsUNet(UNet2DModel):
+    """What diffusers is told to load instead of a `UNet2DModel`: the same, but from safetensors or not at all."""
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+        """A `UNet2DModel`; a folder with a pickle in it is a `ValueError`."""
+        refuse_pickles(pretrained_model_name_or_path)
+        return UNet2DModel.from_pretrained(pretrained_model_name_or_path, **(kwargs | {"use_safetensors": True}))
 
 
 # %% float32_component: needs safetensors_only
@@ -699,7 +734,57 @@ class FeatureMemory(Float32Component, ConfigMixin):
         return torch.stack(distances).amin(dim=0).view(-1, size, size) / self.bank.shape[1] ** 0.5
 
 
-# %% score_calibration: needs anomaly_maps, config_checks, float32_component
+# %% calibration_checks: needs config_checks
+"""Settings of a calibration, which may come from anywhere: checked before a table is made for them."""
+
+
+IMAGE_RULES = ("max", "mean")
+"""How the scores that components give an image become one."""
+
+
+def check_calibration_settings(config):
+    """Check the settings of a `ScoreCalibration`.
+
+    Args:
+        config (`FrozenDict`): all of them, by name.
+
+    Raises:
+        ValueError: with the first that is out of range.
+    """
+    check_timesteps(config.timesteps)
+    check_whole("resolution", config.resolution, 1, 4096)
+    check_whole("grid_size", config.grid_size, 1, 1024)
+    check_number("alpha", config.alpha, 0, 1)
+    check_list("map_weights", config.map_weights, 1, 8)
+    for weight in config.map_weights:
+        check_number("map_weights", weight, 0, 1)
+    _check_score_components(config)
+    for name in ("planted_pro", "planted_image_auroc"):
+        if config[name] is not None:
+            check_number(name, config[name], 0, 1 + 1e-6)  # a mean of ones may be rounded up
+    for images, groups in (("num_ranked", "num_groups"), ("num_fitted", "num_fitted_groups")):
+        check_whole(images, config[images], 1, 1_000_000)
+        if config[groups] is not None:
+            check_whole(groups, config[groups], 1, config[images])
+    for name in ("cross_fitted", "ranks_bfloat16"):
+        if not isinstance(config[name], bool):
+            raise ValueError(f"{name} is {shown(config[name])}; true and false are accepted.")
+    if config.bfloat16_deviation is not None:
+        check_number("bfloat16_deviation", config.bfloat16_deviation, 0, 1e9)
+
+
+def _check_score_components(config):
+    if config.image_rule not in IMAGE_RULES:
+        raise ValueError(f"image_rule is {shown(config.image_rule)}; {' and '.join(IMAGE_RULES)} are accepted.")
+    deciding = config.image_parts
+    if deciding is not None:
+        components = 1 + len(config.map_weights)
+        check_list("image_parts", deciding, components, components)
+        if not all(isinstance(counts, bool) for counts in deciding) or not any(deciding):
+            raise ValueError(f"image_parts is {shown(deciding)}; true and false are accepted, true at least once.")
+
+
+# %% score_calibration: needs anomaly_maps, calibration_checks, float32_component
 """What good images look like to the score: normalisation of Eq. 11 and conformal p-values, as a component.
 
 Fitted by `training/calibration.py` on held-out good images alone, in two disjoint halves: the first gives mean and
@@ -717,7 +802,7 @@ score is the largest that the deciding components give it, or their mean.
 
 import math
 from itertools import combinations
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import torch
 from diffusers import ConfigMixin
@@ -731,10 +816,6 @@ NUM_ALPHAS = 21
 """The largest map values of good images are kept for alpha = 0, 0.05, …, 1 and every subset of the timesteps."""
 
 
-MAX_TIMESTEPS = 10
-"""Tables have a row for every subset of the timesteps: 1023 of so many."""
-
-
 REFERENCES = {
     "gaussian": "the Gaussian of good features",
     "memory": "the memory of good features",
@@ -742,21 +823,6 @@ REFERENCES = {
 }
 """Components that the features of an image are compared with, in their order, and what they are called.
 """
-
-IMAGE_RULES = ("max", "mean")
-"""How the scores that components give an image become one."""
-
-
-class Measurement(NamedTuple):
-    """Maps of a batch before any normalisation, float32, on the score grid.
-
-    kl (nats per channel) and feature_error (mean squared error of standardised features) have the shape
-    (batch, timesteps, grid, grid); reference, (batch, references, grid, grid), the distances from good features.
-    """
-
-    kl: torch.Tensor
-    feature_error: torch.Tensor
-    reference: torch.Tensor
 
 
 class ScoreCalibration(Float32Component, ConfigMixin):
@@ -827,43 +893,9 @@ class ScoreCalibration(Float32Component, ConfigMixin):
         ranks_bfloat16: bool = False,
     ):
         super().__init__()
-        check_list("timesteps", timesteps, 1, MAX_TIMESTEPS)
-        for timestep in timesteps:
-            check_whole("timesteps", timestep, 0, 10_000)
-        if len(set(timesteps)) < len(timesteps):
-            raise ValueError(f"timesteps are {shown(timesteps)}; each is accepted once.")
-        check_whole("resolution", resolution, 1, 4096)
-        check_whole("grid_size", grid_size, 1, 1024)
-        check_number("alpha", alpha, 0, 1)
-        check_list("map_weights", map_weights, 1, 8)
-        for weight in map_weights:
-            check_number("map_weights", weight, 0, 1)
-        if image_rule not in IMAGE_RULES:
-            raise ValueError(f"image_rule is {shown(image_rule)}; {' and '.join(IMAGE_RULES)} are accepted.")
-        for name, value in (("planted_pro", planted_pro), ("planted_image_auroc", planted_image_auroc)):
-            if value is not None:
-                check_number(name, value, 0, 1 + 1e-6)  # a mean of ones may be rounded up
-        check_whole("num_ranked", num_ranked, 1, 1_000_000)
-        check_whole("num_fitted", num_fitted, 1, 1_000_000)
-        for name, value, most in (
-            ("num_groups", num_groups, num_ranked),
-            ("num_fitted_groups", num_fitted_groups, num_fitted),
-        ):
-            if value is not None:
-                check_whole(name, value, 1, most)
-        for name, value in (("cross_fitted", cross_fitted), ("ranks_bfloat16", ranks_bfloat16)):
-            if not isinstance(value, bool):
-                raise ValueError(f"{name} is {shown(value)}; true and false are accepted.")
-        if bfloat16_deviation is not None:
-            check_number("bfloat16_deviation", bfloat16_deviation, 0, 1e9)
+        check_calibration_settings(self.config)
         num_references = len(map_weights) - 1
         count, subsets, components = len(timesteps), 2 ** len(timesteps) - 1, 2 + num_references
-        if image_parts is not None:
-            check_list("image_parts", image_parts, components, components)
-            if not all(isinstance(counts, bool) for counts in image_parts) or not any(image_parts):
-                raise ValueError(
-                    f"image_parts is {shown(image_parts)}; true and false are accepted, true at least once."
-                )
         self.register_buffer("noise", torch.zeros(count, 3, resolution, resolution))
         for name in ("kl", "feature_error"):
             self.register_buffer(f"{name}_mean", torch.zeros(count, grid_size, grid_size))
@@ -2489,12 +2521,64 @@ def _to_grid(feature_map, grid_size):
     return F.interpolate(feature_map, size=(grid_size, grid_size), mode="bilinear", align_corners=False)
 
 
+# %% measurement: needs anomaly_maps, gaussian_diffusion, image_preprocessing
+"""What is measured of an image before anything is known of good ones: KL (Eq. 9), feature error (Eq. 10), distances."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+
+
+class Measurement(NamedTuple):
+    """Maps of a batch before any normalisation, float32, on the score grid.
+
+    kl (nats per channel) and feature_error (mean squared error of standardised features) have the shape
+    (batch, timesteps, grid, grid); reference, (batch, references, grid, grid), the distances from good features.
+    """
+
+    kl: torch.Tensor
+    feature_error: torch.Tensor
+    reference: torch.Tensor
+
+
+def measure(pipe, samples, timesteps, noise, mixed_precision=None):
+    """Measure samples; arguments and what is returned are those of `TrainedModel.measure`."""
+    device, grid = pipe._execution_device, pipe.config.score_grid
+    batch, count = samples.shape[0], len(timesteps)
+    sample = samples.to(device)
+    features = pipe.feature_extractor(sample)
+    distances = [resize_map(reference(features), (grid, grid)) for reference in pipe.references]
+    sample = normalize_contrast(sample, pipe.config.data_mean, pipe.config.data_std)
+    sample = sample.repeat_interleave(count, dim=0)
+    t = torch.tensor(timesteps, device=device).repeat(batch)
+    alphas_cumprod = pipe.scheduler.alphas_cumprod.to(device)
+    noisy_sample = add_noise(sample, noise.to(device).repeat(batch, 1, 1, 1), alphas_cumprod, t)
+    predicted_noise, predicted_variance, predicted_features = pipe.predict(noisy_sample, t, mixed_precision)
+    predicted_features = predicted_features.unflatten(0, (batch, count))
+    feature_error = (features[:, None] - predicted_features).square_().mean(dim=2)
+    del features, predicted_features  # the largest tensors of the call
+    terms = (sample, noisy_sample, predicted_noise, predicted_variance, alphas_cumprod, t)
+    if 0 in timesteps:
+        statistics = pipe.config.data_mean, pipe.config.data_std
+        bin_width = 2 / 255 * contrast_scale(statistics[1])
+        kl = variational_bound(*terms, bin_width, limits=contrast_limits(*statistics))
+    else:  # the same, without asking the device for the timesteps
+        kl = posterior_kl(*terms)
+    kl = kl.mean(dim=1)
+    return Measurement(
+        F.adaptive_avg_pool2d(kl.unflatten(0, (batch, count)), grid),
+        F.adaptive_avg_pool2d(feature_error, grid),
+        torch.stack(distances, dim=1) if distances else kl.new_zeros(batch, 0, grid, grid),
+    )
+
+
 # %% model_checks: needs config_checks, image_preprocessing, score_calibration
 """Whether settings and components of a checkpoint can belong to one model; what does not is named."""
 
 
 MAX_RESOLUTION = 4096
-MAX_NOISE_STEPS = 10_000
 
 
 def check_settings(
@@ -2508,9 +2592,7 @@ def check_settings(
     check_whole("patch_size", patch_size, 1, 64)
     check_number("data_mean", data_mean, -1, 1)
     check_number("data_std", data_std, 1e-4, 1)
-    check_list("timesteps", timesteps, 1, MAX_TIMESTEPS)
-    for timestep in timesteps:
-        check_whole("timesteps", timestep, 0, MAX_NOISE_STEPS - 1)
+    check_timesteps(timesteps)
     if alpha is not None:
         check_number("alpha", alpha, 0, 1)
     check_number("smoothing_sigma", smoothing_sigma, 0, 64)
@@ -2538,8 +2620,7 @@ def check_fit(pipe):
                 f"for {expected}."
             )
     check_whole("the resolution, sample_size times patch_size,", pipe.resolution, 1, MAX_RESOLUTION)
-    for timestep in pipe.config.timesteps:
-        check_whole("timesteps", timestep, 0, len(alphas_cumprod) - 1)
+    check_timesteps(pipe.config.timesteps, len(alphas_cumprod))
     if pipe.categories is None:
         _check_category_fit(pipe, *(pipe.components[name] for name in REFERENCES), pipe.calibration)
         return
@@ -2571,14 +2652,13 @@ def _check_category_fit(pipe, gaussian, memory, coarse_gaussian, calibration):
         check_whole("the calibration's timesteps", timestep, 0, len(pipe.scheduler.alphas_cumprod) - 1)
 
 
-# %% pipeline_base: needs anomaly_maps, category_bank, checkpoint_files, checkpoint_loading, config_checks, denoising_network, feature_extraction, feature_gaussian, feature_memory, gaussian_diffusion, image_preprocessing, model_checks, safetensors_only, score_calibration
+# %% pipeline_base: needs anomaly_maps, category_bank, checkpoint_files, checkpoint_loading, config_checks, denoising_network, feature_extraction, feature_gaussian, feature_memory, image_preprocessing, measurement, model_checks, safetensors_only, score_calibration
 """What every pipeline of a checkpoint does alike: load, save, choose a category, measure an image (Eq. 9 and 10)."""
 
 import logging
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from diffusers import DDPMScheduler, ModelMixin, UNet2DModel
 
 
@@ -2594,16 +2674,6 @@ CATEGORY_SETTINGS = ("data_mean", "data_std", "class_label")
 
 
 logger = logging.getLogger(__name__)
-
-
-class SafetensorsUNet(UNet2DModel):
-    """What diffusers is told to load instead of a `UNet2DModel`: the same, but from safetensors or not at all."""
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
-        """A `UNet2DModel`; a folder with a pickle in it is a `ValueError`."""
-        refuse_pickles(pretrained_model_name_or_path)
-        return UNet2DModel.from_pretrained(pretrained_model_name_or_path, **(kwargs | {"use_safetensors": True}))
 
 
 class TrainedModel:
@@ -2741,33 +2811,7 @@ class TrainedModel:
         Returns:
             `Measurement`: averages over the cells of the score grid.
         """
-        device, grid = self._execution_device, self.config.score_grid
-        batch, count = samples.shape[0], len(timesteps)
-        sample = samples.to(device)
-        features = self.feature_extractor(sample)
-        distances = [resize_map(reference(features), (grid, grid)) for reference in self.references]
-        sample = normalize_contrast(sample, self.config.data_mean, self.config.data_std)
-        sample = sample.repeat_interleave(count, dim=0)
-        t = torch.tensor(timesteps, device=device).repeat(batch)
-        alphas_cumprod = self.scheduler.alphas_cumprod.to(device)
-        noisy_sample = add_noise(sample, noise.to(device).repeat(batch, 1, 1, 1), alphas_cumprod, t)
-        predicted_noise, predicted_variance, predicted_features = self.predict(noisy_sample, t, mixed_precision)
-        predicted_features = predicted_features.unflatten(0, (batch, count))
-        feature_error = (features[:, None] - predicted_features).square_().mean(dim=2)
-        del features, predicted_features  # the largest tensors of the call
-        terms = (sample, noisy_sample, predicted_noise, predicted_variance, alphas_cumprod, t)
-        if 0 in timesteps:
-            statistics = self.config.data_mean, self.config.data_std
-            bin_width = 2 / 255 * contrast_scale(statistics[1])
-            kl = variational_bound(*terms, bin_width, limits=contrast_limits(*statistics))
-        else:  # the same, without asking the device for the timesteps
-            kl = posterior_kl(*terms)
-        kl = kl.mean(dim=1)
-        return Measurement(
-            F.adaptive_avg_pool2d(kl.unflatten(0, (batch, count)), grid),
-            F.adaptive_avg_pool2d(feature_error, grid),
-            torch.stack(distances, dim=1) if distances else kl.new_zeros(batch, 0, grid, grid),
-        )
+        return measure(self, samples, timesteps, noise, mixed_precision)
 
     @torch.inference_mode()
     def score(self, samples, timesteps, noise):
@@ -2888,7 +2932,44 @@ class TrainedModel:
         return deviation is not None and deviation <= BFLOAT16_TOLERANCE and has_bfloat16(self._execution_device)
 
 
-# %% pipeline_anomaly_scoring: needs anomaly_maps, anomaly_scoring_output, image_preprocessing, pipeline_base, score_calibration
+# %% verdicts: needs score_calibration
+"""From scores and maps to verdicts: all that it takes is a calibration, so that a rate can be changed at once."""
+
+
+
+def decide(calibration, anomaly_maps, scores, alpha, timesteps, false_alarm_rate=None, bfloat16=False):
+    """Judge images; no network runs.
+
+    Args:
+        calibration (`ScoreCalibration`): whose scores of good images they are ranked among.
+        anomaly_maps (`list[torch.Tensor]`): (height, width) each.
+        scores (`torch.Tensor`): (n,).
+        alpha (`float`), timesteps (`list[int]`), bfloat16 (`bool`): what maps and scores were computed with.
+        false_alarm_rate (`float`, *optional*): share of good parts that may be rejected; by default 1 %, or the
+            smallest that can be promised.
+
+    Returns:
+        `dict`: p_value, is_anomalous, pred_mask (tensors), false_alarm_rate, image_threshold and pixel_threshold as in
+        `AnomalyScoringOutput`.
+    """
+    rate = calibration.effective_rate(false_alarm_rate)
+    pixel_threshold = calibration.pixel_threshold(rate, alpha, timesteps, bfloat16)
+    p_value = calibration.p_value(scores, timesteps, bfloat16).cpu().numpy()
+    is_anomalous = p_value <= rate + SLACK
+    return {
+        "p_value": p_value,
+        "is_anomalous": is_anomalous,
+        "pred_mask": [
+            (anomaly_map > pixel_threshold) & bool(anomalous)
+            for anomaly_map, anomalous in zip(anomaly_maps, is_anomalous, strict=True)
+        ],
+        "false_alarm_rate": rate,
+        "image_threshold": calibration.image_threshold(rate, timesteps, bfloat16),
+        "pixel_threshold": pixel_threshold,
+    }
+
+
+# %% pipeline_anomaly_scoring: needs anomaly_maps, anomaly_scoring_output, image_preprocessing, pipeline_base, verdicts
 """AnomalyScoringPipeline: is there a defect, and where? (paper, section 3.2, Eq. 9 to 11).
 
 Noise of several scales is added to an image; where the diffusion model, trained on good parts alone, is wrong about
@@ -3005,37 +3086,15 @@ class AnomalyScoringPipeline(TrainedModel, DiffusionPipeline):
         return output if return_dict else output.to_tuple()
 
     def decide(self, anomaly_maps, scores, alpha=None, timesteps=None, false_alarm_rate=None):
-        """Turn maps and scores into verdicts; no network runs, so that a rate can be changed at once.
-
-        Args:
-            anomaly_maps (`list[torch.Tensor]`): (height, width) each.
-            scores (`torch.Tensor`): (n,).
-            alpha, timesteps: what maps and scores were computed with.
-            false_alarm_rate (`float`, *optional*): as in `__call__`.
+        """Turn maps and scores into verdicts, as `verdicts.decide`; by default with this pipeline's own settings.
 
         Returns:
-            `dict`: p_value, is_anomalous, pred_mask (tensors), false_alarm_rate, image_threshold and pixel_threshold
-            as in `AnomalyScoringOutput`.
+            `dict`: as `verdicts.decide`.
         """
         alpha = self.alpha if alpha is None else alpha
         timesteps = self.config.timesteps if timesteps is None else timesteps
-        rate = self.calibration.effective_rate(false_alarm_rate)
-        bfloat16 = self.uses_bfloat16()
-        pixel_threshold = self.calibration.pixel_threshold(rate, alpha, timesteps, bfloat16)
-        p_value = self.calibration.p_value(scores, timesteps, bfloat16).cpu().numpy()
-        is_anomalous = p_value <= rate + SLACK
-        masks = [
-            (anomaly_map > pixel_threshold) & bool(anomalous)
-            for anomaly_map, anomalous in zip(anomaly_maps, is_anomalous, strict=True)
-        ]
-        return {
-            "p_value": p_value,
-            "is_anomalous": is_anomalous,
-            "pred_mask": masks,
-            "false_alarm_rate": rate,
-            "image_threshold": self.calibration.image_threshold(rate, timesteps, bfloat16),
-            "pixel_threshold": pixel_threshold,
-        }
+        rate, bfloat16 = false_alarm_rate, self.uses_bfloat16()
+        return decide(self.calibration, anomaly_maps, scores, alpha, timesteps, rate, bfloat16)
 
     def check_inputs(self, timesteps, alpha, false_alarm_rate, batch_size, output_type):
         """Check arguments of a call before anything is measured.

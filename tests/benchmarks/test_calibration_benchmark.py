@@ -25,8 +25,9 @@ from benchmarks.calibration import (
 )
 from benchmarks.parts import RATES as PART_RATES
 from benchmarks.parts import WAYS, compare_splits, format_part_table
+from pipelines.measurement import Measurement
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
-from pipelines.score_calibration import Measurement, ScoreCalibration
+from pipelines.score_calibration import ScoreCalibration
 from training.data.splits import hold_out
 from training.fitting.calibration_fit import fit_image_ranks
 from training.records.training_record import publishable_record, read_record, write_record

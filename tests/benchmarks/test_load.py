@@ -4,18 +4,19 @@ import pytest
 from serving import served
 
 from benchmarks import load
+from page import inspection
+from pipelines.verdicts import decide
 
 
 @pytest.mark.parametrize("offset", [0, -1e6])
 def test_wrong_answers_are_found_and_right_ones_pass(tiny_checkpoint, tmp_path, monkeypatch, capsys, offset):
     monkeypatch.setattr(load, "SHARES", {"inspect": 50, "inspect_batch": 20, "models": 10, "refused": 20})
-    with served(tiny_checkpoint, tmp_path) as (url, shelf):
-        decide = shelf.get("tiny").scoring.decide
 
-        def decide_otherwise(maps, scores, *args):
-            return decide(maps, scores + offset, *args)
+    def decide_otherwise(calibration, maps, scores, *args):
+        return decide(calibration, maps, scores + offset, *args)
 
-        monkeypatch.setattr(shelf.get("tiny").scoring, "decide", decide_otherwise)
+    monkeypatch.setattr(inspection, "decide", decide_otherwise)  # of the page alone
+    with served(tiny_checkpoint, tmp_path) as (url, _):
         arguments = ["--requests", "12", "--clients", "2", "--url", url, "--model", str(tiny_checkpoint)]
         with pytest.raises(SystemExit) as ended:
             load.main(arguments)

@@ -48,7 +48,9 @@ def test_the_ones_used_last_are_in_memory_and_the_others_answer_as_before(folder
     assert networks_in_memory(networks) == []
 
 
-def test_a_remembered_inspection_keeps_no_network_and_is_judged_after_it_went(folders, scratched):
+def test_a_remembered_inspection_keeps_no_network_and_is_judged_without_reading_it_again(
+    folders, scratched, monkeypatch
+):
     shelf = ModelShelf(folders[:1], max_loaded=1)
     inspector = Inspector(shelf)
     network = weakref.ref(shelf.get("nuts").scoring.unet)
@@ -57,10 +59,15 @@ def test_a_remembered_inspection_keeps_no_network_and_is_judged_after_it_went(fo
     shelf.add(folders[1])
     assert network() is None
 
+    def read(*_):
+        raise AssertionError("a verdict at another rate takes no checkpoint")
+
+    monkeypatch.setattr(AnomalyScoringPipeline, "from_pretrained", read)
     assert inspector.inspect("nuts", scratched, "scratched.png") is inspection
     after = inspector.judge(inspection, 20)
     assert after[0] == before[0]
     assert (after[1] == before[1]).all()
+    assert inspector.judge(inspection, 90)[0]["false_alarm_rate"] == 0.9
 
 
 def test_it_is_read_once_for_all_who_wait_and_also_by_whoever_has_the_turn(folders, scratched, monkeypatch):

@@ -10,8 +10,9 @@ from PIL import Image, ImageOps
 from sentences import assert_sentence
 
 from pipelines.anomaly_maps import blend
+from pipelines.measurement import Measurement
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
-from pipelines.score_calibration import NUM_ALPHAS, Measurement, ScoreCalibration, timestep_subsets
+from pipelines.score_calibration import NUM_ALPHAS, ScoreCalibration, timestep_subsets
 from training.calibration import main
 from training.data.good_images import GoodImages
 from training.data.layouts import find_good_images

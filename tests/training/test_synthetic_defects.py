@@ -7,7 +7,8 @@ from scipy.ndimage import binary_dilation, uniform_filter
 from sklearn.metrics import roc_auc_score
 
 from pipelines.anomaly_maps import worst_mean
-from pipelines.score_calibration import IMAGE_RULES, combine
+from pipelines.calibration_checks import IMAGE_RULES
+from pipelines.score_calibration import combine
 from training.data.good_images import GoodImages
 from training.data.synthetic_defects import KINDS, MIN_VISIBLE_PIXELS, VISIBLE, SyntheticDefects, add_defect
 from training.fitting.blend_weights import (

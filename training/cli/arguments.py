@@ -5,7 +5,7 @@ import sys
 
 from diffusers.optimization import SchedulerType
 
-from pipelines.score_calibration import MAX_TIMESTEPS
+from pipelines.config_checks import check_timesteps
 from training.cli.data_arguments import (
     add_hub_options,
     add_hub_token,
@@ -17,6 +17,7 @@ from training.cli.settings_file import as_arguments, read_settings
 from training.data.groups import HELP as GROUPS_HELP
 from training.data.image_stream import SAMPLE_SIZE, SHUFFLE_BUFFER
 from training.data.layouts import ALL_GOOD_HELP
+from training.networks.unet import NUM_TRAIN_TIMESTEPS
 
 PRESETS = {
     "balanced": {
@@ -248,10 +249,10 @@ def _check(parser, args):
         parser.error(f"--snr_gamma is {args.snr_gamma}; it must be above 0")
     if args.alpha is not None and not 0 <= args.alpha <= 1:
         parser.error(f"--alpha is {args.alpha}; it must lie in [0, 1]")
-    if len(set(args.timesteps)) < len(args.timesteps) or any(not 0 <= t < 1000 for t in args.timesteps):
-        parser.error(f"--timesteps are {args.timesteps}; each must lie in 0 to 999 and be given once")
-    if len(args.timesteps) > MAX_TIMESTEPS:
-        parser.error(f"--timesteps are {len(args.timesteps)}; at most {MAX_TIMESTEPS} are accepted")
+    try:
+        check_timesteps(args.timesteps, NUM_TRAIN_TIMESTEPS)
+    except ValueError as error:
+        parser.error(f"--{error}")
     if not 0 <= args.rotation_degrees <= 45:
         parser.error(f"--rotation_degrees is {args.rotation_degrees}; it must lie in 0 to 45")
 

@@ -15,8 +15,9 @@ from sklearn.metrics import roc_auc_score
 
 from pipelines.anomaly_maps import render, worst_mean
 from pipelines.image_preprocessing import WHITE_LEVELS, as_uint8
+from pipelines.measurement import Measurement
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
-from pipelines.score_calibration import Measurement, ScoreCalibration
+from pipelines.score_calibration import ScoreCalibration
 from rendering.heat_map import SATURATION_FACTOR
 from rendering.sheet import map_sheet
 from training.data.good_images import GoodImages

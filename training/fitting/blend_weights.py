@@ -16,7 +16,8 @@ import torch
 from scipy.ndimage import label
 
 from pipelines.anomaly_maps import blend, render, worst_mean
-from pipelines.score_calibration import IMAGE_RULES, combine
+from pipelines.calibration_checks import IMAGE_RULES
+from pipelines.score_calibration import combine
 from training.evaluation.metrics import EIGHT_CONNECTED, MAX_FALSE_POSITIVE_RATE
 
 ALPHAS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5)

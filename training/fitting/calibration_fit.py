@@ -8,7 +8,8 @@ from tqdm.auto import tqdm
 
 from pipelines.anomaly_maps import blend, render
 from pipelines.denoising_network import has_bfloat16
-from pipelines.score_calibration import NUM_ALPHAS, Measurement, ScoreCalibration
+from pipelines.measurement import Measurement
+from pipelines.score_calibration import NUM_ALPHAS, ScoreCalibration
 from training.data.good_images import GoodImages
 from training.data.splits import count_parts, hold_out, part_numbers
 from training.data.synthetic_defects import SyntheticDefects

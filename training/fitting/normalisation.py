@@ -3,7 +3,8 @@
 import torch
 
 from pipelines.anomaly_maps import smooth, worst_mean
-from pipelines.score_calibration import Measurement, timestep_subsets
+from pipelines.measurement import Measurement
+from pipelines.score_calibration import timestep_subsets
 
 PRIOR_IMAGES = 100
 """Mean and deviation at a position are shrunk to those of all positions as if this many images had shown them."""

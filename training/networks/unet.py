@@ -3,6 +3,9 @@
 import torch
 from diffusers import DDPMScheduler, UNet2DModel
 
+NUM_TRAIN_TIMESTEPS = 1000
+"""Of the paper's noise schedule."""
+
 
 def build_unet(resolution, patch_size, num_features, block_out_channels, layers_per_block, num_classes=None):
     """A stock `UNet2DModel` on the pixel-unshuffled image, attention at its lowest level.
@@ -47,7 +50,7 @@ def build_scheduler(prediction_type="epsilon"):
             through a UNet narrower than a patch has values, an image can.
     """
     return DDPMScheduler(
-        num_train_timesteps=1000,
+        num_train_timesteps=NUM_TRAIN_TIMESTEPS,
         beta_start=1e-4,
         beta_end=0.02,
         beta_schedule="linear",

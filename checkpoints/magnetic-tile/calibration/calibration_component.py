@@ -1,6 +1,7 @@
-"""ScoreCalibration, in one file made of 5 modules; change those, not this copy.
+"""ScoreCalibration, in one file made of 6 modules; change those, not this copy.
 
-Each after those that it needs: anomaly_maps, config_checks, safetensors_only, float32_component, score_calibration.
+Each after those that it needs: anomaly_maps, config_checks, calibration_checks, safetensors_only, float32_component,
+score_calibration.
 """
 
 
@@ -72,6 +73,12 @@ MAX_STOCK_NUMBER = 2**16
 MAX_STOCK_LIST = 10_000
 MAX_TEXT = 200
 
+MAX_NOISE_STEPS = 10_000
+"""Timesteps of a noise schedule."""
+
+MAX_TIMESTEPS = 10
+"""Of Eq. 11: tables have a row for every subset of them, 1023 of so many."""
+
 
 def check_whole(name, value, low, high):
     """Check that a setting is a whole number in `low` to `high`.
@@ -102,6 +109,23 @@ def check_list(name, values, shortest, longest):
     if not isinstance(values, (list, tuple)) or not shortest <= len(values) <= longest:
         counts = str(shortest) if shortest == longest else f"{shortest} to {longest}"
         raise ValueError(f"{name} is {shown(values)}; a list of {counts} values is accepted.")
+
+
+def check_timesteps(timesteps, num_timesteps=MAX_NOISE_STEPS):
+    """Check T of Eq. 11: a list of timesteps of a noise schedule, each once.
+
+    Args:
+        timesteps (`list[int]`): in any order.
+        num_timesteps (`int`): of the schedule.
+
+    Raises:
+        ValueError: with what is wrong with them.
+    """
+    check_list("timesteps", timesteps, 1, MAX_TIMESTEPS)
+    for timestep in timesteps:
+        check_whole("timesteps", timestep, 0, num_timesteps - 1)
+    if len(set(timesteps)) < len(timesteps):
+        raise ValueError(f"timesteps are {shown(timesteps)}; each is accepted once.")
 
 
 def check_stock_config(component_class, config):
@@ -145,10 +169,62 @@ def _is_of_kind(value, default):
     return False
 
 
+# %% calibration_checks: needs config_checks
+"""Settings of a calibration, which may come from anywhere: checked before a table is made for them."""
+
+
+IMAGE_RULES = ("max", "mean")
+"""How the scores that components give an image become one."""
+
+
+def check_calibration_settings(config):
+    """Check the settings of a `ScoreCalibration`.
+
+    Args:
+        config (`FrozenDict`): all of them, by name.
+
+    Raises:
+        ValueError: with the first that is out of range.
+    """
+    check_timesteps(config.timesteps)
+    check_whole("resolution", config.resolution, 1, 4096)
+    check_whole("grid_size", config.grid_size, 1, 1024)
+    check_number("alpha", config.alpha, 0, 1)
+    check_list("map_weights", config.map_weights, 1, 8)
+    for weight in config.map_weights:
+        check_number("map_weights", weight, 0, 1)
+    _check_score_components(config)
+    for name in ("planted_pro", "planted_image_auroc"):
+        if config[name] is not None:
+            check_number(name, config[name], 0, 1 + 1e-6)  # a mean of ones may be rounded up
+    for images, groups in (("num_ranked", "num_groups"), ("num_fitted", "num_fitted_groups")):
+        check_whole(images, config[images], 1, 1_000_000)
+        if config[groups] is not None:
+            check_whole(groups, config[groups], 1, config[images])
+    for name in ("cross_fitted", "ranks_bfloat16"):
+        if not isinstance(config[name], bool):
+            raise ValueError(f"{name} is {shown(config[name])}; true and false are accepted.")
+    if config.bfloat16_deviation is not None:
+        check_number("bfloat16_deviation", config.bfloat16_deviation, 0, 1e9)
+
+
+def _check_score_components(config):
+    if config.image_rule not in IMAGE_RULES:
+        raise ValueError(f"image_rule is {shown(config.image_rule)}; {' and '.join(IMAGE_RULES)} are accepted.")
+    deciding = config.image_parts
+    if deciding is not None:
+        components = 1 + len(config.map_weights)
+        check_list("image_parts", deciding, components, components)
+        if not all(isinstance(counts, bool) for counts in deciding) or not any(deciding):
+            raise ValueError(f"image_parts is {shown(deciding)}; true and false are accepted, true at least once.")
+
+
 # %% safetensors_only: needs nothing
 """Weights come from safetensors or not at all: whoever loads a component, no pickle in its folder is read."""
 
 from pathlib import Path
+
+from diffusers import UNet2DModel
 
 PICKLES = (".bin", ".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".joblib", ".dill")
 """Loading one of these can run any code."""
@@ -193,6 +269,16 @@ def refuse_pickles(folder):
             raise ValueError(f"{folder.name}/{path.name} splits the weights into several files; one is accepted.")
 
 
+class SafetensorsUNet(UNet2DModel):
+    """What diffusers is told to load instead of a `UNet2DModel`: the same, but from safetensors or not at all."""
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+        """A `UNet2DModel`; a folder with a pickle in it is a `ValueError`."""
+        refuse_pickles(pretrained_model_name_or_path)
+        return UNet2DModel.from_pretrained(pretrained_model_name_or_path, **(kwargs | {"use_safetensors": True}))
+
+
 # %% float32_component: needs safetensors_only
 """A component that stays in float32 whatever dtype its pipeline is cast to: statistics lose their meaning in half."""
 
@@ -214,7 +300,7 @@ class Float32Component(SafetensorsOnly, ModelMixin):
         return self
 
 
-# %% score_calibration: needs anomaly_maps, config_checks, float32_component
+# %% score_calibration: needs anomaly_maps, calibration_checks, float32_component
 """What good images look like to the score: normalisation of Eq. 11 and conformal p-values, as a component.
 
 Fitted by `training/calibration.py` on held-out good images alone, in two disjoint halves: the first gives mean and
@@ -232,7 +318,7 @@ score is the largest that the deciding components give it, or their mean.
 
 import math
 from itertools import combinations
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import torch
 from diffusers import ConfigMixin
@@ -246,10 +332,6 @@ NUM_ALPHAS = 21
 """The largest map values of good images are kept for alpha = 0, 0.05, …, 1 and every subset of the timesteps."""
 
 
-MAX_TIMESTEPS = 10
-"""Tables have a row for every subset of the timesteps: 1023 of so many."""
-
-
 REFERENCES = {
     "gaussian": "the Gaussian of good features",
     "memory": "the memory of good features",
@@ -257,21 +339,6 @@ REFERENCES = {
 }
 """Components that the features of an image are compared with, in their order, and what they are called.
 """
-
-IMAGE_RULES = ("max", "mean")
-"""How the scores that components give an image become one."""
-
-
-class Measurement(NamedTuple):
-    """Maps of a batch before any normalisation, float32, on the score grid.
-
-    kl (nats per channel) and feature_error (mean squared error of standardised features) have the shape
-    (batch, timesteps, grid, grid); reference, (batch, references, grid, grid), the distances from good features.
-    """
-
-    kl: torch.Tensor
-    feature_error: torch.Tensor
-    reference: torch.Tensor
 
 
 class ScoreCalibration(Float32Component, ConfigMixin):
@@ -342,43 +409,9 @@ class ScoreCalibration(Float32Component, ConfigMixin):
         ranks_bfloat16: bool = False,
     ):
         super().__init__()
-        check_list("timesteps", timesteps, 1, MAX_TIMESTEPS)
-        for timestep in timesteps:
-            check_whole("timesteps", timestep, 0, 10_000)
-        if len(set(timesteps)) < len(timesteps):
-            raise ValueError(f"timesteps are {shown(timesteps)}; each is accepted once.")
-        check_whole("resolution", resolution, 1, 4096)
-        check_whole("grid_size", grid_size, 1, 1024)
-        check_number("alpha", alpha, 0, 1)
-        check_list("map_weights", map_weights, 1, 8)
-        for weight in map_weights:
-            check_number("map_weights", weight, 0, 1)
-        if image_rule not in IMAGE_RULES:
-            raise ValueError(f"image_rule is {shown(image_rule)}; {' and '.join(IMAGE_RULES)} are accepted.")
-        for name, value in (("planted_pro", planted_pro), ("planted_image_auroc", planted_image_auroc)):
-            if value is not None:
-                check_number(name, value, 0, 1 + 1e-6)  # a mean of ones may be rounded up
-        check_whole("num_ranked", num_ranked, 1, 1_000_000)
-        check_whole("num_fitted", num_fitted, 1, 1_000_000)
-        for name, value, most in (
-            ("num_groups", num_groups, num_ranked),
-            ("num_fitted_groups", num_fitted_groups, num_fitted),
-        ):
-            if value is not None:
-                check_whole(name, value, 1, most)
-        for name, value in (("cross_fitted", cross_fitted), ("ranks_bfloat16", ranks_bfloat16)):
-            if not isinstance(value, bool):
-                raise ValueError(f"{name} is {shown(value)}; true and false are accepted.")
-        if bfloat16_deviation is not None:
-            check_number("bfloat16_deviation", bfloat16_deviation, 0, 1e9)
+        check_calibration_settings(self.config)
         num_references = len(map_weights) - 1
         count, subsets, components = len(timesteps), 2 ** len(timesteps) - 1, 2 + num_references
-        if image_parts is not None:
-            check_list("image_parts", image_parts, components, components)
-            if not all(isinstance(counts, bool) for counts in image_parts) or not any(image_parts):
-                raise ValueError(
-                    f"image_parts is {shown(image_parts)}; true and false are accepted, true at least once."
-                )
         self.register_buffer("noise", torch.zeros(count, 3, resolution, resolution))
         for name in ("kl", "feature_error"):
             self.register_buffer(f"{name}_mean", torch.zeros(count, grid_size, grid_size))

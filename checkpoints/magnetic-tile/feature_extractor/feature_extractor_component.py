@@ -15,6 +15,12 @@ MAX_STOCK_NUMBER = 2**16
 MAX_STOCK_LIST = 10_000
 MAX_TEXT = 200
 
+MAX_NOISE_STEPS = 10_000
+"""Timesteps of a noise schedule."""
+
+MAX_TIMESTEPS = 10
+"""Of Eq. 11: tables have a row for every subset of them, 1023 of so many."""
+
 
 def check_whole(name, value, low, high):
     """Check that a setting is a whole number in `low` to `high`.
@@ -45,6 +51,23 @@ def check_list(name, values, shortest, longest):
     if not isinstance(values, (list, tuple)) or not shortest <= len(values) <= longest:
         counts = str(shortest) if shortest == longest else f"{shortest} to {longest}"
         raise ValueError(f"{name} is {shown(values)}; a list of {counts} values is accepted.")
+
+
+def check_timesteps(timesteps, num_timesteps=MAX_NOISE_STEPS):
+    """Check T of Eq. 11: a list of timesteps of a noise schedule, each once.
+
+    Args:
+        timesteps (`list[int]`): in any order.
+        num_timesteps (`int`): of the schedule.
+
+    Raises:
+        ValueError: with what is wrong with them.
+    """
+    check_list("timesteps", timesteps, 1, MAX_TIMESTEPS)
+    for timestep in timesteps:
+        check_whole("timesteps", timestep, 0, num_timesteps - 1)
+    if len(set(timesteps)) < len(timesteps):
+        raise ValueError(f"timesteps are {shown(timesteps)}; each is accepted once.")
 
 
 def check_stock_config(component_class, config):
@@ -93,6 +116,8 @@ def _is_of_kind(value, default):
 
 from pathlib import Path
 
+from diffusers import UNet2DModel
+
 PICKLES = (".bin", ".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".joblib", ".dill")
 """Loading one of these can run any code."""
 
@@ -134,6 +159,16 @@ def refuse_pickles(folder):
             )
         if path.name.endswith(WEIGHT_LISTS):
             raise ValueError(f"{folder.name}/{path.name} splits the weights into several files; one is accepted.")
+
+
+class SafetensorsUNet(UNet2DModel):
+    """What diffusers is told to load instead of a `UNet2DModel`: the same, but from safetensors or not at all."""
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+        """A `UNet2DModel`; a folder with a pickle in it is a `ValueError`."""
+        refuse_pickles(pretrained_model_name_or_path)
+        return UNet2DModel.from_pretrained(pretrained_model_name_or_path, **(kwargs | {"use_safetensors": True}))
 
 
 # %% feature_extraction: needs config_checks, safetensors_only
