@@ -13,9 +13,9 @@ import sys
 import tempfile
 
 from page.build import build_page, launch_arguments
-from page.model_shelf import ModelShelf
-from page.settings import parse_settings
-from page.trainings import shelve_trained_models
+from page.models.model_shelf import ModelShelf
+from page.server.settings import parse_settings
+from page.work.trainings import shelve_trained_models
 from training.runtime.process import keep_large_buffers
 
 logger = logging.getLogger("app")

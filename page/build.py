@@ -5,23 +5,24 @@ import threading
 
 import gradio as gr
 from starlette.middleware import Middleware
+from starlette.responses import JSONResponse
+from starlette.routing import Route
 
-from .batch_tab import build_batch_tab
-from .context import Page
-from .health import HEALTH
-from .how_it_works import build_how_it_works_tab
-from .inspect_tab import build_inspect_tab, inspect_examples
-from .inspection import Inspector
-from .mcp_tools import answer_mcp_in_json, mcp_is_possible
-from .models_tab import build_models_tab
-from .repair_tab import build_repair_tab
-from .request_limits import REFUSALS, RequestLimits
-from .service import build_service
-from .settings import KEPT_SECONDS
-from .style import CSS, HEAD, THEME
-from .train_tab import build_train_tab
-from .trainings import Trainings
-from .user_errors import answer_in_one_sentence, refuse_urls
+from page.context import Page
+from page.server.gradio_internals import answer_mcp_in_json, mcp_is_possible, refuse_urls
+from page.server.request_limits import REFUSALS, RequestLimits
+from page.server.settings import KEPT_SECONDS
+from page.server.user_errors import answer_in_one_sentence
+from page.service import build_service
+from page.style import CSS, HEAD, THEME
+from page.tabs.batch_tab import build_batch_tab
+from page.tabs.how_it_works import build_how_it_works_tab
+from page.tabs.inspect_tab import build_inspect_tab, inspect_examples
+from page.tabs.models_tab import build_models_tab
+from page.tabs.repair_tab import build_repair_tab
+from page.tabs.train_tab import build_train_tab
+from page.work.inspection import Inspector
+from page.work.trainings import Trainings
 
 TITLE = """# Is this part good?
 The image is compared with what good parts look like; what does not fit is marked."""
@@ -93,7 +94,7 @@ def launch_arguments(settings):
         "footer_links": ["api", "gradio"],
         "mcp_server": mcp_is_possible() if settings.mcp else False,
         "app_kwargs": {
-            "routes": [HEALTH],
+            "routes": [Route("/healthz", healthz)],
             "exception_handlers": REFUSALS,
             "middleware": [Middleware(RequestLimits, max_mb=settings.max_upload_mb)],
             "lifespan": answer_mcp_in_json,
@@ -105,3 +106,8 @@ def launch_arguments(settings):
 def _offer_models(page):
     """What is on the shelf when the page is opened: models that were trained since are among it."""
     return gr.update(choices=page.shelf.names)
+
+
+async def healthz(request):
+    """Answer 200 with the models' names. Models are loaded before the page listens: who gets an answer may ask."""
+    return JSONResponse({"status": "ready", "models": request.app.get_blocks().shelf.names})

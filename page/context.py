@@ -4,10 +4,10 @@ from dataclasses import dataclass, field
 
 import gradio as gr
 
-from .inspection import Inspector
-from .model_shelf import ModelShelf
-from .settings import Settings
-from .trainings import Trainings
+from page.models.model_shelf import ModelShelf
+from page.server.settings import Settings
+from page.work.inspection import Inspector
+from page.work.trainings import Trainings
 
 
 @dataclass

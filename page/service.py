@@ -11,11 +11,11 @@ import gradio as gr
 import numpy as np
 from gradio.data_classes import FileData
 
-from .inspection import Verdict, check_percent
-from .repairing import Repair
-from .settings import IMAGES_AT_ONCE, PIXELS_AT_ONCE
-from .uploads import as_png, keep_answer, uploaded_image
-from .user_errors import answer_in_one_sentence
+from page.server.settings import IMAGES_AT_ONCE, PIXELS_AT_ONCE
+from page.server.uploads import as_png, keep_answer, uploaded_image
+from page.server.user_errors import answer_in_one_sentence
+from page.work.inspection import Verdict, check_percent
+from page.work.repairing import Repair
 
 
 class ImageMeta(TypedDict):

@@ -20,7 +20,7 @@ from PIL import Image
 from serving import served
 from tiny_pipeline import CATEGORY_TIMESTEPS, MirroredImages, NegativeImages, build_tiny_pipeline
 
-from page.model_shelf import ModelShelf
+from page.models.model_shelf import ModelShelf
 from pipelines.category_bank import CategoryBank
 from pipelines.feature_extraction import TimmFeatureExtractor
 from pipelines.image_preprocessing import to_rgb

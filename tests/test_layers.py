@@ -19,6 +19,10 @@ FLOORS = [
     "training/inference",
     "training/engine",
     "training",
+    "page/server",
+    "page/models",
+    "page/work",
+    "page/tabs",
     "page",
     "benchmarks",
 ]

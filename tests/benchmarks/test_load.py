@@ -4,7 +4,7 @@ import pytest
 from serving import served
 
 from benchmarks import load
-from page import inspection
+from page.work import inspection
 from pipelines.verdicts import decide
 
 

@@ -11,9 +11,9 @@ import httpx
 import pytest
 
 from page.build import build_page, launch_arguments
-from page.mcp_tools import mcp_is_possible
-from page.model_shelf import ModelShelf
-from page.settings import Settings
+from page.models.model_shelf import ModelShelf
+from page.server.gradio_internals import mcp_is_possible
+from page.server.settings import Settings
 
 FILE = {"_type": "gradio.FileData"}
 

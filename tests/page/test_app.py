@@ -13,7 +13,7 @@ from serving import FILE, ask, data_uri, served, upload
 
 import app
 from page.build import launch_arguments
-from page.settings import Settings
+from page.server.settings import Settings
 
 
 @pytest.fixture(scope="module")

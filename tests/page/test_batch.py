@@ -16,11 +16,11 @@ from paths import TILES
 from PIL import Image
 from sentences import refused
 
-from page.batch import Batch, _MemberNames
-from page.batch_html import HEADERS, NUMBER_COLUMN, drift_words, table_cells
-from page.model_shelf import ModelShelf
-from page.recalibrating import Recalibration
-from page.uploads import Folder
+from page.models.model_shelf import ModelShelf
+from page.server.uploads import Folder
+from page.tabs.batch_html import HEADERS, NUMBER_COLUMN, drift_words, table_cells
+from page.work.batch import Batch, _MemberNames
+from page.work.recalibrating import Recalibration
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from rendering.histogram import BINS, histogram_svg, score_bins
 from rendering.words import escaped

@@ -9,7 +9,7 @@ from images import a_tile, shaded, zipped
 from paths import TILES
 from serving import served
 
-from page.batch_html import HEADERS
+from page.tabs.batch_html import HEADERS
 from training.data.image_folders import find_images
 from training.data.image_reading import read_image
 

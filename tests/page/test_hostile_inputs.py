@@ -16,8 +16,8 @@ from PIL import Image
 from sentences import assert_sentence
 from serving import FILE, ask, assert_same_verdict, data_uri, served, upload
 
-from page.uploads import Folder
-from page.user_errors import answer_in_one_sentence
+from page.server.uploads import Folder
+from page.server.user_errors import answer_in_one_sentence
 
 SVG = b'<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script><image href="file:///etc/passwd"/></svg>'
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(/etc/passwd) (r) file\nshowpage\n"

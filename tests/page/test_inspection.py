@@ -9,9 +9,9 @@ from PIL import Image
 from sentences import refused
 from serving import assert_same_verdict
 
-from page.inspection import Inspector
-from page.uploads import file_stem
-from page.verdict import colour_scale, verdict
+from page.server.uploads import file_stem
+from page.tabs.verdict import colour_scale, verdict
+from page.work.inspection import Inspector
 from pipelines.image_preprocessing import to_rgb
 from rendering.heat_map import OUTLINE_COLOR, outline, overlay, saturation_of
 from rendering.regions import find_regions
@@ -73,7 +73,7 @@ def test_network_runs_once_for_an_image_and_again_for_other_settings(inspector, 
 
 
 def test_large_images_are_remembered_up_to_a_number_of_pixels(inspector, scratched, monkeypatch):
-    monkeypatch.setattr("page.inspection.KEPT_PIXELS", 2 * scratched[..., 0].size)
+    monkeypatch.setattr("page.work.inspection.KEPT_PIXELS", 2 * scratched[..., 0].size)
     inspections = [inspector.inspect("tiny", scratched, name) for name in ("a.png", "b.png", "c.png")]
     assert inspector.inspect("tiny", scratched, "c.png") is inspections[2]
     assert inspector.inspect("tiny", scratched, "b.png") is inspections[1]

@@ -11,9 +11,9 @@ import pytest
 from paths import ROOT
 from sentences import refused
 
-from page import model_shelf
-from page.inspection import Inspector
-from page.model_shelf import ModelShelf
+from page.models import model_shelf
+from page.models.model_shelf import ModelShelf
+from page.work.inspection import Inspector
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 
 NAMES = ["nuts", "bolts", "pins"]

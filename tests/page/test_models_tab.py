@@ -20,12 +20,10 @@ from safetensors.torch import load_file
 from sentences import assert_sentence, refused
 from serving import served
 
-from page.card_html import MAX_SHOWN
-from page.checkpoint_zip import pack_checkpoint
-from page.model_html import calibration_html, results_html
-from page.model_shelf import ModelShelf, measured_results
-from page.models_tab import NO_CARD, _open, _pack, _show
-from page.settings import Settings
+from page.models.checkpoint_zip import pack_checkpoint
+from page.models.model_shelf import ModelShelf, measured_results
+from page.server.settings import Settings
+from page.tabs.models_tab import MAX_SHOWN, NO_CARD, _open, _pack, _show, calibration_html, results_html
 from pipelines.checkpoint_files import CARD, EVALUATION
 from training.evaluate import main as evaluation_command
 from training.evaluation.example_sheet import CELL
@@ -44,7 +42,7 @@ import json, os, sys
 sys.path.insert(0, {root!r})
 import torch
 torch.set_num_threads(1)
-from page.model_shelf import ModelShelf
+from page.models.model_shelf import ModelShelf
 shelf, answers = ModelShelf([{tiny!r}], ["team/*"]), {{}}
 for hub_id in ("team/poisoned", "team/renamed", "team/pickled", "team/beside", "team/none", "other/poisoned"):
     try:

@@ -2,8 +2,8 @@
 
 import pytest
 
-from page.hardware import on_gpu
-from page.settings import EMBEDDED_MODELS, Settings, parse_settings
+from page.models.inference_queue import on_gpu
+from page.server.settings import EMBEDDED_MODELS, Settings, parse_settings
 
 
 def test_defaults_offer_the_embedded_models_and_training():

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from sentences import refused
 
-from page.inference_queue import Turns
-from page.repair_tab import CANVAS, _fit, _painted
-from page.repairing import Repair, find_mask
+from page.models.inference_queue import Turns
+from page.tabs.repair_tab import CANVAS, _fit, _painted
+from page.work.repairing import Repair, find_mask
 
 
 @pytest.fixture(scope="module")

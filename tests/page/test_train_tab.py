@@ -6,12 +6,12 @@ import pytest
 from launching import TINY
 from paths import TILES
 
-from page import training_run
 from page.build import build_page, launch_arguments
-from page.model_shelf import ModelShelf
-from page.settings import Settings
-from page.training_html import describe_training, list_left_out
-from page.training_run import TrainingStatus
+from page.models.model_shelf import ModelShelf
+from page.server.settings import Settings
+from page.tabs.train_tab import describe_training, list_left_out
+from page.work import training_run
+from page.work.training_run import TrainingStatus
 from rendering.words import duration
 from training.data.layouts import find_good_images
 

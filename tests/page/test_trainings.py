@@ -14,9 +14,9 @@ from paths import TILES
 from PIL import Image
 from sentences import assert_sentence, refused
 
-from page.model_shelf import ModelShelf
-from page.settings import Settings
-from page.trainings import Trainings, shelve_trained_models
+from page.models.model_shelf import ModelShelf
+from page.server.settings import Settings
+from page.work.trainings import Trainings, shelve_trained_models
 from training.data.layouts import find_good_images
 from training.records.progress import read_progress
 

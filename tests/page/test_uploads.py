@@ -12,13 +12,13 @@ from paths import TILES
 from PIL import Image
 from sentences import refused
 
-from page.batch import Batch
-from page.batch_html import batch_verdict
-from page.inspection import Inspector
-from page.model_shelf import ModelShelf
-from page.training_images import unpack_images
-from page.uploads import Folder
-from page.verdict import verdict
+from page.models.model_shelf import ModelShelf
+from page.server.uploads import Folder
+from page.tabs.batch_html import batch_verdict
+from page.tabs.verdict import verdict
+from page.work.batch import Batch
+from page.work.inspection import Inspector
+from page.work.training_images import unpack_images
 from training.data.image_folders import find_images
 
 

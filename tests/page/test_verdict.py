@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from page.inspection import MAX_REGIONS
-from page.verdict import list_regions, promise, repair_verdict, verdict
+from page.tabs.verdict import list_regions, promise, repair_verdict, verdict
+from page.work.inspection import MAX_REGIONS
 
 CALIBRATION = SimpleNamespace(cross_fitted=False, num_ranked=99, num_groups=None)
 NUMBERS = {

@@ -18,7 +18,7 @@ from pickle_bomb import write_bomb
 from safetensors.torch import load_file, save
 from sentences import assert_sentence, refused
 
-from page.model_shelf import ModelShelf
+from page.models.model_shelf import ModelShelf
 from pipelines.category_bank import CategoryBank
 from pipelines.checkpoint_files import COMPONENTS, WEIGHTS
 from pipelines.feature_extraction import TimmFeatureExtractor

@@ -15,9 +15,9 @@ from PIL import Image
 from sentences import refused
 from tiny_pipeline import CATEGORY_TIMESTEPS, MirroredImages
 
-from page.model_shelf import ModelShelf
-from page.recalibrating import Recalibration
-from page.uploads import Folder
+from page.models.model_shelf import ModelShelf
+from page.server.uploads import Folder
+from page.work.recalibrating import Recalibration
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from training.calibration import main as recalibrate
 from training.data.layouts import find_good_images

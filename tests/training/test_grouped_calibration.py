@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from sentences import assert_sentence, refused
 
-from page.verdict import promise, verdict
+from page.tabs.verdict import promise, verdict
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from pipelines.score_calibration import ScoreCalibration
 from training.data.splits import part_numbers

@@ -15,7 +15,7 @@ from huggingface_hub import SpaceCard
 from paths import ROOT
 from sentences import assert_sentence, refused
 
-from page.settings import parse_settings
+from page.server.settings import parse_settings
 from pipelines.checkpoint_files import CARD, CARD_MARK, EVALUATION
 from training.publish import prepare_shipment
 from training.records.checkpoint_contents import list_contents

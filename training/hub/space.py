@@ -18,7 +18,7 @@ THUMBNAIL = "docs/page.png"
 """The image of the Space where its address is shared."""
 
 MODELS_VARIABLE = "MODELS"
-"""Variable of a Space, as `page/settings.py` reads it: the models that its page opens."""
+"""Variable of a Space, as `page/server/settings.py` reads it: the models that its page opens."""
 
 
 def list_space_files(root=ROOT):

@@ -4,8 +4,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from gradio.utils import get_upload_folder
-
+from page.server.gradio_internals import get_upload_folder
 from training.records.checkpoint_contents import list_contents
 
 

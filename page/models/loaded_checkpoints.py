@@ -7,11 +7,10 @@ from typing import NamedTuple
 
 import torch
 
+from page.models.inference_queue import on_gpu
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from pipelines.pipeline_gradient_denoise import GradientDenoisePipeline
 from training.runtime.process import give_back_free_memory
-
-from .hardware import on_gpu
 
 MAX_LOADED = 8
 """So many checkpoints are in memory at once; the embedded one takes 130 MB and is read in half a second."""

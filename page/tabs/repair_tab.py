@@ -9,14 +9,13 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from page.server.settings import KEPT_SECONDS
+from page.server.uploads import file_stem, save_png, uploaded_image
+from page.server.user_errors import answer_in_one_sentence
+from page.tabs.verdict import repair_verdict
+from page.work.repairing import Repair, find_mask
 from pipelines.image_preprocessing import as_uint8
 from rendering.repair_views import save_animation, strip
-
-from .repairing import Repair, find_mask
-from .settings import KEPT_SECONDS
-from .uploads import file_stem, save_png, uploaded_image
-from .user_errors import answer_in_one_sentence
-from .verdict import repair_verdict
 
 MASK_COLOR = (213, 94, 0, 150)
 """Vermilion that the image shows through: seen by the colour-blind too."""

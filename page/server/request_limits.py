@@ -1,12 +1,11 @@
 """What a request may be before Gradio reads it: not too large, no address to fetch; a malformed one crashes nothing."""
 
 from fastapi.exceptions import RequestValidationError
-from gradio.route_utils import FnIndexInferError
-from gradio_client.utils import is_http_url_like
 from starlette.responses import JSONResponse
 
-from .settings import BASE64_BYTES_PER_MB
-from .user_errors import FAILED, MISFIT, URLS_REFUSED
+from page.server.gradio_internals import FnIndexInferError, is_http_url_like
+from page.server.settings import BASE64_BYTES_PER_MB
+from page.server.user_errors import FAILED, MISFIT, URLS_REFUSED
 
 UPLOAD = "/gradio_api/upload"
 FILE = "/gradio_api/file="

@@ -11,17 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-from gradio.utils import get_upload_folder
 from PIL import Image
 
+from page.server.gradio_internals import get_upload_folder
+from page.server.settings import IMAGES_AT_ONCE, PIXELS_AT_ONCE
+from page.server.uploads import as_png
+from page.work.inspection import check_percent
 from pipelines.image_preprocessing import as_uint8, misfit_of
 from rendering.heat_map import outline, overlay, saturation_of
 from training.inference.drift import drift_test
 from training.inference.score_table import ScoreRow, scored_row, table_writer, unreadable_row
-
-from .inspection import check_percent
-from .settings import IMAGES_AT_ONCE, PIXELS_AT_ONCE
-from .uploads import as_png
 
 THUMBNAIL_SIDE = 64
 SHOWN_EVERY = 0.5

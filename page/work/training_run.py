@@ -10,9 +10,8 @@ import threading
 import time
 from dataclasses import dataclass, field
 
+from page.server.settings import ROOT
 from training.records.progress import loss_curve, read_progress, separation_curve
-
-from .settings import ROOT
 
 CHECKPOINTING_STEPS = 100
 GRACE_SECONDS = 120

@@ -11,16 +11,19 @@ import zipfile
 import zlib
 from pathlib import Path, PurePosixPath
 
-from gradio.utils import get_upload_folder, is_in_or_equal
-from gradio_client.utils import is_http_url_like, strip_invalid_filename_characters
+from gradio_client.utils import strip_invalid_filename_characters
 from PIL import Image
 
+from page.server.gradio_internals import (
+    get_upload_folder,
+    is_http_url_like,
+    is_in_or_equal,
+)
+from page.server.settings import BASE64_BYTES_PER_MB
+from page.server.user_errors import NOT_UPLOADED, URLS_REFUSED
 from pipelines.image_preprocessing import to_rgb
 from training.data.image_folders import is_ground_truth, is_hidden
 from training.data.image_reading import IMAGE_SUFFIXES, is_image_name, read_image
-
-from .settings import BASE64_BYTES_PER_MB
-from .user_errors import NOT_UPLOADED, URLS_REFUSED
 
 DATA_URI = re.compile(r"data:image/[\w.+-]+;base64,", re.IGNORECASE)
 MAX_ZIP_RATIO = 200

@@ -8,14 +8,13 @@ from pathlib import Path
 import gradio as gr
 import numpy as np
 
+from page.server.settings import EMBEDDED_MODELS, KEPT_SECONDS, ROOT
+from page.server.uploads import file_stem, save_png, shown_name, uploaded_image
+from page.server.user_errors import answer_in_one_sentence
+from page.tabs.verdict import HINT, colour_scale, list_regions, verdict
 from pipelines.image_preprocessing import as_uint8, to_rgb
 from rendering.heat_map import outline, overlay
 from training.data.image_reading import read_image
-
-from .settings import EMBEDDED_MODELS, KEPT_SECONDS, ROOT
-from .uploads import file_stem, save_png, shown_name, uploaded_image
-from .user_errors import answer_in_one_sentence
-from .verdict import HINT, colour_scale, list_regions, verdict
 
 EXAMPLES = ROOT / "examples"
 EXAMPLES_OF = EMBEDDED_MODELS / "magnetic-tile"
@@ -27,7 +26,7 @@ SCROLL_ON_PHONES = """() => {
 
 
 def build_inspect_tab(page):
-    """Lay out the tab and wire it; sets `page.image`, `page.inspection` and `page.percent`."""
+    """Lay out the tab and wire it; sets `page.image`, `page.work.inspection` and `page.percent`."""
     first = page.shelf.get(page.shelf.names[0])
     page.inspection = gr.State(time_to_live=KEPT_SECONDS)
     with gr.Row():

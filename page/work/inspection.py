@@ -10,12 +10,11 @@ from typing import TypedDict
 import numpy as np
 import torch
 
+from page.server.settings import MAX_SIDE
 from pipelines.image_preprocessing import as_uint8, misfit_of
 from pipelines.verdicts import decide
 from rendering.heat_map import outline, overlay, saturation_of, shrink
 from rendering.regions import find_regions
-
-from .settings import MAX_SIDE
 
 KEPT_INSPECTIONS = 48
 KEPT_PIXELS = 12_000_000

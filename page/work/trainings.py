@@ -9,12 +9,11 @@ import threading
 from contextlib import contextmanager
 from pathlib import Path
 
+from page.server.uploads import Folder
+from page.work.training_images import unpack_images
+from page.work.training_run import TrainingRequest, TrainingRun
 from training.cli.arguments import DEFAULT_PRESET, PRESETS
 from training.records.progress import read_progress
-
-from .training_images import unpack_images
-from .training_run import TrainingRequest, TrainingRun
-from .uploads import Folder
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,39}")
 MAX_STEPS = 100_000
@@ -55,7 +54,7 @@ class Trainings:
 
         Args:
             name (`str`): what the model will be called.
-            uploads (`list[dict]`): files as in `page.uploads.Folder`.
+            uploads (`list[dict]`): files as in `page.server.uploads.Folder`.
             preset (`str`): of `training.cli.arguments`.
             steps (`int`, *optional*): the preset's by default.
             report (`Callable[[int, int], None]`, *optional*): hears how many images were looked at.

@@ -10,14 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
+from page.models.inference_queue import Turns, lends_gpu
+from page.models.loaded_checkpoints import MAX_LOADED, LoadedCheckpoints
 from pipelines.checkpoint_files import CARD
 from pipelines.checkpoint_loading import is_hub_id, locate_checkpoint
 from pipelines.score_calibration import ScoreCalibration
 from training.records.measured_results import read_results
-
-from .hardware import lends_gpu
-from .inference_queue import Turns
-from .loaded_checkpoints import MAX_LOADED, LoadedCheckpoints
 
 MAX_OPENED = 32
 """So many models that users have opened from the Hub are on the shelf; of more, the ones opened last."""

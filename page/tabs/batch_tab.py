@@ -6,12 +6,9 @@ import tempfile
 
 import gradio as gr
 
-from rendering.words import duration
-from training.data.image_reading import IMAGE_SUFFIXES
-from training.data.layouts import MIN_IMAGES
-
-from .batch import Batch
-from .batch_html import (
+from page.server.uploads import Folder
+from page.server.user_errors import answer_in_one_sentence
+from page.tabs.batch_html import (
     DATATYPES,
     HEADERS,
     HINT,
@@ -24,9 +21,11 @@ from .batch_html import (
     progress_words,
     table_cells,
 )
-from .recalibrating import Recalibration
-from .uploads import Folder
-from .user_errors import answer_in_one_sentence
+from page.work.batch import Batch
+from page.work.recalibrating import Recalibration
+from rendering.words import duration
+from training.data.image_reading import IMAGE_SUFFIXES
+from training.data.layouts import MIN_IMAGES
 
 ELSEWHERE = (
     "Models are not recalibrated on this server. On your own computer, `python training/calibration.py --model … "

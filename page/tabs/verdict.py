@@ -7,10 +7,9 @@ import math
 
 from PIL import Image
 
+from page.work.inspection import MAX_REGIONS
 from rendering.heat_map import legend
 from rendering.words import count_of
-
-from .inspection import MAX_REGIONS
 
 MAX_LISTED = 5
 HINT = "<p>Choose an image, or click an example.</p>"
@@ -20,7 +19,7 @@ def verdict(numbers, calibration):
     """Whether the part is accepted, and why.
 
     Args:
-        numbers (`Verdict`): of `page.inspection`.
+        numbers (`Verdict`): of `page.work.inspection`.
         calibration: config of the `ScoreCalibration`.
 
     Returns:

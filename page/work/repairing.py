@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from page.models.inference_queue import lends_gpu
 from pipelines.pipeline_gradient_denoise import GradientDenoisePipeline
-
-from .hardware import lends_gpu
 
 MAX_REPAIR_PIXELS = 16_000_000
 SHOWN_EVERY = 0.3

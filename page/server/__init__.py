@@ -1,0 +1,1 @@
+"""Settings, uploads, limits and refusals: what stands between the page and whoever asks it."""

@@ -1,0 +1,1 @@
+"""What the page does for users, without widgets: inspections, batches, repairs, recalibrations, trainings."""
