@@ -11,9 +11,11 @@ import torch
 from torch.utils.data import DataLoader
 
 from pipelines.anomaly_maps import blend, render
+from pipelines.checkpoint_names import MODEL_INDEX
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from pipelines.score_calibration import ScoreCalibration
-from training.cli.arguments import CALIBRATION_FRACTION, DEFAULT_PRESET, PRESETS
+from training.cli.arguments import CALIBRATION_FRACTION
+from training.cli.presets import DEFAULT_PRESET, PRESETS
 from training.data.good_images import GoodImages, find_white_level
 from training.data.groups import NO_GROUPS, find_groups
 from training.data.image_reading import read_image
@@ -126,7 +128,7 @@ def train(folders, name, seed, backbone, output_dir, max_train_steps=None, group
         ValueError: if training fails, or the model that is there has another backbone.
     """
     checkpoint = checkpoint_folder(output_dir, name, max_train_steps, groups)
-    if not (checkpoint / "model_index.json").is_file():
+    if not (checkpoint / MODEL_INDEX).is_file():
         command = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "training/train.py"]
         command += ["--train_data_dir", *(str(Path(folder).resolve()) for folder in folders)]
         command += ["--output_dir", str(checkpoint), "--seed", str(seed), "--feature_extractor", backbone]

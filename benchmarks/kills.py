@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tqdm.auto import tqdm
 
 from benchmarks.interrupted_runs import ROOT, compare, digests_of, finish
-from pipelines.checkpoint_files import SAVING, TRAINING_RECORD
+from pipelines.checkpoint_names import SAVING, TRAINING_RECORD
 from training.engine.checkpointing import PREFIX
 from training.records.checkpoint_contents import REPORT
 from training.records.progress import PROGRESS, read_progress

@@ -39,7 +39,7 @@ from pipelines.gaussian_diffusion import add_noise, predict_sample
 from pipelines.image_preprocessing import normalize_contrast
 from pipelines.measurement import Measurement
 from pipelines.score_calibration import ScoreCalibration
-from training.cli.arguments import DEFAULT_PRESET, PRESETS
+from training.cli.presets import DEFAULT_PRESET, PRESETS
 from training.data.groups import HELP as GROUPS_HELP
 from training.evaluation.metrics import pixel_metrics
 from training.fitting.blend_weights import REDUCTION

@@ -246,12 +246,28 @@ def main(argv=None):
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     real, untouched = _evenly(defective, args.num_real), _evenly(good, args.num_good)
+    print(format_rows(compare_methods(pipe, args.methods, synthetic, real, untouched, output_dir)))
+    print(f"table, sheets and curve: {output_dir}")
 
+
+def compare_methods(pipe, methods, synthetic, real, untouched, output_dir):
+    """Repair synthetic defects by every method, real ones and good images by ours; leaves table, sheets and curve.
+
+    Args:
+        pipe (`GradientDenoisePipeline`): of the category.
+        methods (`list[str]`): of `METHODS`.
+        synthetic (`list[DefectiveImage]`): with their truth.
+        real, untouched (`list[Path]`): images with defects, and good ones.
+        output_dir (`Path`): where to.
+
+    Returns:
+        `list[Row]`
+    """
     rows, curves = [], {}
-    total = len(args.methods) * len(synthetic) + len(real) + len(untouched)
+    total = len(methods) * len(synthetic) + len(real) + len(untouched)
     with tqdm(total=total, desc="repairing", unit="image") as progress:
         columns = [[as_image(each.good), as_image(each.defective)] for each in synthetic]
-        for method in args.methods:
+        for method in methods:
             row, outputs = measure_synthetic(pipe, synthetic, method, progress)
             rows.append(row)
             for column, output in zip(columns, outputs, strict=True):
@@ -272,8 +288,7 @@ def main(argv=None):
                 curves[name] = [output.distance[0] for output in outputs[:4]]
             _save(rows, output_dir)
     plot_distance(curves, output_dir / "distance.png")
-    print(format_rows(rows))
-    print(f"table, sheets and curve: {output_dir}")
+    return rows
 
 
 def _save(rows, output_dir):

@@ -8,10 +8,11 @@ import torch
 from huggingface_hub import HfApi, constants, snapshot_download
 from safetensors import SafetensorError
 
-from .checkpoint_files import (
+from .checkpoint_names import (
     CALIBRATION_VERSION,
     CARD,
     COMPONENTS,
+    CONFIGS,
     EVALUATION,
     FORMAT_VERSION,
     GAUSSIAN_VERSION,
@@ -19,10 +20,9 @@ from .checkpoint_files import (
     MODEL_INDEX,
     TRAINING_RECORD,
     WEIGHTS,
-    is_half_precision,
-    is_half_precision_variant,
 )
 from .checkpoint_reading import MAX_COMPONENT, MAX_JSON, one_line, read_component, read_json, refuse_links_out
+from .checkpoint_saving import is_half_precision, is_half_precision_variant
 from .config_checks import shown
 from .hub_errors import hub_sentences, is_refused_or_out_of_reach
 from .safetensors_only import is_pickle
@@ -31,7 +31,7 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII
 
 FETCHED = (
     *(MODEL_INDEX, CARD, EVALUATION, TRAINING_RECORD, IMAGE_RECORD),
-    *(f"{name}/{file}" for name in COMPONENTS for file in ("config.json", "scheduler_config.json", WEIGHTS)),
+    *(f"{name}/{file}" for name in COMPONENTS for file in (*CONFIGS, WEIGHTS)),
 )
 """What is fetched of a checkpoint on the Hub, and nothing else that may lie there."""
 

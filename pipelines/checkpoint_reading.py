@@ -13,11 +13,10 @@ import torch
 from diffusers import DDPMScheduler, UNet2DModel
 from safetensors import safe_open
 
+from .checkpoint_names import WEIGHTS
 from .config_checks import check_stock_config, shown
 from .denoising_network import check_unet_config
 from .safetensors_only import refuse_pickles
-
-WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 MAX_JSON = 4 << 20
 """Bytes of a config; the largest that was written here had some ten thousand."""

@@ -8,8 +8,8 @@ from diffusers import DDPMScheduler, ModelMixin, UNet2DModel
 
 from .anomaly_maps import SMOOTHING_SIGMA
 from .category_bank import CategoryBank
-from .checkpoint_files import save_checkpoint
 from .checkpoint_loading import load_components
+from .checkpoint_saving import save_checkpoint
 from .config_checks import shown
 from .denoising_network import has_bfloat16, predict, without_tf32
 from .feature_extraction import TimmFeatureExtractor

@@ -14,8 +14,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 
-from pipelines.checkpoint_files import is_half_precision
 from pipelines.checkpoint_loading import locate_checkpoint
+from pipelines.checkpoint_saving import is_half_precision
 from pipelines.config_checks import check_timesteps
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from rendering.words import count_of

@@ -19,7 +19,8 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ge
 from huggingface_hub.errors import LocalTokenNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
-from pipelines.checkpoint_files import CARD, HALF_PRECISION_WEIGHTS, TRAINING_RECORD, WEIGHTS, is_half_precision
+from pipelines.checkpoint_names import CARD, HALF_PRECISION_WEIGHTS, TRAINING_RECORD, WEIGHTS
+from pipelines.checkpoint_saving import is_half_precision
 from pipelines.hub_errors import hub_sentences
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from training.hub.model_card import build_model_card, has_edited_card, is_edited

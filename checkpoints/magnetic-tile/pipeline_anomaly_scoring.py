@@ -1,9 +1,10 @@
-"""AnomalyScoringPipeline, in one file made of 24 modules; change those, not this copy.
+"""AnomalyScoringPipeline, in one file made of 26 modules; change those, not this copy.
 
 Each after those that it needs: anomaly_maps, anomaly_scoring_output, image_preprocessing, config_checks,
 safetensors_only, float32_component, feature_gaussian, feature_memory, calibration_checks, score_calibration,
-category_bank, code_bundle, checkpoint_files, gaussian_diffusion, denoising_network, checkpoint_reading, hub_errors,
-checkpoint_loading, feature_extraction, measurement, model_checks, pipeline_base, verdicts, pipeline_anomaly_scoring.
+category_bank, checkpoint_names, gaussian_diffusion, denoising_network, checkpoint_reading, checkpoint_card,
+code_bundle, checkpoint_saving, hub_errors, checkpoint_loading, feature_extraction, measurement, model_checks,
+pipeline_base, verdicts, pipeline_anomaly_scoring.
 """
 
 
@@ -1214,161 +1215,8 @@ def _modules(module_class, name, configs, count):
     return torch.nn.ModuleList(modules)
 
 
-# %% code_bundle: needs nothing
-"""The code of a checkpoint: a pipeline's or a component's module and all its siblings, as one file that stands alone.
-
-diffusers fetches a single code file for a custom pipeline and for each component of a checkpoint on the Hub. A bundle
-is made of whole modules, so that it reads like them; another bundle can be made of some of its sections.
-"""
-
-import ast
-import re
-import textwrap
-from pathlib import Path
-
-SECTION = "# %% {module}: needs {needs}\n"
-"""Stands above each module of a bundle, with the names of the siblings that it imports itself."""
-
-SECTION_LINE = re.compile(r"^# %% (\w+): needs ([\w, ]+)\n", re.MULTILINE)
-NOTHING = "nothing"
-
-
-def write_bundle(source, folder, class_name, name=None):
-    """Write a class and all that it needs of its siblings as one file.
-
-    Args:
-        source (`Path`): file of the class: a module, or a bundle that holds it.
-        folder (`Path`): where to.
-        class_name (`str`): the class.
-        name (`str`, *optional*): of the file, without its ending; by default the module's, or, where the file is made
-            of several, the folder's with "_component".
-
-    Returns:
-        `str`: the name of the module that was written.
-
-    Raises:
-        ValueError: as `make_bundle`.
-    """
-    modules = read_modules(source)
-    entry = next(module for module, (code, _) in modules.items() if f"\nclass {class_name}(" in code)
-    needed = _in_order(entry, modules)
-    name = name or (entry if len(needed) == 1 else f"{folder.name}_component")
-    (folder / f"{name}.py").write_text(make_bundle({module: modules[module] for module in needed}, class_name))
-    return name
-
-
-def make_bundle(modules, class_name):
-    """One file of several modules.
-
-    Args:
-        modules (`dict`): name of each to its code without relative imports, and to the names of those it imports; each
-            comes after all that it imports.
-        class_name (`str`): what the file is for.
-
-    Returns:
-        `str`: the code.
-
-    Raises:
-        ValueError: if two modules give one name to different things, for the later would replace the earlier.
-    """
-    _refuse_collisions(modules)
-    listed = textwrap.fill(f"Each after those that it needs: {', '.join(modules)}.", 120)
-    heading = (
-        f'"""{class_name}, in one file made of {len(modules)} modules; change those, not this copy.\n\n{listed}\n"""\n'
-    )
-    sections = [
-        SECTION.format(module=module, needs=", ".join(needs) or NOTHING) + code.strip("\n") + "\n"
-        for module, (code, needs) in modules.items()
-    ]
-    return "\n\n".join([heading, *sections])
-
-
-def read_modules(source):
-    """The modules that a file is made of: of a bundle its sections; else the file and every sibling it imports.
-
-    Returns:
-        `dict`: as `make_bundle` takes it.
-
-    Raises:
-        ValueError: if a sibling is imported otherwise than by `from .sibling import names`.
-    """
-    text = Path(source).read_text()
-    if sections := list(SECTION_LINE.finditer(text)):
-        ends = [section.start() for section in sections[1:]] + [len(text)]
-        return {
-            section[1]: (text[section.end() : end], [] if section[2] == NOTHING else section[2].split(", "))
-            for section, end in zip(sections, ends, strict=True)
-        }
-    imports = sibling_imports(text)
-    found = {}
-    for node in imports:
-        found |= read_modules(source.with_name(f"{node.module}.py"))
-    lines = text.splitlines(keepends=True)
-    for node in reversed(imports):
-        if any(alias.asname for alias in node.names):
-            raise ValueError(f"{source} renames what it imports from .{node.module}; use its own name in a bundle.")
-        del lines[node.lineno - 1 : node.end_lineno]
-    return found | {source.stem: ("".join(lines), list(dict.fromkeys(node.module for node in imports)))}
-
-
-def sibling_imports(code):
-    """The nodes of a module's code that import from its siblings, in their order.
-
-    Raises:
-        SyntaxError: if it is no code.
-        ValueError: for a sibling that is imported as a whole, or within a function.
-    """
-    tree = ast.parse(code)
-    nodes = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level]
-    for node in nodes:
-        if node.level > 1 or not node.module or "." in node.module or node not in tree.body:
-            raise ValueError(f"line {node.lineno} imports siblings in a way that no bundle can be made of.")
-    return nodes
-
-
-def _in_order(entry, modules):
-    """Names of a module and of all those that it needs, directly or through others, each after what it needs."""
-    found = []
-    for needed in modules[entry][1]:
-        found += [module for module in _in_order(needed, modules) if module not in found]
-    return [*found, entry]
-
-
-def _refuse_collisions(modules):
-    seen = {}
-    for module, (code, _) in modules.items():
-        for name, meaning in _top_level_names(code):
-            other, former = seen.setdefault(name, (module, meaning))
-            if other != module and former != meaning:
-                raise ValueError(f"{other} and {module} both define {name}, which one file cannot hold; rename one.")
-
-
-def _top_level_names(code):
-    """Yield what a module binds at its top level, and what tells whether another binds the same."""
-    for node in ast.parse(code).body:
-        if isinstance(node, ast.Import | ast.ImportFrom):
-            origin = node.module if isinstance(node, ast.ImportFrom) else None
-            for alias in node.names:
-                yield alias.asname or alias.name.split(".")[0], f"{origin} {alias.name}"
-        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            yield node.name, ast.get_source_segment(code, node)
-        else:
-            stored = (each for each in ast.walk(node) if isinstance(each, ast.Name) and isinstance(each.ctx, ast.Store))
-            yield from ((name.id, ast.get_source_segment(code, node)) for name in stored)
-
-
-# %% checkpoint_files: needs code_bundle, safetensors_only, score_calibration
-"""A checkpoint on disk: what it is made of, and saving it whole, code and all."""
-
-import inspect
-import json
-import shutil
-import tempfile
-from pathlib import Path
-
-import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+# %% checkpoint_names: needs score_calibration
+"""What a checkpoint is made of: components, files, and the formats that were."""
 
 
 FORMAT_VERSION = 5
@@ -1398,216 +1246,28 @@ SAVING = ".saving-"
 COMPONENTS = ("unet", "scheduler", "feature_extractor", *REFERENCES, "calibration", "categories")
 
 MODEL_INDEX = "model_index.json"
+
 EVALUATION = "evaluation.json"
+
 TRAINING_RECORD = "training.json"
+
 IMAGE_RECORD = "training_images.safetensors"
 """Digests of the images that were trained on and held out; see `training/records/image_record.py`."""
 
 CARD = "README.md"
-CARD_MARK = "<!-- Written by save_pretrained. Remove this line to keep the card as you edit it. -->"
+
 WEIGHTS = "diffusion_pytorch_model.safetensors"
+
 HALF_PRECISION_VARIANT = "fp16"
+
 HALF_PRECISION_WEIGHTS = f"diffusion_pytorch_model.{HALF_PRECISION_VARIANT}.safetensors"
 """A second name of half-precision weights. diffusers refuses `variant="fp16"` where no component has such a file, and
 takes the plain name of those that have none: in a folder the smallest component that all checkpoints have does."""
 
+CONFIGS = ("config.json", "scheduler_config.json")
+"""One of them is in every component's folder."""
 
-def save_checkpoint(pipe, save_components, save_directory, half_precision, options):
-    """Write a pipeline folder: components, names that a foreign process can resolve, code files, model card.
-
-    Everything is written to a folder beside its place first and moved when it is whole. `model_index.json`, without
-    which nothing is loaded, is taken away first and put back last: no mixture of two checkpoints is ever loaded.
-
-    Args:
-        pipe (`DiffusionPipeline`): the pipeline.
-        save_components: `DiffusionPipeline.save_pretrained` bound to it.
-        save_directory (`str` or `Path`): where to.
-        half_precision (`bool`): whether `HALF_PRECISION_COMPONENTS` are stored in float16.
-        options (`dict`): further arguments for `save_components`; `variant="fp16"` means `half_precision`.
-
-    Raises:
-        ValueError: if the folder cannot be written, or an option asks for pickled weights or another variant.
-    """
-    if not options.pop("safe_serialization", True):
-        raise ValueError("weights are saved as safetensors only; leave safe_serialization at True.")
-    if options.pop("push_to_hub", False):
-        raise ValueError("save_pretrained does not push; save the folder, then push it with training/publish.py.")
-    half_precision |= is_half_precision_variant(options.pop("variant", None))
-    save_directory = Path(save_directory)
-    try:
-        save_directory.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=save_directory, prefix=SAVING) as partial:
-            partial = Path(partial)
-            save_components(str(partial), **options)
-            for weights in partial.glob(f"*/*{WEIGHT_LISTS}"):
-                raise ValueError(f"{weights.parent.name} would be split into several files; leave max_shard_size out.")
-            if half_precision:
-                for component in HALF_PRECISION_COMPONENTS:
-                    if (partial / component).is_dir():
-                        _store_half_precision(partial / component / WEIGHTS)
-                extractor = partial / "feature_extractor"
-                shutil.copyfile(extractor / WEIGHTS, extractor / HALF_PRECISION_WEIGHTS)
-            _forget_origin(partial)
-            _share_with_others(partial)
-            _write_code(pipe, partial)
-            if _owns_card(save_directory / CARD):
-                (partial / CARD).write_text(_model_card(pipe))
-            (save_directory / MODEL_INDEX).unlink(missing_ok=True)
-            for entry in sorted(partial.iterdir(), key=lambda path: path.name == MODEL_INDEX):
-                _replace(entry, save_directory / entry.name)
-    except OSError as error:
-        raise ValueError(f"{save_directory} cannot be written: {error.strerror or error}.") from error
-
-
-def is_half_precision(folder):
-    """Whether a checkpoint folder stores its UNet in float16."""
-    with safe_open(Path(folder) / "unet" / WEIGHTS, "pt") as weights:
-        return weights.get_tensor(next(iter(weights.keys()))).dtype == torch.float16
-
-
-def _share_with_others(folder):
-    """Let whoever may read the index read the weights too: safetensors writes them for their owner alone."""
-    for path in folder.rglob("*.safetensors"):
-        path.chmod((folder / MODEL_INDEX).stat().st_mode)
-
-
-def _forget_origin(folder):
-    """Take out of the configs where each component was loaded from: a path of the machine that saved it."""
-    for path in (folder / MODEL_INDEX, *folder.glob("*/config.json")):
-        config = json.loads(path.read_text())
-        config.pop("_name_or_path", None)
-        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-
-
-def _write_code(pipe, folder):
-    """Put the code of both pipelines and of the components into a folder, and name it in `model_index.json`.
-
-    A foreign process that has loaded one of the pipelines has only that one's code at hand; the other's is taken from
-    the folder that the checkpoint was loaded from, if it still is there.
-    """
-    own = Path(inspect.getfile(type(pipe)))
-    is_foreign = SECTION_LINE.search(own.read_text()) is not None
-    origin = Path(pipe.config.get("_name_or_path") or own.parent)
-    for module, class_name in ENTRY_MODULES.items():
-        places = [origin, own.parent] if is_foreign and module != own.stem else [own.parent]
-        source = next((place / f"{module}.py" for place in places if (place / f"{module}.py").is_file()), None)
-        if source is not None:
-            write_bundle(source, folder, class_name, module)
-    index_path = folder / MODEL_INDEX
-    index = json.loads(index_path.read_text())
-    index["_class_name"] = [own.stem, type(pipe).__name__]
-    scoring, class_name = next(iter(ENTRY_MODULES.items()))
-    if (folder / f"{scoring}.py").is_file():  # what a checkpoint loads as, whichever pipeline saves it
-        index["_class_name"] = [scoring, class_name]
-    index["_format_version"] = FORMAT_VERSION
-    for name, component in pipe.components.items():
-        if component is None or type(component).__module__.split(".")[0] == "diffusers":
-            continue
-        class_name = type(component).__name__
-        index[name] = [write_bundle(Path(inspect.getfile(type(component))), folder / name, class_name), class_name]
-    index_path.write_text(json.dumps(index, indent=2) + "\n")
-
-
-def is_half_precision_variant(variant):
-    """Whether a `variant` asks for float16; a ValueError if it is none that there is."""
-    if variant not in (None, HALF_PRECISION_VARIANT):
-        raise ValueError(f"variant is {variant!r}; {HALF_PRECISION_VARIANT!r} is accepted, and None for what there is.")
-    return variant is not None
-
-
-def _store_half_precision(path):
-    """Rewrite a safetensors file with its networks' weights in float16; statistics of pixels and features stay."""
-    tensors = {
-        name: tensor if name.startswith(FLOAT32_TENSORS) or tensor.dtype != torch.float32 else tensor.half()
-        for name, tensor in load_file(path).items()
-    }
-    save_file(tensors, path, metadata={"format": "pt"})
-
-
-def _replace(source, target):
-    if target.is_dir():
-        shutil.rmtree(target)
-    source.replace(target)
-
-
-def _owns_card(path):
-    """Whether the card may be replaced: there is none yet, or it is still the one that was written here."""
-    return not path.exists() or CARD_MARK in path.read_text(errors="replace")
-
-
-def _parts_in_words(calibration):
-    """What the map is made of, in per cent, and what decides the score, as the calibration chose it."""
-    names = ("KL", "feature error", *REFERENCES.values())
-    shares = ", ".join(
-        f"{name} {share:.0%}" for name, share in zip(names, calibration.map_shares, strict=False) if share
-    )
-    deciding = [name for name, decides in zip(names, calibration.image_parts, strict=False) if decides]
-    *others, last = deciding
-    rule = (
-        {"max": "the largest of what", "mean": "the mean of what"}[calibration.config.image_rule] if others else "what"
-    )
-    listed = f"{', '.join(others)} and {last} give" if others else f"{last} gives"
-    return f" The map is made of {shares}. An image's score is {rule} {listed} it."
-
-
-def _model_card(pipe):
-    calibration = pipe.calibration
-    if pipe.categories is not None:
-        names = ", ".join("`" + name.replace("`", "'") + "`" for name in pipe.categories.config.names)
-        promise = f"One checkpoint for several categories: `pipe(image, category=…)` with one of {names}."
-    elif calibration is None:
-        promise = "This checkpoint is not calibrated yet: it measures maps but gives no verdict."
-    else:
-        config = calibration.config
-        parts = "" if config.num_groups is None else f" of {config.num_groups} parts"
-        promise = (
-            f"Verdicts are calibrated on {config.num_ranked} good images{parts} that the model was not trained on; "
-            f"the smallest false alarm rate they can promise is {100 * calibration.effective_rate(0):.2g} %."
-        )
-        if config.num_groups is not None:
-            promise += " It follows from the parts, not from their images, and holds for new parts."
-        if config.cross_fitted:
-            promise += " They also fitted the normalisation (cross-fitting), so that the rate is an estimate."
-        promise += _parts_in_words(calibration)
-    return f"""---
-library_name: diffusers
-pipeline_tag: image-segmentation
-tags:
-- anomaly-detection
-- anomaly-localization
-- diffusers
----
-
-{CARD_MARK}
-
-# Defect detection with a diffusion model of good parts
-
-Trained on images of good parts alone, this pipeline says whether an image shows a defect, and where.
-
-```python
-from diffusers import DiffusionPipeline
-from PIL import Image
-pipe = DiffusionPipeline.from_pretrained("PATH_OR_HUB_ID", trust_remote_code=True)
-result = pipe(Image.open("part.png"))
-```
-
-`result.anomaly_map[0]` is the heat map at the image's own size, `result.is_anomalous[0]` the verdict,
-`result.p_value[0]` the share of good images that score at least as high.
-
-What would the part look like without its defect? The second pipeline of this checkpoint draws it:
-
-```python
-repair = DiffusionPipeline.from_pretrained(
-    "PATH_OR_HUB_ID", custom_pipeline="pipeline_gradient_denoise", trust_remote_code=True
-)
-repair(Image.open("part.png")).images[0].save("repaired.png")
-```
-
-{promise}
-
-Images are squashed to {pipe.resolution}×{pipe.resolution} pixels. Settings: timesteps
-{list(pipe.config.timesteps)}, alpha {pipe.alpha}.
-"""
+COMPONENT_FILES = (*CONFIGS, WEIGHTS, HALF_PRECISION_WEIGHTS)
 
 
 # %% gaussian_diffusion: needs nothing
@@ -1906,7 +1566,7 @@ class _SharedSetting:
 _TF32 = _SharedSetting()
 
 
-# %% checkpoint_reading: needs config_checks, denoising_network, safetensors_only
+# %% checkpoint_reading: needs checkpoint_names, config_checks, denoising_network, safetensors_only
 """Validate the files of an untrusted checkpoint before anything is built from them or memory is allocated.
 
 Nothing is unpickled, no code in the folder is run or imported, no link out of it is followed, and no memory is taken
@@ -1922,8 +1582,6 @@ import torch
 from diffusers import DDPMScheduler, UNet2DModel
 from safetensors import safe_open
 
-
-WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 MAX_JSON = 4 << 20
 """Bytes of a config; the largest that was written here had some ten thousand."""
@@ -2103,6 +1761,369 @@ def _finite(text):
     return number
 
 
+# %% checkpoint_card: needs score_calibration
+"""The short model card that every saved checkpoint has; publishing replaces it by the full one (`training/hub/`)."""
+
+
+CARD_MARK = "<!-- Written by save_pretrained. Remove this line to keep the card as you edit it. -->"
+
+
+def owns_card(path):
+    """Whether the card may be replaced: there is none yet, or it is still the one that was written here."""
+    return not path.exists() or CARD_MARK in path.read_text(errors="replace")
+
+
+def _components_in_words(calibration):
+    """What the map is made of, in per cent, and what decides the score, as the calibration chose it."""
+    names = ("KL", "feature error", *REFERENCES.values())
+    shares = ", ".join(
+        f"{name} {share:.0%}" for name, share in zip(names, calibration.map_shares, strict=False) if share
+    )
+    deciding = [name for name, decides in zip(names, calibration.image_parts, strict=False) if decides]
+    *others, last = deciding
+    rule = (
+        {"max": "the largest of what", "mean": "the mean of what"}[calibration.config.image_rule] if others else "what"
+    )
+    listed = f"{', '.join(others)} and {last} give" if others else f"{last} gives"
+    return f" The map is made of {shares}. An image's score is {rule} {listed} it."
+
+
+def short_card(pipe):
+    calibration = pipe.calibration
+    if pipe.categories is not None:
+        names = ", ".join("`" + name.replace("`", "'") + "`" for name in pipe.categories.config.names)
+        promise = f"One checkpoint for several categories: `pipe(image, category=…)` with one of {names}."
+    elif calibration is None:
+        promise = "This checkpoint is not calibrated yet: it measures maps but gives no verdict."
+    else:
+        config = calibration.config
+        parts = "" if config.num_groups is None else f" of {config.num_groups} parts"
+        promise = (
+            f"Verdicts are calibrated on {config.num_ranked} good images{parts} that the model was not trained on; "
+            f"the smallest false alarm rate they can promise is {100 * calibration.effective_rate(0):.2g} %."
+        )
+        if config.num_groups is not None:
+            promise += " It follows from the parts, not from their images, and holds for new parts."
+        if config.cross_fitted:
+            promise += " They also fitted the normalisation (cross-fitting), so that the rate is an estimate."
+        promise += _components_in_words(calibration)
+    return f"""---
+library_name: diffusers
+pipeline_tag: image-segmentation
+tags:
+- anomaly-detection
+- anomaly-localization
+- diffusers
+---
+
+{CARD_MARK}
+
+# Defect detection with a diffusion model of good parts
+
+Trained on images of good parts alone, this pipeline says whether an image shows a defect, and where.
+
+```python
+from diffusers import DiffusionPipeline
+from PIL import Image
+pipe = DiffusionPipeline.from_pretrained("PATH_OR_HUB_ID", trust_remote_code=True)
+result = pipe(Image.open("part.png"))
+```
+
+`result.anomaly_map[0]` is the heat map at the image's own size, `result.is_anomalous[0]` the verdict,
+`result.p_value[0]` the share of good images that score at least as high.
+
+What would the part look like without its defect? The second pipeline of this checkpoint draws it:
+
+```python
+repair = DiffusionPipeline.from_pretrained(
+    "PATH_OR_HUB_ID", custom_pipeline="pipeline_gradient_denoise", trust_remote_code=True
+)
+repair(Image.open("part.png")).images[0].save("repaired.png")
+```
+
+{promise}
+
+Images are squashed to {pipe.resolution}×{pipe.resolution} pixels. Settings: timesteps
+{list(pipe.config.timesteps)}, alpha {pipe.alpha}.
+"""
+
+
+# %% code_bundle: needs nothing
+"""The code of a checkpoint: a pipeline's or a component's module and all its siblings, as one file that stands alone.
+
+diffusers fetches a single code file for a custom pipeline and for each component of a checkpoint on the Hub. A bundle
+is made of whole modules, so that it reads like them; another bundle can be made of some of its sections.
+"""
+
+import ast
+import re
+import textwrap
+from pathlib import Path
+
+SECTION = "# %% {module}: needs {needs}\n"
+"""Stands above each module of a bundle, with the names of the siblings that it imports itself."""
+
+SECTION_LINE = re.compile(r"^# %% (\w+): needs ([\w, ]+)\n", re.MULTILINE)
+NOTHING = "nothing"
+
+
+def write_bundle(source, folder, class_name, name=None):
+    """Write a class and all that it needs of its siblings as one file.
+
+    Args:
+        source (`Path`): file of the class: a module, or a bundle that holds it.
+        folder (`Path`): where to.
+        class_name (`str`): the class.
+        name (`str`, *optional*): of the file, without its ending; by default the module's, or, where the file is made
+            of several, the folder's with "_component".
+
+    Returns:
+        `str`: the name of the module that was written.
+
+    Raises:
+        ValueError: as `make_bundle`.
+    """
+    modules = read_modules(source)
+    entry = next(module for module, (code, _) in modules.items() if f"\nclass {class_name}(" in code)
+    needed = _in_order(entry, modules)
+    name = name or (entry if len(needed) == 1 else f"{folder.name}_component")
+    (folder / f"{name}.py").write_text(make_bundle({module: modules[module] for module in needed}, class_name))
+    return name
+
+
+def make_bundle(modules, class_name):
+    """One file of several modules.
+
+    Args:
+        modules (`dict`): name of each to its code without relative imports, and to the names of those it imports; each
+            comes after all that it imports.
+        class_name (`str`): what the file is for.
+
+    Returns:
+        `str`: the code.
+
+    Raises:
+        ValueError: if two modules give one name to different things, for the later would replace the earlier.
+    """
+    _refuse_collisions(modules)
+    listed = textwrap.fill(f"Each after those that it needs: {', '.join(modules)}.", 120)
+    heading = (
+        f'"""{class_name}, in one file made of {len(modules)} modules; change those, not this copy.\n\n{listed}\n"""\n'
+    )
+    sections = [
+        SECTION.format(module=module, needs=", ".join(needs) or NOTHING) + code.strip("\n") + "\n"
+        for module, (code, needs) in modules.items()
+    ]
+    return "\n\n".join([heading, *sections])
+
+
+def read_modules(source):
+    """The modules that a file is made of: of a bundle its sections; else the file and every sibling it imports.
+
+    Returns:
+        `dict`: as `make_bundle` takes it.
+
+    Raises:
+        ValueError: if a sibling is imported otherwise than by `from .sibling import names`.
+    """
+    text = Path(source).read_text()
+    if sections := list(SECTION_LINE.finditer(text)):
+        ends = [section.start() for section in sections[1:]] + [len(text)]
+        return {
+            section[1]: (text[section.end() : end], [] if section[2] == NOTHING else section[2].split(", "))
+            for section, end in zip(sections, ends, strict=True)
+        }
+    imports = sibling_imports(text)
+    found = {}
+    for node in imports:
+        found |= read_modules(source.with_name(f"{node.module}.py"))
+    lines = text.splitlines(keepends=True)
+    for node in reversed(imports):
+        if any(alias.asname for alias in node.names):
+            raise ValueError(f"{source} renames what it imports from .{node.module}; use its own name in a bundle.")
+        del lines[node.lineno - 1 : node.end_lineno]
+    return found | {source.stem: ("".join(lines), list(dict.fromkeys(node.module for node in imports)))}
+
+
+def sibling_imports(code):
+    """The nodes of a module's code that import from its siblings, in their order.
+
+    Raises:
+        SyntaxError: if it is no code.
+        ValueError: for a sibling that is imported as a whole, or within a function.
+    """
+    tree = ast.parse(code)
+    nodes = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level]
+    for node in nodes:
+        if node.level > 1 or not node.module or "." in node.module or node not in tree.body:
+            raise ValueError(f"line {node.lineno} imports siblings in a way that no bundle can be made of.")
+    return nodes
+
+
+def _in_order(entry, modules):
+    """Names of a module and of all those that it needs, directly or through others, each after what it needs."""
+    found = []
+    for needed in modules[entry][1]:
+        found += [module for module in _in_order(needed, modules) if module not in found]
+    return [*found, entry]
+
+
+def _refuse_collisions(modules):
+    seen = {}
+    for module, (code, _) in modules.items():
+        for name, meaning in _top_level_names(code):
+            other, former = seen.setdefault(name, (module, meaning))
+            if other != module and former != meaning:
+                raise ValueError(f"{other} and {module} both define {name}, which one file cannot hold; rename one.")
+
+
+def _top_level_names(code):
+    """Yield what a module binds at its top level, and what tells whether another binds the same."""
+    for node in ast.parse(code).body:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            origin = node.module if isinstance(node, ast.ImportFrom) else None
+            for alias in node.names:
+                yield alias.asname or alias.name.split(".")[0], f"{origin} {alias.name}"
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            yield node.name, ast.get_source_segment(code, node)
+        else:
+            stored = (each for each in ast.walk(node) if isinstance(each, ast.Name) and isinstance(each.ctx, ast.Store))
+            yield from ((name.id, ast.get_source_segment(code, node)) for name in stored)
+
+
+# %% checkpoint_saving: needs checkpoint_card, checkpoint_names, code_bundle, safetensors_only
+"""Saving a checkpoint whole, code and all."""
+
+import inspect
+import json
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+
+
+def save_checkpoint(pipe, save_components, save_directory, half_precision, options):
+    """Write a pipeline folder: components, names that a foreign process can resolve, code files, model card.
+
+    Everything is written to a folder beside its place first and moved when it is whole. `model_index.json`, without
+    which nothing is loaded, is taken away first and put back last: no mixture of two checkpoints is ever loaded.
+
+    Args:
+        pipe (`DiffusionPipeline`): the pipeline.
+        save_components: `DiffusionPipeline.save_pretrained` bound to it.
+        save_directory (`str` or `Path`): where to.
+        half_precision (`bool`): whether `HALF_PRECISION_COMPONENTS` are stored in float16.
+        options (`dict`): further arguments for `save_components`; `variant="fp16"` means `half_precision`.
+
+    Raises:
+        ValueError: if the folder cannot be written, or an option asks for pickled weights or another variant.
+    """
+    if not options.pop("safe_serialization", True):
+        raise ValueError("weights are saved as safetensors only; leave safe_serialization at True.")
+    if options.pop("push_to_hub", False):
+        raise ValueError("save_pretrained does not push; save the folder, then push it with training/publish.py.")
+    half_precision |= is_half_precision_variant(options.pop("variant", None))
+    save_directory = Path(save_directory)
+    try:
+        save_directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=save_directory, prefix=SAVING) as partial:
+            partial = Path(partial)
+            save_components(str(partial), **options)
+            for weights in partial.glob(f"*/*{WEIGHT_LISTS}"):
+                raise ValueError(f"{weights.parent.name} would be split into several files; leave max_shard_size out.")
+            if half_precision:
+                for component in HALF_PRECISION_COMPONENTS:
+                    if (partial / component).is_dir():
+                        _store_half_precision(partial / component / WEIGHTS)
+                extractor = partial / "feature_extractor"
+                shutil.copyfile(extractor / WEIGHTS, extractor / HALF_PRECISION_WEIGHTS)
+            _forget_origin(partial)
+            _share_with_others(partial)
+            _write_code(pipe, partial)
+            if owns_card(save_directory / CARD):
+                (partial / CARD).write_text(short_card(pipe))
+            (save_directory / MODEL_INDEX).unlink(missing_ok=True)
+            for entry in sorted(partial.iterdir(), key=lambda path: path.name == MODEL_INDEX):
+                _replace(entry, save_directory / entry.name)
+    except OSError as error:
+        raise ValueError(f"{save_directory} cannot be written: {error.strerror or error}.") from error
+
+
+def is_half_precision(folder):
+    """Whether a checkpoint folder stores its UNet in float16."""
+    with safe_open(Path(folder) / "unet" / WEIGHTS, "pt") as weights:
+        return weights.get_tensor(next(iter(weights.keys()))).dtype == torch.float16
+
+
+def _share_with_others(folder):
+    """Let whoever may read the index read the weights too: safetensors writes them for their owner alone."""
+    for path in folder.rglob("*.safetensors"):
+        path.chmod((folder / MODEL_INDEX).stat().st_mode)
+
+
+def _forget_origin(folder):
+    """Take out of the configs where each component was loaded from: a path of the machine that saved it."""
+    for path in (folder / MODEL_INDEX, *folder.glob("*/config.json")):
+        config = json.loads(path.read_text())
+        config.pop("_name_or_path", None)
+        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def _write_code(pipe, folder):
+    """Put the code of both pipelines and of the components into a folder, and name it in `model_index.json`.
+
+    A foreign process that has loaded one of the pipelines has only that one's code at hand; the other's is taken from
+    the folder that the checkpoint was loaded from, if it still is there.
+    """
+    own = Path(inspect.getfile(type(pipe)))
+    is_foreign = SECTION_LINE.search(own.read_text()) is not None
+    origin = Path(pipe.config.get("_name_or_path") or own.parent)
+    for module, class_name in ENTRY_MODULES.items():
+        places = [origin, own.parent] if is_foreign and module != own.stem else [own.parent]
+        source = next((place / f"{module}.py" for place in places if (place / f"{module}.py").is_file()), None)
+        if source is not None:
+            write_bundle(source, folder, class_name, module)
+    index_path = folder / MODEL_INDEX
+    index = json.loads(index_path.read_text())
+    index["_class_name"] = [own.stem, type(pipe).__name__]
+    scoring, class_name = next(iter(ENTRY_MODULES.items()))
+    if (folder / f"{scoring}.py").is_file():  # what a checkpoint loads as, whichever pipeline saves it
+        index["_class_name"] = [scoring, class_name]
+    index["_format_version"] = FORMAT_VERSION
+    for name, component in pipe.components.items():
+        if component is None or type(component).__module__.split(".")[0] == "diffusers":
+            continue
+        class_name = type(component).__name__
+        index[name] = [write_bundle(Path(inspect.getfile(type(component))), folder / name, class_name), class_name]
+    index_path.write_text(json.dumps(index, indent=2) + "\n")
+
+
+def is_half_precision_variant(variant):
+    """Whether a `variant` asks for float16; a ValueError if it is none that there is."""
+    if variant not in (None, HALF_PRECISION_VARIANT):
+        raise ValueError(f"variant is {variant!r}; {HALF_PRECISION_VARIANT!r} is accepted, and None for what there is.")
+    return variant is not None
+
+
+def _store_half_precision(path):
+    """Rewrite a safetensors file with its networks' weights in float16; statistics of pixels and features stay."""
+    tensors = {
+        name: tensor if name.startswith(FLOAT32_TENSORS) or tensor.dtype != torch.float32 else tensor.half()
+        for name, tensor in load_file(path).items()
+    }
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def _replace(source, target):
+    if target.is_dir():
+        shutil.rmtree(target)
+    source.replace(target)
+
+
 # %% hub_errors: needs nothing
 """What can go wrong on the way to the Hub or from it, each said in one sentence that tells what to do."""
 
@@ -2238,7 +2259,7 @@ def _is_of_the_network(error):
     return any(kind.__name__ == "TransportError" for kind in type(error).__mro__)
 
 
-# %% checkpoint_loading: needs checkpoint_files, checkpoint_reading, config_checks, hub_errors, safetensors_only
+# %% checkpoint_loading: needs checkpoint_names, checkpoint_reading, checkpoint_saving, config_checks, hub_errors, safetensors_only
 """Loading a checkpoint, a folder or one on the Hub, with our own classes: none of its code is run or even fetched."""
 
 import inspect
@@ -2254,7 +2275,7 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII
 
 FETCHED = (
     *(MODEL_INDEX, CARD, EVALUATION, TRAINING_RECORD, IMAGE_RECORD),
-    *(f"{name}/{file}" for name in COMPONENTS for file in ("config.json", "scheduler_config.json", WEIGHTS)),
+    *(f"{name}/{file}" for name in COMPONENTS for file in (*CONFIGS, WEIGHTS)),
 )
 """What is fetched of a checkpoint on the Hub, and nothing else that may lie there."""
 
@@ -2652,7 +2673,7 @@ def _check_category_fit(pipe, gaussian, memory, coarse_gaussian, calibration):
         check_whole("the calibration's timesteps", timestep, 0, len(pipe.scheduler.alphas_cumprod) - 1)
 
 
-# %% pipeline_base: needs anomaly_maps, category_bank, checkpoint_files, checkpoint_loading, config_checks, denoising_network, feature_extraction, feature_gaussian, feature_memory, image_preprocessing, measurement, model_checks, safetensors_only, score_calibration
+# %% pipeline_base: needs anomaly_maps, category_bank, checkpoint_loading, checkpoint_saving, config_checks, denoising_network, feature_extraction, feature_gaussian, feature_memory, image_preprocessing, measurement, model_checks, safetensors_only, score_calibration
 """What every pipeline of a checkpoint does alike: load, save, choose a category, measure an image (Eq. 9 and 10)."""
 
 import logging

@@ -12,8 +12,8 @@ import numpy as np
 
 from page.models.inference_queue import Turns, lends_gpu
 from page.models.loaded_checkpoints import MAX_LOADED, LoadedCheckpoints
-from pipelines.checkpoint_files import CARD
 from pipelines.checkpoint_loading import is_hub_id, locate_checkpoint
+from pipelines.checkpoint_names import CARD
 from pipelines.score_calibration import ScoreCalibration
 from training.records.measured_results import read_results
 

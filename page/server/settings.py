@@ -5,6 +5,8 @@ import os
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from pipelines.checkpoint_names import MODEL_INDEX
+
 ROOT = Path(__file__).resolve().parents[2]
 EMBEDDED_MODELS = ROOT / "checkpoints"
 
@@ -71,7 +73,7 @@ def parse_settings(argv=None, environ=os.environ):
         value = environ.get(variable, default)
         parser.add_argument(option, default=value, help=f"{text}\n(${variable}; default: {_in_words(default)})")
 
-    embedded = ",".join(str(path.parent) for path in sorted(EMBEDDED_MODELS.glob("*/model_index.json")))
+    embedded = ",".join(str(path.parent) for path in sorted(EMBEDDED_MODELS.glob(f"*/{MODEL_INDEX}")))
     shown = ",".join(Path(path).name for path in embedded.split(","))
     parser.add_argument(
         "--models",

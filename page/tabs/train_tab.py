@@ -11,7 +11,7 @@ from page.models.checkpoint_zip import pack_for_download
 from page.server.user_errors import answer_in_one_sentence
 from page.work.trainings import MAX_STEPS
 from rendering.words import count_of, duration
-from training.cli.arguments import DEFAULT_PRESET, PRESETS
+from training.cli.presets import DEFAULT_PRESET, PRESETS
 from training.data.image_reading import IMAGE_SUFFIXES
 
 LOOK_EVERY = 1.0

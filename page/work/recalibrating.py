@@ -7,7 +7,7 @@ import threading
 import time
 from pathlib import Path
 
-from pipelines.checkpoint_files import is_half_precision
+from pipelines.checkpoint_saving import is_half_precision
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from training.calibration import check_enough, replace_calibration
 from training.data.groups import find_groups

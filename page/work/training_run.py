@@ -11,6 +11,7 @@ import time
 from dataclasses import dataclass, field
 
 from page.server.settings import ROOT
+from pipelines.checkpoint_names import MODEL_INDEX
 from training.records.progress import loss_curve, read_progress, separation_curve
 
 CHECKPOINTING_STEPS = 100
@@ -189,7 +190,7 @@ class TrainingRun:
         self._ended.set()
 
     def _outcome(self):
-        if self._process.returncode == 0 and (self.output / "model_index.json").is_file():
+        if self._process.returncode == 0 and (self.output / MODEL_INDEX).is_file():
             return "finished", ""
         if self._too_long:
             return "stopped", f"The limit of {self._max_minutes} minutes was reached."

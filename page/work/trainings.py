@@ -12,7 +12,8 @@ from pathlib import Path
 from page.server.uploads import Folder
 from page.work.training_images import unpack_images
 from page.work.training_run import TrainingRequest, TrainingRun
-from training.cli.arguments import DEFAULT_PRESET, PRESETS
+from pipelines.checkpoint_names import MODEL_INDEX
+from training.cli.presets import DEFAULT_PRESET, PRESETS
 from training.records.progress import read_progress
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,39}")
@@ -148,7 +149,7 @@ class Trainings:
 
 def shelve_trained_models(folder, shelf):
     """Put the finished models of a folder on the shelf; what cannot be loaded is logged and left out."""
-    for path in sorted(Path(folder).glob("*/model_index.json")):
+    for path in sorted(Path(folder).glob(f"*/{MODEL_INDEX}")):
         if path.parent.name in shelf.names or (path.parent.parent / f"{path.parent.name}{IMAGES}").exists():
             continue
         try:

@@ -11,20 +11,17 @@ from PIL import Image
 from scipy.stats import binomtest, kstest
 from sentences import assert_sentence, refused
 
-from benchmarks.calibration import (
+from benchmarks.calibration import find_held_out, format_table, main, measure_images
+from benchmarks.parts import RATES as PART_RATES
+from benchmarks.parts import WAYS, compare_splits, format_part_table
+from benchmarks.promise_statistics import (
     RATES,
     distance_from_uniform,
-    find_held_out,
-    format_table,
     independent_images,
-    main,
-    measure_images,
     split_p_values,
     summarize,
     wilson_interval,
 )
-from benchmarks.parts import RATES as PART_RATES
-from benchmarks.parts import WAYS, compare_splits, format_part_table
 from pipelines.measurement import Measurement
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from pipelines.score_calibration import ScoreCalibration

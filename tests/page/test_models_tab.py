@@ -24,7 +24,7 @@ from page.models.checkpoint_zip import pack_checkpoint
 from page.models.model_shelf import ModelShelf, measured_results
 from page.server.settings import Settings
 from page.tabs.models_tab import MAX_SHOWN, NO_CARD, _open, _pack, _show, calibration_html, results_html
-from pipelines.checkpoint_files import CARD, EVALUATION
+from pipelines.checkpoint_names import CARD, EVALUATION
 from training.evaluate import main as evaluation_command
 from training.evaluation.example_sheet import CELL
 from training.hub.card_sections import results_section

@@ -9,7 +9,7 @@ from fingerprints import FINGERPRINT, fingerprint, repaired, run_fresh
 from paths import ROOT
 from sentences import refused
 
-from pipelines.checkpoint_files import ENTRY_MODULES
+from pipelines.checkpoint_names import ENTRY_MODULES
 from pipelines.code_bundle import read_modules, write_bundle
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from pipelines.pipeline_gradient_denoise import GradientDenoisePipeline

@@ -20,7 +20,7 @@ from sentences import assert_sentence, refused
 
 from page.models.model_shelf import ModelShelf
 from pipelines.category_bank import CategoryBank
-from pipelines.checkpoint_files import COMPONENTS, WEIGHTS
+from pipelines.checkpoint_names import COMPONENTS, WEIGHTS
 from pipelines.feature_extraction import TimmFeatureExtractor
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from pipelines.pipeline_gradient_denoise import GradientDenoisePipeline

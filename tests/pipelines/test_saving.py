@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from sentences import refused
 
-from pipelines.checkpoint_files import FORMAT_VERSION
+from pipelines.checkpoint_names import FORMAT_VERSION
 from pipelines.feature_extraction import TimmFeatureExtractor
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from pipelines.pipeline_gradient_denoise import GradientDenoisePipeline

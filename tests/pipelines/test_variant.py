@@ -7,7 +7,7 @@ from hub_server import Hub
 from paths import ROOT
 from sentences import refused
 
-from pipelines.checkpoint_files import HALF_PRECISION_WEIGHTS
+from pipelines.checkpoint_names import HALF_PRECISION_WEIGHTS
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from training.publish import describe_shipment, prepare_shipment
 

@@ -14,7 +14,7 @@ from paths import TILES
 from safetensors.torch import load_file
 from sentences import assert_sentence, refused
 
-from pipelines import checkpoint_files
+from pipelines import checkpoint_saving
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from training.cli.arguments import parse_args
 from training.data.layouts import find_good_images
@@ -208,8 +208,8 @@ def test_a_save_that_is_cut_off_leaves_no_mixture_of_two_checkpoints(tiny_pipeli
         replaced.append(target)
         replace(source, target)
 
-    replace = checkpoint_files._replace
-    monkeypatch.setattr(checkpoint_files, "_replace", cut_off)
+    replace = checkpoint_saving._replace
+    monkeypatch.setattr(checkpoint_saving, "_replace", cut_off)
     with pytest.raises(KeyboardInterrupt):
         tiny_pipeline.save_pretrained(tmp_path)
     with refused(ValueError, "model_index.json"):

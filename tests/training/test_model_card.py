@@ -14,7 +14,8 @@ from huggingface_hub import ModelCard, ModelCardData
 from paths import ROOT, TILES
 from PIL import Image
 
-from pipelines.checkpoint_files import CARD, CARD_MARK
+from pipelines.checkpoint_card import CARD_MARK
+from pipelines.checkpoint_names import CARD
 from training.cli.arguments import parse_args
 from training.data.labelled_images import LabelledImage, find_labelled_images
 from training.evaluation.example_sheet import CELL, MAX_BYTES, MAX_ROWS, choose_examples, example_sheet, save_sheet

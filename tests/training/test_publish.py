@@ -16,7 +16,8 @@ from paths import ROOT
 from sentences import assert_sentence, refused
 
 from page.server.settings import parse_settings
-from pipelines.checkpoint_files import CARD, CARD_MARK, EVALUATION
+from pipelines.checkpoint_card import CARD_MARK
+from pipelines.checkpoint_names import CARD, EVALUATION
 from training.publish import prepare_shipment
 from training.records.checkpoint_contents import list_contents
 

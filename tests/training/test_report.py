@@ -1,8 +1,10 @@
 """The report of a training: one page that opens anywhere, says what it must, and stays with who trained."""
 
 import base64
+import errno
 import io
 import logging
+import os
 import shutil
 from html.parser import HTMLParser
 
@@ -170,12 +172,15 @@ def test_every_category_has_a_section_of_its_own(unified, tile_files, negative_f
 
 @pytest.mark.parametrize("case", ["no room", "an image that cannot be read"])
 def test_a_report_that_cannot_be_written_costs_a_warning_and_leaves_the_former(
-    tiny_pipeline, tile_files, tmp_path, caplog, case
+    tiny_pipeline, tile_files, tmp_path, caplog, monkeypatch, case
 ):
+    def full(_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
     (tmp_path / REPORT).write_text("former")
     images = GoodImages(tile_files, 64)
     if case == "no room":
-        (tmp_path / f".{REPORT}.partial").mkdir()
+        monkeypatch.setattr(os, "fsync", full)
     else:
         images = GoodImages([tmp_path / REPORT] * 4, 64)
     splits = {"tile": (tile_files, tile_files)}
@@ -183,6 +188,7 @@ def test_a_report_that_cannot_be_written_costs_a_warning_and_leaves_the_former(
         leave_report(tiny_pipeline, making_of(tmp_path), [images], splits)
     assert "the model is saved, but its report could not be written" in caplog.text
     assert (tmp_path / REPORT).read_text() == "former"
+    assert [path.name for path in tmp_path.iterdir()] == [REPORT]  # nothing half-written beside it
 
 
 @pytest.mark.parametrize(

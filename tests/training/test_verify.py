@@ -12,7 +12,7 @@ from hub_server import Hub, read_folder
 from paths import ROOT
 from sentences import assert_sentence
 
-from pipelines.checkpoint_files import CARD
+from pipelines.checkpoint_names import CARD
 from training.records.checkpoint_contents import list_contents
 from training.verify import hash_files, main
 

@@ -13,53 +13,12 @@ from training.cli.data_arguments import (
     check_hub_options,
     settle_num_workers,
 )
+from training.cli.presets import DEFAULT_PRESET, PRESETS
 from training.cli.settings_file import as_arguments, read_settings
 from training.data.groups import HELP as GROUPS_HELP
 from training.data.image_stream import SAMPLE_SIZE, SHUFFLE_BUFFER
 from training.data.layouts import ALL_GOOD_HELP
 from training.networks.unet import NUM_TRAIN_TIMESTEPS
-
-PRESETS = {
-    "balanced": {
-        "resolution": 256,
-        "patch_size": 8,
-        "feature_grid": 32,
-        "block_out_channels": [128, 160, 192],
-        "prediction_type": "sample",
-        "snr_gamma": 20.0,
-        "layers_per_block": 1,
-        "feature_extractor": "tf_efficientnet_lite0",
-        "train_batch_size": 8,
-        "max_train_steps": 4000,
-        "learning_rate": 4e-4,
-        "normalize_contrast": True,
-        "low_noise_share": 0.5,
-        "validation_steps": 100,
-    },
-    "paper": {
-        "resolution": 256,
-        "patch_size": 1,
-        "feature_grid": 64,
-        "prediction_type": "epsilon",
-        "snr_gamma": None,
-        "block_out_channels": [128, 128, 256, 256, 512, 512],
-        "layers_per_block": 2,
-        "feature_extractor": "tf_efficientnet_b4",
-        "train_batch_size": 2,
-        "max_train_steps": 10000,
-        "learning_rate": 1e-4,
-        "normalize_contrast": False,
-        "low_noise_share": 0.0,
-        "validation_steps": 500,
-    },
-}
-PRESETS["fast"] = PRESETS["balanced"] | {"max_train_steps": PRESETS["balanced"]["max_train_steps"] // 4}
-PRESETS["fine"] = PRESETS["balanced"] | {"resolution": 512, "patch_size": 16}
-"""balanced: two CPU cores with bfloat16 in hardware train it in half an hour. fast: the same in a quarter of the steps.
-fine: images and the UNet's patches twice as large, so that features are finer and the UNet's work is the same. paper:
-the paper's network and settings, for a GPU."""
-
-DEFAULT_PRESET = "balanced"
 
 CALIBRATION_FRACTION = 0.25
 
@@ -108,132 +67,147 @@ def _build_parser():
         "--config",
         help="YAML or JSON file of settings, or the training.json of a checkpoint; options given beside it override it",
     )
-    data = parser.add_argument_group("data")
-    data.add_argument(
+    _add_data_options(parser.add_argument_group("data"))
+    _add_model_options(parser.add_argument_group("model (defaults from the preset)"))
+    _add_loss_options(parser.add_argument_group("loss"))
+    _add_optimisation_options(parser.add_argument_group("optimisation"))
+    _add_scoring_options(parser.add_argument_group("scoring (stored in the checkpoint)"))
+    _add_running_options(parser.add_argument_group("running"))
+    _add_sharing_options(parser.add_argument_group("sharing"))
+    return parser
+
+
+def _add_data_options(group):
+    group.add_argument(
         "--train_data_dir",
         nargs="+",
         help="folder of good images, or a category of a data set in a layout that is understood, such as MVTec-AD's "
         "(its train/good is used); several make one model for several categories, each named after its folder",
     )
-    add_hub_options(data, STREAMING)
-    data.add_argument("--all_good", action="store_true", help=ALL_GOOD_HELP)
-    data.add_argument("--groups", help=GROUPS_HELP)
-    data.add_argument("--group_column", help="column of a data set of the Hub that says which part an image shows")
-    data.add_argument("--output_dir", required=True, help="folder of the finished pipeline and of its checkpoints")
-    data.add_argument("--resolution", type=int, help="images are squashed to this square (see the preset)")
-    data.add_argument("--rotation_degrees", type=float, default=5.0, help="largest random rotation either way")
-    data.add_argument(
+    add_hub_options(group, STREAMING)
+    group.add_argument("--all_good", action="store_true", help=ALL_GOOD_HELP)
+    group.add_argument("--groups", help=GROUPS_HELP)
+    group.add_argument("--group_column", help="column of a data set of the Hub that says which part an image shows")
+    group.add_argument("--output_dir", required=True, help="folder of the finished pipeline and of its checkpoints")
+    group.add_argument("--resolution", type=int, help="images are squashed to this square (see the preset)")
+    group.add_argument("--rotation_degrees", type=float, default=5.0, help="largest random rotation either way")
+    group.add_argument(
         "--calibration_fraction",
         type=float,
         default=CALIBRATION_FRACTION,
         help="share of the good images held out for calibration",
     )
-    add_num_workers(data)
+    add_num_workers(group)
 
-    model = parser.add_argument_group("model (defaults from the preset)")
-    model.add_argument(
+
+def _add_model_options(group):
+    group.add_argument(
         "--preset",
         choices=sorted(PRESETS),
         default=DEFAULT_PRESET,
         help="balanced for a CPU; fast: the same in a quarter of the steps; fine: images twice as large, for small "
         "defects; paper: the paper's network, for a GPU",
     )
-    model.add_argument(
+    group.add_argument(
         "--init_from",
         help="finished checkpoint, a folder or a Hub id, to start from: to train it further, or on more categories, "
         "where the folders of the old ones are named too; its feature extractor is kept",
     )
-    model.add_argument("--patch_size", type=int, help="pixel-unshuffle factor of the UNet's input")
-    model.add_argument("--block_out_channels", type=int, nargs="+", help="UNet channels per level")
-    model.add_argument("--layers_per_block", type=int, help="residual blocks per UNet level")
-    model.add_argument("--feature_extractor", help="timm model, or a checkpoint's feature_extractor folder")
-    model.add_argument(
+    group.add_argument("--patch_size", type=int, help="pixel-unshuffle factor of the UNet's input")
+    group.add_argument("--block_out_channels", type=int, nargs="+", help="UNet channels per level")
+    group.add_argument("--layers_per_block", type=int, help="residual blocks per UNet level")
+    group.add_argument("--feature_extractor", help="timm model, or a checkpoint's feature_extractor folder")
+    group.add_argument(
         "--feature_strides",
         type=int,
         nargs="+",
         default=[2, 4, 8, 16],
         help="feature maps of a timm model that are used; a checkpoint's extractor keeps its own",
     )
-    model.add_argument("--feature_grid", type=int, help="height and width of the features")
-    model.add_argument(
+    group.add_argument("--feature_grid", type=int, help="height and width of the features")
+    group.add_argument(
         "--prediction_type", choices=["epsilon", "sample"], help="what the UNet predicts: the noise or x_0"
     )
-    model.add_argument(
+    group.add_argument(
         "--normalize_contrast",
         action=argparse.BooleanOptionalAction,
         help="bring the good images to standard deviation 0.5 before noise is added",
     )
 
-    loss = parser.add_argument_group("loss")
-    loss.add_argument("--vlb_weight", type=float, default=0.001, help="weight of the variational bound")
-    loss.add_argument("--feature_weight", type=float, default=1.0, help="weight of the feature loss (Eq. 10)")
-    loss.add_argument("--snr_gamma", type=float, help="min-SNR weighting of the noise's error (see the preset)")
-    loss.add_argument("--low_noise_share", type=float, help="share of timesteps drawn below --low_noise_limit")
-    loss.add_argument("--low_noise_limit", type=int, default=200, help="see --low_noise_share")
 
-    optimisation = parser.add_argument_group("optimisation")
-    optimisation.add_argument("--train_batch_size", type=int, help="images per process and step")
-    optimisation.add_argument("--max_train_steps", type=int, help="optimizer steps")
-    optimisation.add_argument("--gradient_accumulation_steps", type=int, default=1, help="batches per optimizer step")
-    optimisation.add_argument("--learning_rate", type=float, help="peak learning rate")
+def _add_loss_options(group):
+    group.add_argument("--vlb_weight", type=float, default=0.001, help="weight of the variational bound")
+    group.add_argument("--feature_weight", type=float, default=1.0, help="weight of the feature loss (Eq. 10)")
+    group.add_argument("--snr_gamma", type=float, help="min-SNR weighting of the noise's error (see the preset)")
+    group.add_argument("--low_noise_share", type=float, help="share of timesteps drawn below --low_noise_limit")
+    group.add_argument("--low_noise_limit", type=int, default=200, help="see --low_noise_share")
+
+
+def _add_optimisation_options(group):
+    group.add_argument("--train_batch_size", type=int, help="images per process and step")
+    group.add_argument("--max_train_steps", type=int, help="optimizer steps")
+    group.add_argument("--gradient_accumulation_steps", type=int, default=1, help="batches per optimizer step")
+    group.add_argument("--learning_rate", type=float, help="peak learning rate")
     schedules = [schedule.value for schedule in SchedulerType if schedule.value != "piecewise_constant"]
-    optimisation.add_argument("--lr_scheduler", default="cosine", choices=schedules, help="how the rate is annealed")
-    optimisation.add_argument("--lr_warmup_steps", type=int, default=100, help="steps of linear warm-up")
-    optimisation.add_argument("--adam_weight_decay", type=float, default=1e-2, help="AdamW's weight decay")
-    optimisation.add_argument("--max_grad_norm", type=float, default=1.0, help="gradient norm is clipped to this")
-    optimisation.add_argument("--ema_max_decay", type=float, default=0.9999, help="largest decay of the weights' EMA")
-    optimisation.add_argument(
+    group.add_argument("--lr_scheduler", default="cosine", choices=schedules, help="how the rate is annealed")
+    group.add_argument("--lr_warmup_steps", type=int, default=100, help="steps of linear warm-up")
+    group.add_argument("--adam_weight_decay", type=float, default=1e-2, help="AdamW's weight decay")
+    group.add_argument("--max_grad_norm", type=float, default=1.0, help="gradient norm is clipped to this")
+    group.add_argument("--ema_max_decay", type=float, default=0.9999, help="largest decay of the weights' EMA")
+    group.add_argument(
         "--gradient_checkpointing",
         action="store_true",
         help="compute the UNet's activations again for the backward pass instead of keeping them: slower, less memory",
     )
-    optimisation.add_argument(
+    group.add_argument(
         "--mixed_precision",
         choices=["auto", "no", "fp16", "bf16"],
         default="auto",
         help="auto: bf16 where the hardware computes in it",
     )
-    optimisation.add_argument("--seed", type=int, default=0, help="split, weights, noise and augmentation follow it")
+    group.add_argument("--seed", type=int, default=0, help="split, weights, noise and augmentation follow it")
 
-    scoring = parser.add_argument_group("scoring (stored in the checkpoint)")
-    scoring.add_argument("--timesteps", type=int, nargs="+", default=[5, 50, 100], help="T of Eq. 11")
-    scoring.add_argument(
+
+def _add_scoring_options(group):
+    group.add_argument("--timesteps", type=int, nargs="+", default=[5, 50, 100], help="T of Eq. 11")
+    group.add_argument(
         "--alpha",
         type=float,
         help="weight of the pixel component in the map (Eq. 11); the default is chosen on synthetic defects",
     )
 
-    running = parser.add_argument_group("running")
-    running.add_argument("--checkpointing_steps", type=int, default=500, help="steps between two checkpoints")
-    running.add_argument("--checkpoints_total_limit", type=int, default=2, help="checkpoints kept")
-    running.add_argument("--resume_from_checkpoint", help="a checkpoint folder, or latest")
-    running.add_argument(
+
+def _add_running_options(group):
+    group.add_argument("--checkpointing_steps", type=int, default=500, help="steps between two checkpoints")
+    group.add_argument("--checkpoints_total_limit", type=int, default=2, help="checkpoints kept")
+    group.add_argument("--resume_from_checkpoint", help="a checkpoint folder, or latest")
+    group.add_argument(
         "--validation_steps",
         type=int,
         help="steps between two validations, of which one follows the last step: how well the network tells synthetic "
         "defects from good images, on held-out ones that fit the calibration; 0 for none. It changes nothing of what "
         "is trained. The default is the preset's",
     )
-    running.add_argument(
+    group.add_argument(
         "--report_to",
         nargs="+",
         help="trackers of accelerate that get losses, validations and their sheets: tensorboard, wandb, trackio or "
         "others that it knows, or all that are installed; none by default",
     )
-    running.add_argument("--logging_dir", default="logs", help="folder below output_dir of trackers that write files")
-    running.add_argument(
+    group.add_argument("--logging_dir", default="logs", help="folder below output_dir of trackers that write files")
+    group.add_argument(
         "--report",
         action=argparse.BooleanOptionalAction,
         default=True,
         help="write report.html into output_dir at the end: one page to look at, with images of parts; never published",
     )
 
-    hub = parser.add_argument_group("sharing")
-    hub.add_argument("--push_to_hub", action="store_true", help="push the finished checkpoint to the Hub")
-    hub.add_argument("--hub_model_id", help="where to, organisation/name; default the output folder's name")
-    hub.add_argument("--hub_private_repo", action="store_true", default=None, help="a new repository is private")
-    add_hub_token(hub)
-    return parser
+
+def _add_sharing_options(group):
+    group.add_argument("--push_to_hub", action="store_true", help="push the finished checkpoint to the Hub")
+    group.add_argument("--hub_model_id", help="where to, organisation/name; default the output folder's name")
+    group.add_argument("--hub_private_repo", action="store_true", default=None, help="a new repository is private")
+    add_hub_token(group)
 
 
 def _check(parser, args):

@@ -4,7 +4,8 @@ import shlex
 
 from pipelines.checkpoint_loading import is_hub_id
 from rendering.words import one_line
-from training.cli.arguments import PRESETS, parse_args
+from training.cli.arguments import parse_args
+from training.cli.presets import PRESETS
 
 MAX_LISTED = 200
 """Folders, or values of a setting, that a command lists."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from pipelines.checkpoint_files import SAVING
+from pipelines.checkpoint_names import SAVING
 from training.data.run_record import RUN_RECORD, read_run
 from training.engine.training_state import check_state, save_state, save_statistics
 from training.runtime.whole_files import PARTIAL

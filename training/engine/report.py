@@ -4,7 +4,6 @@ It holds images of the parts, so that it is never published (`checkpoint_content
 """
 
 import logging
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +27,7 @@ from training.records.checkpoint_contents import REPORT
 from training.records.progress import loss_curve, read_progress, separation_curve
 from training.records.training_record import settings_to_record
 from training.runtime.process import describe_device, peak_memory_gb
+from training.runtime.whole_files import whole_file
 
 NUM_SAMPLES = 4
 SAMPLE_STEPS = 20
@@ -81,11 +81,10 @@ def leave_report(pipe, made, categories, splits, validation=None):
         validation (`Validation`, *optional*): that has measured.
     """
     target = Path(made.options["output_dir"]) / REPORT
-    partial = target.with_name(f".{REPORT}.partial")
     try:
         text = build_report(pipe, made, categories, splits, validation)
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, target)
+        with whole_file(target) as stream:
+            stream.write(text.encode())
     except (OSError, ValueError) as error:
         logger.warning("the model is saved, but its report could not be written: %s", one_line(error))
     else:

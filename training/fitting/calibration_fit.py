@@ -65,24 +65,11 @@ def fit_calibration(
         `ScoreCalibration`: on the CPU, ready to be registered with the pipeline.
     """
     timesteps = sorted(timesteps)
-    noise = draw_noise_fields(seed, timesteps, pipe.resolution)
     ranked_files, fitted_files = split_held_out(files, seed, groups)
     cross_fitted = ranked_files is fitted_files
     if ranks_bfloat16 is None:
         ranks_bfloat16 = has_bfloat16(pipe.unet.device)
-    calibration = ScoreCalibration(
-        timesteps=timesteps,
-        resolution=pipe.resolution,
-        grid_size=pipe.config.score_grid,
-        map_weights=even_shares(len(pipe.references)),
-        num_ranked=len(ranked_files),
-        num_fitted=len(fitted_files),
-        num_groups=_fewer_parts(ranked_files, groups),
-        num_fitted_groups=_fewer_parts(fitted_files, groups),
-        cross_fitted=cross_fitted,
-        ranks_bfloat16=ranks_bfloat16,
-    )
-    calibration.noise.copy_(noise)
+    calibration = _unfitted_calibration(pipe, timesteps, seed, ranked_files, fitted_files, groups, ranks_bfloat16)
     part_of_ranked = torch.tensor(part_numbers(ranked_files, groups))
     if calibration.config.num_groups is not None:
         calibration.ranked_groups.copy_(part_of_ranked)
@@ -104,7 +91,7 @@ def fit_calibration(
                 on_progress(progress.n, progress.total)
 
         def measured(images, mixed_precision="no"):
-            return measure_all(pipe, images, timesteps, noise, batch_size, mixed_precision, on_batch)
+            return measure_all(pipe, images, timesteps, calibration.noise, batch_size, mixed_precision, on_batch)
 
         ranked = measured(ranked_images)[0]
         rough = measured(ranked_images, "bf16")[0] if ranks_bfloat16 else None
@@ -116,8 +103,32 @@ def fit_calibration(
     fitted, synthetic = (calibration.standardize(each, timesteps) for each in (fitted, synthetic))
     weights = choose_weights(fitted, synthetic, masks, pipe.resolution, sigma, alpha)
     calibration.register_to_config(**asdict(weights))
+    _fit_ranks(calibration, ranked, rough, part_of_ranked, sigma)
+    return calibration
+
+
+def _unfitted_calibration(pipe, timesteps, seed, ranked_files, fitted_files, groups, ranks_bfloat16):
+    """A `ScoreCalibration` of the right sizes, with its noise."""
+    calibration = ScoreCalibration(
+        timesteps=timesteps,
+        resolution=pipe.resolution,
+        grid_size=pipe.config.score_grid,
+        map_weights=even_shares(len(pipe.references)),
+        num_ranked=len(ranked_files),
+        num_fitted=len(fitted_files),
+        num_groups=_fewer_parts(ranked_files, groups),
+        num_fitted_groups=_fewer_parts(fitted_files, groups),
+        cross_fitted=ranked_files is fitted_files,
+        ranks_bfloat16=ranks_bfloat16,
+    )
+    calibration.noise.copy_(draw_noise_fields(seed, timesteps, pipe.resolution))
+    return calibration
+
+
+def _fit_ranks(calibration, ranked, rough, part_of_ranked, sigma):
+    """Keep the scores and largest map values of the ranked images, `rough` those in bfloat16 or None."""
     tables = [ranked] if rough is None else [ranked, rough]
-    if cross_fitted:
+    if calibration.config.cross_fitted:
         scored = _cross_fit(calibration, tables, part_of_ranked, sigma)
     else:
         scored = [_score_all(calibration, measured, sigma) for measured in tables]
@@ -128,7 +139,6 @@ def fit_calibration(
         exact, moved = calibration.part_scores, calibration.bfloat16_part_scores - calibration.part_scores
         deviation = moved.abs().amax(dim=1) / exact.std(dim=1).clamp(min=1e-6)
         calibration.register_to_config(bfloat16_deviation=deviation.max().item())
-    return calibration
 
 
 def _fewer_parts(files, groups):

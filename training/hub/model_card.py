@@ -9,7 +9,8 @@ from pathlib import Path
 
 from huggingface_hub import ModelCard
 
-from pipelines.checkpoint_files import CARD, CARD_MARK
+from pipelines.checkpoint_card import CARD_MARK
+from pipelines.checkpoint_names import CARD
 from training.cli.repeat_command import data_set_of
 from training.hub.card_front_matter import front_matter
 from training.hub.card_sections import (

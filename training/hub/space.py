@@ -6,7 +6,7 @@ from pathlib import Path
 from huggingface_hub import CommitOperationAdd, HfApi, SpaceCard
 from huggingface_hub.utils import validate_repo_id
 
-from pipelines.checkpoint_files import MODEL_INDEX
+from pipelines.checkpoint_names import MODEL_INDEX
 from pipelines.hub_errors import hub_sentences
 
 ROOT = Path(__file__).resolve().parents[2]

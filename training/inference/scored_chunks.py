@@ -13,10 +13,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
-try:
-    import fcntl
-except ImportError:  # Windows: nothing tells there whether another process is alive
-    fcntl = None
+from filelock import FileLock, Timeout
 
 from training.inference.score_table import ScoreRow
 from training.runtime.output_folder import prepare_output_dir
@@ -96,20 +93,31 @@ class ScoredChunks:
         Returns:
             `bool`: False if another process shows that of this number already.
         """
-        held = open(self.folder / f".process-{process}", "ab")  # noqa: SIM115 - as long as the process
-        if not _lock(held):
-            held.close()
+        held = self._lock(process)
+        try:
+            held.acquire(timeout=0)
+        except Timeout:
             return False
+        except (OSError, NotImplementedError):  # a disk that cannot lock: nothing tells who is alive there
+            return True
         self._held = held
         return True
 
     def is_held(self, process):
         """Whether process number `process` is alive, as far as the system tells."""
-        path = self.folder / f".process-{process}"
-        if fcntl is None or not path.exists():
-            return fcntl is None
-        with open(path, "ab") as stream:
-            return not _lock(stream, unsupported=False)
+        lock = self._lock(process)
+        if not Path(lock.lock_file).exists():
+            return False
+        try:
+            with lock.acquire(timeout=0):
+                return False
+        except Timeout:
+            return True
+        except (OSError, NotImplementedError):
+            return False
+
+    def _lock(self, process):
+        return FileLock(self.folder / f".process-{process}")
 
     def write(self, run, chunk, rows, is_last):
         """Keep the rows (`list[ScoreRow]`) of a chunk; `is_last` says that the run ends with it."""
@@ -210,16 +218,3 @@ def _check_manifest(output_dir, manifest, described):
         if former != value:
             former, value = ("the default" if each is None else each for each in (former, value))
             raise ValueError(f"{output_dir} holds scores with --{name} {former}, not {value}; {remedy}.")
-
-
-def _lock(stream, unsupported=True):
-    """Lock an open file for this process, until it is closed; `unsupported` is the answer where that cannot be done."""
-    if fcntl is None:
-        return unsupported
-    try:
-        fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return True
-    except (BlockingIOError, PermissionError):
-        return False
-    except OSError:
-        return unsupported

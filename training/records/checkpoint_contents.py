@@ -4,16 +4,15 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.checkpoint_files import (
+from pipelines.checkpoint_names import (
     CARD,
+    COMPONENT_FILES,
     COMPONENTS,
     ENTRY_MODULES,
     EVALUATION,
-    HALF_PRECISION_WEIGHTS,
     IMAGE_RECORD,
     MODEL_INDEX,
     TRAINING_RECORD,
-    WEIGHTS,
 )
 from pipelines.checkpoint_reading import leads_out, read_json
 from pipelines.code_bundle import sibling_imports
@@ -28,7 +27,6 @@ TRAINING_LEFTOVERS = ("checkpoint-*", "logs", PROGRESS, REPORT, "__pycache__", "
 """At the top of the folder: what is for whoever trains, and for nobody else."""
 
 ROOT_FILES = (MODEL_INDEX, CARD, EVALUATION, TRAINING_RECORD, IMAGE_RECORD, "LICENSE", "CITATION.cff")
-COMPONENT_FILES = ("config.json", "scheduler_config.json", WEIGHTS, HALF_PRECISION_WEIGHTS)
 IMAGE_FOLDER = "examples"
 IMAGES = (".png", ".jpg", ".jpeg", ".webp")
 MAX_CODE = 1 << 20

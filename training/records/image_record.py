@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 
-from pipelines.checkpoint_files import IMAGE_RECORD, MODEL_INDEX
+from pipelines.checkpoint_names import IMAGE_RECORD, MODEL_INDEX
 from rendering.words import count_of, one_line
 from training.records.training_record import read_record
 

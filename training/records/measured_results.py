@@ -6,7 +6,7 @@ import math
 import re
 from pathlib import Path, PurePosixPath
 
-from pipelines.checkpoint_files import EVALUATION
+from pipelines.checkpoint_names import EVALUATION
 
 FIGURES = ("image_auroc", "pixel_auroc", "pixel_ap", "pro", "detection_rate", "false_alarm_rate")
 ALL = "all"

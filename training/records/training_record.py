@@ -5,7 +5,7 @@ import json
 import os
 from pathlib import Path
 
-from pipelines.checkpoint_files import TRAINING_RECORD
+from pipelines.checkpoint_names import TRAINING_RECORD
 from pipelines.checkpoint_reading import read_json
 
 

@@ -1,4 +1,4 @@
-"""A checkpoint on disk: what it is made of, and saving it whole, code and all."""
+"""Saving a checkpoint whole, code and all."""
 
 import inspect
 import json
@@ -10,49 +10,21 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from .checkpoint_card import owns_card, short_card
+from .checkpoint_names import (
+    CARD,
+    ENTRY_MODULES,
+    FLOAT32_TENSORS,
+    FORMAT_VERSION,
+    HALF_PRECISION_COMPONENTS,
+    HALF_PRECISION_VARIANT,
+    HALF_PRECISION_WEIGHTS,
+    MODEL_INDEX,
+    SAVING,
+    WEIGHTS,
+)
 from .code_bundle import SECTION_LINE, write_bundle
 from .safetensors_only import WEIGHT_LISTS
-from .score_calibration import REFERENCES
-
-FORMAT_VERSION = 5
-"""Written to `model_index.json`; a checkpoint of a later format is refused by name."""
-
-CALIBRATION_VERSION = 3
-"""A calibration of an earlier format ranks another score: it is left out, and the checkpoint asks to be calibrated."""
-
-GAUSSIAN_VERSION = 4
-"""A Gaussian of an earlier format is laid out differently: its checkpoint has to be trained again."""
-
-HALF_PRECISION_COMPONENTS = ("unet", "feature_extractor", *REFERENCES, "categories")
-"""Stored in float16 where half precision is asked for; training rounds them before they are calibrated."""
-
-FLOAT32_TENSORS = ("feature_", "pixel_", "calibration.")
-"""What begins like this stays in float32 all the same: statistics of pixels, features and scores."""
-
-ENTRY_MODULES = {
-    "pipeline_anomaly_scoring": "AnomalyScoringPipeline",
-    "pipeline_gradient_denoise": "GradientDenoisePipeline",
-}
-"""Modules of the pipelines, and their classes. A checkpoint carries both: the second is loaded by `custom_pipeline`."""
-
-SAVING = ".saving-"
-"""A folder beside the checkpoint that begins like this is being written, or was left by a process that was killed."""
-
-COMPONENTS = ("unet", "scheduler", "feature_extractor", *REFERENCES, "calibration", "categories")
-
-MODEL_INDEX = "model_index.json"
-EVALUATION = "evaluation.json"
-TRAINING_RECORD = "training.json"
-IMAGE_RECORD = "training_images.safetensors"
-"""Digests of the images that were trained on and held out; see `training/records/image_record.py`."""
-
-CARD = "README.md"
-CARD_MARK = "<!-- Written by save_pretrained. Remove this line to keep the card as you edit it. -->"
-WEIGHTS = "diffusion_pytorch_model.safetensors"
-HALF_PRECISION_VARIANT = "fp16"
-HALF_PRECISION_WEIGHTS = f"diffusion_pytorch_model.{HALF_PRECISION_VARIANT}.safetensors"
-"""A second name of half-precision weights. diffusers refuses `variant="fp16"` where no component has such a file, and
-takes the plain name of those that have none: in a folder the smallest component that all checkpoints have does."""
 
 
 def save_checkpoint(pipe, save_components, save_directory, half_precision, options):
@@ -93,8 +65,8 @@ def save_checkpoint(pipe, save_components, save_directory, half_precision, optio
             _forget_origin(partial)
             _share_with_others(partial)
             _write_code(pipe, partial)
-            if _owns_card(save_directory / CARD):
-                (partial / CARD).write_text(_model_card(pipe))
+            if owns_card(save_directory / CARD):
+                (partial / CARD).write_text(short_card(pipe))
             (save_directory / MODEL_INDEX).unlink(missing_ok=True)
             for entry in sorted(partial.iterdir(), key=lambda path: path.name == MODEL_INDEX):
                 _replace(entry, save_directory / entry.name)
@@ -171,83 +143,3 @@ def _replace(source, target):
     if target.is_dir():
         shutil.rmtree(target)
     source.replace(target)
-
-
-def _owns_card(path):
-    """Whether the card may be replaced: there is none yet, or it is still the one that was written here."""
-    return not path.exists() or CARD_MARK in path.read_text(errors="replace")
-
-
-def _parts_in_words(calibration):
-    """What the map is made of, in per cent, and what decides the score, as the calibration chose it."""
-    names = ("KL", "feature error", *REFERENCES.values())
-    shares = ", ".join(
-        f"{name} {share:.0%}" for name, share in zip(names, calibration.map_shares, strict=False) if share
-    )
-    deciding = [name for name, decides in zip(names, calibration.image_parts, strict=False) if decides]
-    *others, last = deciding
-    rule = (
-        {"max": "the largest of what", "mean": "the mean of what"}[calibration.config.image_rule] if others else "what"
-    )
-    listed = f"{', '.join(others)} and {last} give" if others else f"{last} gives"
-    return f" The map is made of {shares}. An image's score is {rule} {listed} it."
-
-
-def _model_card(pipe):
-    calibration = pipe.calibration
-    if pipe.categories is not None:
-        names = ", ".join("`" + name.replace("`", "'") + "`" for name in pipe.categories.config.names)
-        promise = f"One checkpoint for several categories: `pipe(image, category=…)` with one of {names}."
-    elif calibration is None:
-        promise = "This checkpoint is not calibrated yet: it measures maps but gives no verdict."
-    else:
-        config = calibration.config
-        parts = "" if config.num_groups is None else f" of {config.num_groups} parts"
-        promise = (
-            f"Verdicts are calibrated on {config.num_ranked} good images{parts} that the model was not trained on; "
-            f"the smallest false alarm rate they can promise is {100 * calibration.effective_rate(0):.2g} %."
-        )
-        if config.num_groups is not None:
-            promise += " It follows from the parts, not from their images, and holds for new parts."
-        if config.cross_fitted:
-            promise += " They also fitted the normalisation (cross-fitting), so that the rate is an estimate."
-        promise += _parts_in_words(calibration)
-    return f"""---
-library_name: diffusers
-pipeline_tag: image-segmentation
-tags:
-- anomaly-detection
-- anomaly-localization
-- diffusers
----
-
-{CARD_MARK}
-
-# Defect detection with a diffusion model of good parts
-
-Trained on images of good parts alone, this pipeline says whether an image shows a defect, and where.
-
-```python
-from diffusers import DiffusionPipeline
-from PIL import Image
-pipe = DiffusionPipeline.from_pretrained("PATH_OR_HUB_ID", trust_remote_code=True)
-result = pipe(Image.open("part.png"))
-```
-
-`result.anomaly_map[0]` is the heat map at the image's own size, `result.is_anomalous[0]` the verdict,
-`result.p_value[0]` the share of good images that score at least as high.
-
-What would the part look like without its defect? The second pipeline of this checkpoint draws it:
-
-```python
-repair = DiffusionPipeline.from_pretrained(
-    "PATH_OR_HUB_ID", custom_pipeline="pipeline_gradient_denoise", trust_remote_code=True
-)
-repair(Image.open("part.png")).images[0].save("repaired.png")
-```
-
-{promise}
-
-Images are squashed to {pipe.resolution}×{pipe.resolution} pixels. Settings: timesteps
-{list(pipe.config.timesteps)}, alpha {pipe.alpha}.
-"""
