@@ -52,8 +52,8 @@ class Row:
     """One method on one set of images, NaN where there is no truth or nothing to count.
 
     An image that scoring does not reject is left alone, and all of its error with it: `error_left_if_rejected` leaves
-    those out; `error_left_pooled` is all error left over all error of the synthetic defects;
-    `accepted` is the share of those rejected before that are accepted after.
+    those out; `error_left_pooled` is all error left over all error there was; `accepted` is the share of those rejected
+    before that are accepted after.
     """
 
     images: str
@@ -251,18 +251,7 @@ def main(argv=None):
 
 
 def compare_methods(pipe, methods, synthetic, real, untouched, output_dir):
-    """Repair synthetic defects by every method, real ones and good images by ours; leaves table, sheets and curve.
-
-    Args:
-        pipe (`GradientDenoisePipeline`): of the category.
-        methods (`list[str]`): of `METHODS`.
-        synthetic (`list[DefectiveImage]`): with their truth.
-        real, untouched (`list[Path]`): images with defects, and good ones.
-        output_dir (`Path`): where to.
-
-    Returns:
-        `list[Row]`
-    """
+    """Repair synthetic defects by every method, real ones and good images by ours, `list[Row]`; leaves sheets and curve."""
     rows, curves = [], {}
     total = len(methods) * len(synthetic) + len(real) + len(untouched)
     with tqdm(total=total, desc="repairing", unit="image") as progress:

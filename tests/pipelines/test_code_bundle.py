@@ -5,6 +5,7 @@ import json
 import shutil
 
 import pytest
+import torch
 from fingerprints import FINGERPRINT, fingerprint, repaired, run_fresh
 from paths import ROOT
 from sentences import refused
@@ -122,9 +123,11 @@ def test_an_import_that_no_bundle_can_hold_is_refused(line, tmp_path):
 
 LOAD = f"""
 import json
+import torch
 from diffusers import DiffusionPipeline
 
 {FINGERPRINT}
+torch.set_num_threads(1)  # with more, sums round otherwise
 pipe = DiffusionPipeline.from_pretrained("{{folder}}", trust_remote_code=True)
 repair = DiffusionPipeline.from_pretrained(
     "{{folder}}", custom_pipeline="pipeline_gradient_denoise", trust_remote_code=True
@@ -136,6 +139,7 @@ print("ANSWER" + json.dumps([fingerprint(pipe, {{files}}), repaired(repair, {{fi
 def test_a_checkpoint_of_before_scores_and_repairs_the_same_to_the_last_bit_by_its_code_and_by_ours(
     tile_files, tmp_path, one_core
 ):
+    torch.set_num_threads(1)
     files = [str(path) for path in tile_files[:3]]
 
     def by_its_own_code(folder):
