@@ -251,7 +251,7 @@ def main(argv=None):
 
 
 def compare_methods(pipe, methods, synthetic, real, untouched, output_dir):
-    """Repair synthetic defects by every method, real ones and good images by ours, `list[Row]`; leaves sheets and curve."""
+    """Repair synthetic defects by every method, real ones and good images by ours, `list[Row]`; leaves sheets."""
     rows, curves = [], {}
     total = len(methods) * len(synthetic) + len(real) + len(untouched)
     with tqdm(total=total, desc="repairing", unit="image") as progress:

@@ -32,6 +32,17 @@ from training.fitting.feature_references import fit_feature_reference
 from training.networks.unet import build_scheduler, build_unet, round_to_half
 
 
+def pytest_collection_modifyitems(items):
+    """Mark what needs a browser, and what starts commands in processes of their own; skip what needs a GPU here."""
+    for item in items:
+        if "browser" in item.fixturenames:
+            item.add_marker(pytest.mark.browser)
+        if "environment" in item.fixturenames:
+            item.add_marker(pytest.mark.slow)
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="needs a GPU"))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def upload_folder(tmp_path_factory):
     """Where Gradio puts uploads and answers: of these tests alone, so that none meets what an interrupted run left."""

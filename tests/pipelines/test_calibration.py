@@ -276,7 +276,7 @@ def test_calibration_stays_in_float32_bit_by_bit_whatever_the_pipeline_is_cast_t
     assert {parameter.dtype for parameter in cast.unet.parameters()} == {torch.float64}
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU to move to")
+@pytest.mark.gpu
 def test_calibration_follows_to_the_gpu_in_float32(tiny_checkpoint):
     pipe = AnomalyScoringPipeline.from_pretrained(tiny_checkpoint).to("cuda", torch.bfloat16)
     assert {buffer.device.type for buffer in pipe.calibration.buffers()} == {"cuda"}

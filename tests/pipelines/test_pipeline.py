@@ -413,7 +413,7 @@ def test_convolutions_keep_all_bits_while_an_image_is_measured_and_not_beyond(pi
     assert torch.backends.cudnn.allow_tf32
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU to compare with")
+@pytest.mark.gpu
 @pytest.mark.parametrize("batch_size", [1, 8])
 def test_scores_on_the_gpu_are_those_of_the_cpu(tiny_checkpoint, pipe, tiles, output, batch_size):
     on_gpu = AnomalyScoringPipeline.from_pretrained(tiny_checkpoint, mixed_precision="no").to("cuda")

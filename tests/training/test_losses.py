@@ -129,7 +129,7 @@ def test_noise_and_timestep_of_an_image_follow_from_its_place_alone():
     assert not torch.equal(loss.draw_noise(2, [8], (3, 16, 16), cpu)[0], again[0])
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU to draw on")
+@pytest.mark.gpu
 def test_a_gpu_draws_the_timesteps_of_a_cpu_and_noise_of_its_own_that_follows_from_the_place():
     loss = loss_with()
     noise, timesteps = loss.draw_noise(1, [3, 8], (3, 64, 64), torch.device("cuda"))
