@@ -63,21 +63,7 @@ def build_batch_tab(page):
             remedy = gr.Accordion("Recalibrate on these images", open=False, visible=False)
             with remedy:
                 recalibration = _build_remedy(page)
-    table = gr.Dataframe(
-        headers=HEADERS,
-        datatype=DATATYPES,
-        label="Worst first; ⋮ in a head sorts, a click on a row shows it in Inspect",
-        interactive=False,
-        wrap=True,
-        visible=False,
-        max_height=560,
-        buttons=["fullscreen"],
-        elem_id="batch-table",
-    )
-    histogram = gr.HTML("", elem_id="histogram")
-    results = gr.Files(
-        label="Table (CSV), overlays and masks (ZIP)", interactive=False, visible=False, elem_id="batch-results"
-    )
+    table, histogram, results = _lay_out_results()
 
     private = {"api_visibility": "private"}
     quiet = private | {"show_progress": "hidden"}
@@ -102,6 +88,25 @@ def build_batch_tab(page):
     table.select(show_row, [batch, page.model], [page.image, page.percent, page.model, page.tabs], **quiet)
     if recalibration:
         _wire_remedy(page, batch, remedy, *recalibration)
+
+
+def _lay_out_results():
+    table = gr.Dataframe(
+        headers=HEADERS,
+        datatype=DATATYPES,
+        label="Worst first; ⋮ in a head sorts, a click on a row shows it in Inspect",
+        interactive=False,
+        wrap=True,
+        visible=False,
+        max_height=560,
+        buttons=["fullscreen"],
+        elem_id="batch-table",
+    )
+    histogram = gr.HTML("", elem_id="histogram")
+    results = gr.Files(
+        label="Table (CSV), overlays and masks (ZIP)", interactive=False, visible=False, elem_id="batch-results"
+    )
+    return table, histogram, results
 
 
 def _build_remedy(page):

@@ -4,6 +4,7 @@ import functools
 import json
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
 import gradio as gr
 import numpy as np
@@ -25,59 +26,86 @@ SCROLL_ON_PHONES = """() => {
 """There the verdict lies below image and examples."""
 
 
+class Answer(NamedTuple):
+    """Widgets that show an inspection, and those that change it."""
+
+    words: gr.HTML
+    comparison: gr.ImageSlider
+    colours: gr.HTML
+    to_repair: gr.Button
+    prepare: gr.Button
+    files: gr.Files
+    timesteps: gr.CheckboxGroup
+    alpha: gr.Slider
+    kl: gr.Image
+    features: gr.Image
+    numbers: gr.JSON
+
+
 def build_inspect_tab(page):
-    """Lay out the tab and wire it; sets `page.image`, `page.work.inspection` and `page.percent`."""
+    """Lay out the tab and wire it; sets `page.image`, `page.inspection` and `page.percent`."""
     first = page.shelf.get(page.shelf.names[0])
     page.inspection = gr.State(time_to_live=KEPT_SECONDS)
     with gr.Row():
         with gr.Column(scale=2, min_width=280):
-            page.image = gr.Image(
-                label="Image of a part",
-                type="filepath",
-                image_mode=None,
-                format="png",
-                sources=["upload", "clipboard", "webcam"],
-                buttons=["fullscreen"],
-                height=320,
-            )
-            _offer_examples(page)
-            page.percent = gr.Slider(
-                first.smallest_percent,
-                first.largest_percent,
-                first.default_percent,
-                step=0.01,
-                label="Accepted false alarms: share of good parts that may be rejected, in %",
-                info="Less: fewer good parts are rejected, and more defects are missed.",
-                elem_id="percent",
-            )
+            _lay_out_question(page, first)
         with gr.Column(scale=3, min_width=320):
-            words = gr.HTML(HINT, label="Verdict", elem_id="verdict")
-            comparison = gr.ImageSlider(
-                label="Where it differs (drag to compare)", format="png", slider_position=0, interactive=False
-            )
-            colours = gr.HTML("", label="Colour scale")
-            with gr.Row():
-                to_repair = gr.Button("Show it without the defect", interactive=False, elem_id="to-repair")
-                prepare = gr.Button("Prepare downloads", interactive=False, elem_id="prepare")
-            files = gr.Files(label="Overlay, mask, map (16-bit PNG and NPY), numbers", visible=False, elem_id="files")
-            with gr.Accordion("Advanced: noise scales, the two components of the map", open=False):
-                gr.Markdown(
-                    "Noise of each scale is added to the image, and the network says what a good part would look "
-                    "like. It can be wrong about pixels (KL divergence) and about features; α weighs both in the map."
-                )
-                scales = _timestep_choices(first)
-                timesteps = gr.CheckboxGroup(
-                    scales, value=scales, label="Noise scales (timesteps, of 1000)", elem_id="timesteps"
-                )
-                alpha = gr.Slider(0, 1, first.alpha, step=0.05, label="α: weight of the pixel component")
-                with gr.Row():
-                    kl = gr.Image(label="Pixel component (KL)", format="png", interactive=False, buttons=["fullscreen"])
-                    features = gr.Image(
-                        label="Feature component", format="png", interactive=False, buttons=["fullscreen"]
-                    )
-            with gr.Accordion("All numbers", open=False):
-                numbers = gr.JSON(label="Numbers", show_label=False)
+            answer = _lay_out_answer(first)
+    _wire(page, answer)
 
+
+def _lay_out_question(page, first):
+    page.image = gr.Image(
+        label="Image of a part",
+        type="filepath",
+        image_mode=None,
+        format="png",
+        sources=["upload", "clipboard", "webcam"],
+        buttons=["fullscreen"],
+        height=320,
+    )
+    _offer_examples(page)
+    page.percent = gr.Slider(
+        first.smallest_percent,
+        first.largest_percent,
+        first.default_percent,
+        step=0.01,
+        label="Accepted false alarms: share of good parts that may be rejected, in %",
+        info="Less: fewer good parts are rejected, and more defects are missed.",
+        elem_id="percent",
+    )
+
+
+def _lay_out_answer(first):
+    words = gr.HTML(HINT, label="Verdict", elem_id="verdict")
+    comparison = gr.ImageSlider(
+        label="Where it differs (drag to compare)", format="png", slider_position=0, interactive=False
+    )
+    colours = gr.HTML("", label="Colour scale")
+    with gr.Row():
+        to_repair = gr.Button("Show it without the defect", interactive=False, elem_id="to-repair")
+        prepare = gr.Button("Prepare downloads", interactive=False, elem_id="prepare")
+    files = gr.Files(label="Overlay, mask, map (16-bit PNG and NPY), numbers", visible=False, elem_id="files")
+    with gr.Accordion("Advanced: noise scales, the two components of the map", open=False):
+        gr.Markdown(
+            "Noise of each scale is added to the image, and the network says what a good part would look "
+            "like. It can be wrong about pixels (KL divergence) and about features; α weighs both in the map."
+        )
+        scales = _timestep_choices(first)
+        timesteps = gr.CheckboxGroup(
+            scales, value=scales, label="Noise scales (timesteps, of 1000)", elem_id="timesteps"
+        )
+        alpha = gr.Slider(0, 1, first.alpha, step=0.05, label="α: weight of the pixel component")
+        with gr.Row():
+            kl = gr.Image(label="Pixel component (KL)", format="png", interactive=False, buttons=["fullscreen"])
+            features = gr.Image(label="Feature component", format="png", interactive=False, buttons=["fullscreen"])
+    with gr.Accordion("All numbers", open=False):
+        numbers = gr.JSON(label="Numbers", show_label=False)
+    return Answer(words, comparison, colours, to_repair, prepare, files, timesteps, alpha, kl, features, numbers)
+
+
+def _wire(page, answer):
+    words, comparison, colours, to_repair, prepare, files, timesteps, alpha, kl, features, numbers = answer
     shown = [words, comparison, colours, numbers, to_repair, prepare, files]
     outputs = [page.inspection, *shown, kl, features]
     inputs = [page.model, page.image, page.percent, timesteps, alpha]

@@ -28,45 +28,58 @@ HINT = "<p>Inspect an image first, then come here: what is outlined can be taken
 
 def build_repair_tab(page, tab):
     """Lay out the tab and wire it."""
-    running = gr.State(time_to_live=KEPT_SECONDS, delete_callback=_stop)
-    marked = gr.State(time_to_live=KEPT_SECONDS)
     with gr.Row():
         with gr.Column(scale=1, min_width=300):
-            editor = gr.ImageEditor(
-                label="What is to go: paint over it, or rub out what is to stay",
-                type="numpy",
-                format="png",
-                sources=[],
-                transforms=[],
-                layers=False,
-                brush=gr.Brush(colors=[f"rgba{(*MASK_COLOR[:3], MASK_COLOR[3] / 255)}"], color_mode="fixed"),
-                eraser=gr.Eraser(),
-                canvas_size=(CANVAS, CANVAS),
-                fixed_canvas=True,
-                interactive=True,
-                buttons=["fullscreen"],
-                elem_id="mask",
-            )
-            with gr.Row():
-                start = gr.Button("Repair", variant="primary", interactive=False, elem_id="repair")
-                stop = gr.Button("Stop", variant="stop", interactive=False, elem_id="stop-repair")
+            editor, start, stop = _lay_out_mask()
         with gr.Column(scale=1, min_width=300):
-            words = gr.HTML(HINT, label="Repair", elem_id="repair-words")
-            comparison = gr.ImageSlider(
-                label="Before and after (drag to compare)", format="png", slider_position=0, interactive=False
-            )
-            with gr.Accordion("How it got there", open=False):
-                animation = gr.Image(label="Step by step", format="webp", interactive=False, type="filepath")
-                steps = gr.Image(label="From the image to the repair", interactive=False, type="filepath")
-                curve = gr.LinePlot(
-                    x="step",
-                    y="distance",
-                    title="Distance of the features from those of good parts (about 1 for a good part)",
-                    height=220,
-                )
-            files = gr.Files(label="Repaired image, mask, animation", visible=False)
+            result = _lay_out_result()
+    _wire(page, tab, editor, start, stop, result)
 
-    result = [words, comparison, animation, steps, curve, files]
+
+def _lay_out_mask():
+    editor = gr.ImageEditor(
+        label="The region to repaint: paint over it, or rub out",
+        type="numpy",
+        format="png",
+        sources=[],
+        transforms=[],
+        layers=False,
+        brush=gr.Brush(colors=[f"rgba{(*MASK_COLOR[:3], MASK_COLOR[3] / 255)}"], color_mode="fixed"),
+        eraser=gr.Eraser(),
+        canvas_size=(CANVAS, CANVAS),
+        fixed_canvas=True,
+        interactive=True,
+        buttons=["fullscreen"],
+        elem_id="mask",
+    )
+    with gr.Row():
+        start = gr.Button("Repair", variant="primary", interactive=False, elem_id="repair")
+        stop = gr.Button("Stop", variant="stop", interactive=False, elem_id="stop-repair")
+    return editor, start, stop
+
+
+def _lay_out_result():
+    words = gr.HTML(HINT, label="Repair", elem_id="repair-words")
+    comparison = gr.ImageSlider(
+        label="Before and after (drag to compare)", format="png", slider_position=0, interactive=False
+    )
+    with gr.Accordion("How it got there", open=False):
+        animation = gr.Image(label="Step by step", format="webp", interactive=False, type="filepath")
+        steps = gr.Image(label="From the image to the repair", interactive=False, type="filepath")
+        curve = gr.LinePlot(
+            x="step",
+            y="distance",
+            title="Distance of the features from those of good parts (about 1 for a good part)",
+            height=220,
+        )
+    files = gr.Files(label="Repaired image, mask, animation", visible=False)
+    return [words, comparison, animation, steps, curve, files]
+
+
+def _wire(page, tab, editor, start, stop, result):
+    running = gr.State(time_to_live=KEPT_SECONDS, delete_callback=_stop)
+    marked = gr.State(time_to_live=KEPT_SECONDS)
+    words = result[0]
     prepared = {
         "fn": functools.partial(_prepare, page),
         "inputs": [page.inspection, page.percent, page.image, marked],

@@ -1,7 +1,7 @@
 """The tab Train: images of good parts in, a model of one's own out; it can be watched, stopped and resumed."""
 
 import functools
-import html
+from typing import NamedTuple
 
 import gradio as gr
 import pandas as pd
@@ -9,8 +9,8 @@ import torch
 
 from page.models.checkpoint_zip import pack_for_download
 from page.server.user_errors import answer_in_one_sentence
+from page.tabs.training_html import NO_TRAINING, describe_training, list_left_out
 from page.work.trainings import MAX_STEPS
-from rendering.words import count_of, duration
 from training.cli.presets import DEFAULT_PRESET, PRESETS
 from training.data.image_reading import IMAGE_SUFFIXES
 
@@ -24,8 +24,45 @@ About 100 are good, 20 are the least that makes sense, and more make the promise
 is held out to measure how good parts score. Training takes {time}. Images are deleted when it has finished."""
 
 
+class Order(NamedTuple):
+    """Widgets by which a training is asked for, stopped, resumed and deleted."""
+
+    files: gr.File
+    name: gr.Textbox
+    preset: gr.Radio
+    steps: gr.Number
+    start: gr.Button
+    stop: gr.Button
+    leftover: gr.Group
+    unfinished: gr.Dropdown
+    resume: gr.Button
+    delete: gr.Button
+
+
+class View(NamedTuple):
+    """Widgets that show a training, and what came of it."""
+
+    words: gr.HTML
+    left_out: gr.HTML
+    plots: gr.Row
+    curves: list
+    trained: gr.Row
+    use: gr.Button
+    pack: gr.Button
+    download: gr.File
+
+
 def build_train_tab(page, demo):
     """Lay out the tab and wire it; `demo` is the page as a whole, which shows a running training when it is opened."""
+    with gr.Row():
+        with gr.Column(scale=1, min_width=300):
+            order = _lay_out_order()
+        with gr.Column(scale=1, min_width=300):
+            view = _lay_out_view()
+    _wire(page, demo, order, view)
+
+
+def _lay_out_order():
     presets = {
         "balanced": "for any machine",
         "fine": "looks twice as closely, for small defects, and takes longer",
@@ -33,69 +70,73 @@ def build_train_tab(page, demo):
     }
     if torch.cuda.is_available():
         presets["paper"] = "the network of the paper, for a graphics card"
+    gr.Markdown(INTRODUCTION.format(time=_expected_time()))
+    files = gr.File(
+        label="Images of good parts: files, or a ZIP",
+        file_count="multiple",
+        file_types=[*IMAGE_SUFFIXES, ".zip"],
+        height=180,
+        elem_id="training-files",
+    )
+    name = gr.Textbox(
+        label="Name of the model",
+        info="Letters, digits and dashes.",
+        placeholder="steel-plate-2",
+        max_length=40,
+        elem_id="training-name",
+    )
+    with gr.Accordion("Advanced", open=False):
+        preset = gr.Radio(
+            list(presets),
+            value=DEFAULT_PRESET,
+            label="Preset",
+            info=" ".join(f"{name}: {what}." for name, what in presets.items()),
+        )
+        steps = gr.Number(
+            PRESETS[DEFAULT_PRESET]["max_train_steps"],
+            label="Steps",
+            info="Fewer are quicker and find less.",
+            precision=0,
+            minimum=1,
+            maximum=MAX_STEPS,
+            elem_id="training-steps",
+        )
+    with gr.Row():
+        start = gr.Button("Train", variant="primary", elem_id="train")
+        stop = gr.Button("Stop", variant="stop", interactive=False, elem_id="stop-training")
+    with gr.Group(visible=False) as leftover:
+        unfinished = gr.Dropdown(label="Unfinished trainings", filterable=False, elem_id="unfinished")
+        with gr.Row():
+            resume = gr.Button("Resume", elem_id="resume-training")
+            delete = gr.Button("Delete it and its images", elem_id="delete-training")
+    return Order(files, name, preset, steps, start, stop, leftover, unfinished, resume, delete)
+
+
+def _lay_out_view():
+    words = gr.HTML(NO_TRAINING, label="Training", elem_id="training-words")
+    left_out = gr.HTML("", label="Files that were left out", elem_id="left-out")
+    with gr.Row(visible=False) as plots:
+        curves = [
+            gr.LinePlot(x="step", y=name, y_title="error" if name in LOSSES_PLOTTED else "AUROC", **PLOT, title=title)
+            for name, title in PLOTTED.items()
+        ]
+    with gr.Row(visible=False) as trained:
+        use = gr.Button("Inspect with it", variant="primary", elem_id="use-trained")
+        pack = gr.Button("Prepare download", elem_id="pack-trained")
+    download = gr.File(label="The model as a ZIP", visible=False, interactive=False, elem_id="trained-zip")
+    return View(words, left_out, plots, curves, trained, use, pack, download)
+
+
+def _wire(page, demo, order, view):
+    files, name, preset, steps, start, stop, leftover, unfinished, resume, delete = order
+    words, left_out, plots, curves, trained, use, pack, download = view
     timer = gr.Timer(LOOK_EVERY, active=False)
     shown = gr.State()
-    with gr.Row():
-        with gr.Column(scale=1, min_width=300):
-            gr.Markdown(INTRODUCTION.format(time=_expected_time()))
-            files = gr.File(
-                label="Images of good parts: files, or a ZIP",
-                file_count="multiple",
-                file_types=[*IMAGE_SUFFIXES, ".zip"],
-                height=180,
-                elem_id="training-files",
-            )
-            name = gr.Textbox(
-                label="Name of the model",
-                info="Letters, digits and dashes.",
-                placeholder="steel-plate-2",
-                max_length=40,
-                elem_id="training-name",
-            )
-            with gr.Accordion("Advanced", open=False):
-                preset = gr.Radio(
-                    list(presets),
-                    value=DEFAULT_PRESET,
-                    label="Preset",
-                    info=" ".join(f"{name}: {what}." for name, what in presets.items()),
-                )
-                steps = gr.Number(
-                    PRESETS[DEFAULT_PRESET]["max_train_steps"],
-                    label="Steps",
-                    info="Fewer are quicker and find less.",
-                    precision=0,
-                    minimum=1,
-                    maximum=MAX_STEPS,
-                    elem_id="training-steps",
-                )
-            with gr.Row():
-                start = gr.Button("Train", variant="primary", elem_id="train")
-                stop = gr.Button("Stop", variant="stop", interactive=False, elem_id="stop-training")
-            with gr.Group(visible=False) as leftover:
-                unfinished = gr.Dropdown(label="Unfinished trainings", filterable=False, elem_id="unfinished")
-                with gr.Row():
-                    resume = gr.Button("Resume", elem_id="resume-training")
-                    delete = gr.Button("Delete it and its images", elem_id="delete-training")
-        with gr.Column(scale=1, min_width=300):
-            words = gr.HTML(NO_TRAINING, label="Training", elem_id="training-words")
-            left_out = gr.HTML("", label="Files that were left out", elem_id="left-out")
-            with gr.Row(visible=False) as plots:
-                curves = [
-                    gr.LinePlot(
-                        x="step", y=name, y_title="error" if name in LOSSES_PLOTTED else "AUROC", **PLOT, title=title
-                    )
-                    for name, title in PLOTTED.items()
-                ]
-            with gr.Row(visible=False) as trained:
-                use = gr.Button("Inspect with it", variant="primary", elem_id="use-trained")
-                pack = gr.Button("Prepare download", elem_id="pack-trained")
-            download = gr.File(label="The model as a ZIP", visible=False, interactive=False, elem_id="trained-zip")
-
-    view = [words, left_out, plots, *curves, start, stop, leftover, unfinished, trained, timer, page.model, shown]
+    outputs = [words, left_out, plots, *curves, start, stop, leftover, unfinished, trained, timer, page.model, shown]
     look = {
         "fn": functools.partial(_look, page),
         "inputs": shown,
-        "outputs": view,
+        "outputs": outputs,
         "api_visibility": "private",
         "show_progress": "hidden",
         "concurrency_limit": 8,
@@ -211,65 +252,3 @@ def _expected_time():
         "half an hour to three hours on an ordinary computer without a graphics card (a quarter of it by `fast`, twice "
         "as much by `fine`)"
     )
-
-
-PHASES = {
-    "preparing": "Preparing: looking at the images",
-    "training": "Learning what good parts look like",
-    "stopped": "Stopping",
-    "references": "Remembering features of good parts",
-    "calibration": "Measuring how good parts score, which fixes the false alarm rate",
-    "saving": "Saving",
-    "finished": "Saving",
-}
-NO_TRAINING = "<p>Nothing is being trained.</p>"
-
-
-def describe_training(name, status, is_stopping=False):
-    """Where a training stands.
-
-    Args:
-        name (`str`): of the model.
-        status (`TrainingStatus`): of `page.work.training_run`.
-        is_stopping (`bool`): whether it was asked to stop.
-
-    Returns:
-        `str`: HTML.
-    """
-    title, css, words = _ending(name, status) if status.state != "running" else _running(name, status, is_stopping)
-    bar = f'<progress aria-label="steps done" value="{status.step}" max="{status.max_steps}"></progress>'
-    return f'<div class="verdict training {css}"><h2>{title}</h2>{bar}{words}</div>'
-
-
-def list_left_out(left_out):
-    """Sentences on images that are not trained on, as HTML to unfold; "" without any."""
-    if not left_out:
-        return ""
-    items = "".join(f"<li>{html.escape(reason)}</li>" for reason in left_out)
-    return f"<details><summary>{count_of(len(left_out), 'file')} left out</summary><ul>{items}</ul></details>"
-
-
-def _running(name, status, is_stopping):
-    doing = "Stopping after this step; what was learned is kept" if is_stopping else PHASES[status.phase]
-    steps = "" if status.phase == "preparing" else f"Step {status.step:,} of {status.max_steps:,}, "
-    words = f"<p><b>{doing} …</b></p><p>{steps}{duration(status.seconds)} so far"
-    if status.phase == "training" and status.seconds_left is not None:
-        words += f"; about {duration(status.seconds_left)} left, and then a few minutes to calibrate"
-    if status.images_per_second:
-        words += f" ({status.images_per_second:.1f} images a second)"
-    return f"Training {html.escape(name)}", "accepted", words + ".</p>"
-
-
-def _ending(name, status):
-    name, took = html.escape(name), f"after {duration(status.seconds)}"
-    if status.state == "finished":
-        words = f"<p>Done {took}. It is among the models at the top of the page now.</p>"
-        return f"{name} is trained", "accepted", words
-    if status.state == "stopped":
-        words = status.message or f"What was learned in {count_of(status.step, 'step')} is kept."
-        return (
-            f"{name} was stopped {took}",
-            "rejected",
-            f"<p>{html.escape(words)} Resume or delete it under “Unfinished trainings”.</p>",
-        )
-    return f"{name} could not be trained", "rejected", f"<p>{html.escape(status.message)}</p>"

@@ -9,7 +9,7 @@ from paths import TILES
 from page.build import build_page, launch_arguments
 from page.models.model_shelf import ModelShelf
 from page.server.settings import Settings
-from page.tabs.train_tab import describe_training, list_left_out
+from page.tabs.training_html import describe_training, list_left_out
 from page.work import training_run
 from page.work.training_run import TrainingStatus
 from rendering.words import duration
