@@ -38,7 +38,7 @@ def build_repair_tab(page, tab):
 
 def _lay_out_mask():
     editor = gr.ImageEditor(
-        label="The region to repaint: paint over it, or rub out",
+        label="The region to repaint",
         type="numpy",
         format="png",
         sources=[],
