@@ -1,8 +1,13 @@
-"""Pieces of a page that is one file: it opens without a network, runs no script, and prints well."""
+"""Pieces of a page that is one file: it opens without a network, runs no script, and prints well.
+
+Text is escaped by Jinja2; what is HTML already is a `Markup`, as each function here returns it.
+"""
 
 import base64
-import html
 import io
+
+from jinja2 import Environment
+from markupsafe import Markup
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1c2733; background: #fff; max-width: 1000px; margin: 0 auto;
@@ -32,68 +37,80 @@ QUALITY = 88
 """Of the images, WebP."""
 
 
+ENVIRONMENT = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+
+PAGE = ENVIRONMENT.from_string(
+    """<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{{ policy|safe }}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{{ title }}</title><style>{{ style|safe }}</style></head>
+<body><h1>{{ title }}</h1><p class="lead">{{ lead }}</p>
+{% for section in sections %}
+{{ section }}
+{% endfor %}
+</body></html>
+"""
+)
+
+
 def page(title, lead, sections):
     """A whole page.
 
     Args:
-        title, lead (`str`): its heading, and a sentence below it; they are no HTML.
-        sections (`list[str]`): HTML.
+        title, lead (`str`): its heading, and a sentence below it.
+        sections (`list[Markup]`): what follows.
 
     Returns:
-        `str`: HTML.
+        `Markup`
     """
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{html.escape(title)}</title><style>{STYLE}</style></head>\n"
-        f'<body><h1>{html.escape(title)}</h1><p class="lead">{html.escape(lead)}</p>\n'
-        f"{chr(10).join(sections)}\n</body></html>\n"
-    )
+    return Markup(PAGE.render(title=title, lead=lead, sections=sections, policy=POLICY, style=STYLE))
 
 
 def section(title, *parts, level=2):
-    """A section under a heading that is no HTML; `parts` are, and empty ones are left out."""
-    body = "\n".join(part for part in parts if part)
-    return f"<section><h{level}>{html.escape(title)}</h{level}>\n{body}</section>"
+    """A section under a heading; empty parts are left out."""
+    body = Markup("\n").join(part for part in parts if part)
+    return Markup("<section><h{level}>{title}</h{level}>\n{body}</section>").format(level=level, title=title, body=body)
 
 
 def paragraph(text):
-    """A paragraph of what is no HTML."""
-    return f"<p>{html.escape(text)}</p>"
+    """A paragraph."""
+    return Markup("<p>{}</p>").format(text)
 
 
 def facts(values):
-    """Tiles of a name and a value each, `dict[str, str]`, which are no HTML."""
-    tiles = (f"<div><dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd></div>" for name, value in values.items())
-    return f'<dl class="facts">{"".join(tiles)}</dl>'
+    """Tiles of a name and a value each, `dict[str, str]`."""
+    tiles = (Markup("<div><dt>{}</dt><dd>{}</dd></div>").format(name, value) for name, value in values.items())
+    return Markup('<dl class="facts">{}</dl>').format(Markup().join(tiles))
 
 
 def table(rows):
-    """A table of two columns, `dict[str, str]`, which are no HTML."""
-    cells = (f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>" for name, value in rows.items())
-    return f"<table>{''.join(cells)}</table>"
+    """A table of two columns, `dict[str, str]`."""
+    cells = (Markup("<tr><th>{}</th><td>{}</td></tr>").format(name, value) for name, value in rows.items())
+    return Markup("<table>{}</table>").format(Markup().join(cells))
 
 
 def command(text):
-    """A command to copy, which is no HTML."""
-    return f"<pre>{html.escape(text)}</pre>"
+    """A command to copy."""
+    return Markup("<pre>{}</pre>").format(text)
 
 
 def figure(image, caption):
-    """A figure that holds a `PIL.Image.Image`; what it shows, no HTML, stands below it."""
+    """A figure that holds a `PIL.Image.Image`; what it shows stands below it."""
     stream = io.BytesIO()
     image.convert("RGB").save(stream, "WEBP", quality=QUALITY)
     data = base64.b64encode(stream.getvalue()).decode()
-    text = html.escape(caption)
-    return f'<figure><img src="data:image/webp;base64,{data}" alt="{text}"><figcaption>{text}</figcaption></figure>'
+    return Markup(
+        '<figure><img src="data:image/webp;base64,{data}" alt="{caption}"><figcaption>{caption}</figcaption></figure>'
+    ).format(data=data, caption=caption)
 
 
 def drawing(svg, caption, css=""):
-    """A figure that holds an SVG element; what it shows, no HTML, stands below it."""
-    return f'<figure class="{css}">{svg}<figcaption>{html.escape(caption)}</figcaption></figure>'
+    """A figure that holds an SVG element, `str`; what it shows stands below it."""
+    return Markup('<figure class="{}">{}<figcaption>{}</figcaption></figure>').format(css, Markup(svg), caption)
 
 
 def side_by_side(drawings):
-    """SVG elements beside each other, as many as there is room for."""
-    return f'<div class="curves">{"".join(f"<div>{svg}</div>" for svg in drawings)}</div>'
+    """SVG elements, `str`, beside each other, as many as there is room for."""
+    each = Markup().join(Markup("<div>{}</div>").format(Markup(svg)) for svg in drawings)
+    return Markup('<div class="curves">{}</div>').format(each)

@@ -82,13 +82,13 @@ class AnomalyScoringOutput(BaseOutput):
     Args:
         anomaly_map (`list`): Eq. 11 at the image's own size, (height, width) float32, in standard deviations of good
             images: 0 is an average good one. An array or a tensor; with `output_type="pil"` a float image.
-        anomaly_score (`np.ndarray`): float32, (n,): the worst 1 % of each part's map on the score grid, in standard
-            deviations of good images; of the parts that the calibration lets decide, the largest or the mean.
+        anomaly_score (`np.ndarray`): float32, (n,): the worst 1 % of each component's map on the score grid, in standard
+            deviations of good images; of the components that the calibration lets decide, the largest or the mean.
         p_value (`np.ndarray`): float64, (n,): share of good images that score at least as high.
         is_anomalous (`np.ndarray`): bool, (n,): whether `p_value` is at most `false_alarm_rate`.
         pred_mask (`list`): the defect's pixels at the image's own size, (height, width) bool; with
             `output_type="pil"` an image of 0 and 255. Empty for an image accepted as good.
-        kl_map, feature_map (`list`): the two parts, like `anomaly_map`, which is
+        kl_map, feature_map (`list`): the two components, like `anomaly_map`, which is
             alpha * kl_map + (1 - alpha) * feature_map. The feature component holds the feature error of Eq. 10 and the
             distances from good features.
         false_alarm_rate (`float`): the rate that is promised: of good parts, at most this share is rejected.
@@ -846,7 +846,7 @@ class ScoreCalibration(Float32Component, ConfigMixin):
         num_groups (`int`, *optional*): parts that the ranked images show, where some show the same; None where each
             shows a part of its own.
         num_fitted_groups (`int`, *optional*): the same of the images that the normalisation was fitted on.
-        cross_fitted (`bool`): both parts are the same images, normalised in turn by the others. The rate is then an
+        cross_fitted (`bool`): both sets are the same images, normalised in turn by the others. The rate is then an
             estimate, not a guarantee.
         bfloat16_deviation (`float`, *optional*): largest difference of a good image's score between bfloat16 and
             float32, in standard deviations of the good scores; None if not measured.
@@ -953,7 +953,7 @@ class ScoreCalibration(Float32Component, ConfigMixin):
     def standardize(self, measured, timesteps):
         """Subtract the mean of good images, divide by their standard deviation, average over timesteps (Eq. 11).
 
-        KL and feature error have a mean and deviation for each timestep and place; a reference knows the place
+        KL and feature error have a mean and standard deviation for each timestep and place; a reference knows the place
         already, and has one for all.
 
         Args:

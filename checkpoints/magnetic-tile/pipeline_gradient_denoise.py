@@ -839,7 +839,7 @@ class ScoreCalibration(Float32Component, ConfigMixin):
         num_groups (`int`, *optional*): parts that the ranked images show, where some show the same; None where each
             shows a part of its own.
         num_fitted_groups (`int`, *optional*): the same of the images that the normalisation was fitted on.
-        cross_fitted (`bool`): both parts are the same images, normalised in turn by the others. The rate is then an
+        cross_fitted (`bool`): both sets are the same images, normalised in turn by the others. The rate is then an
             estimate, not a guarantee.
         bfloat16_deviation (`float`, *optional*): largest difference of a good image's score between bfloat16 and
             float32, in standard deviations of the good scores; None if not measured.
@@ -946,7 +946,7 @@ class ScoreCalibration(Float32Component, ConfigMixin):
     def standardize(self, measured, timesteps):
         """Subtract the mean of good images, divide by their standard deviation, average over timesteps (Eq. 11).
 
-        KL and feature error have a mean and deviation for each timestep and place; a reference knows the place
+        KL and feature error have a mean and standard deviation for each timestep and place; a reference knows the place
         already, and has one for all.
 
         Args:

@@ -52,7 +52,7 @@ def fit_data_statistics(extractor, categories, batch_size, normalize_contrast, s
         shows_progress (`bool`): whether to show a progress bar.
 
     Returns:
-        `tuple[torch.Tensor, torch.Tensor]`: mean and deviation of each category's grey levels, (categories,).
+        `tuple[torch.Tensor, torch.Tensor]`: mean and standard deviation of each category's grey levels, (categories,).
     """
     share = max(STATISTICS_IMAGES // len(categories), MIN_STATISTICS_IMAGES)
     chosen = []
@@ -73,7 +73,7 @@ def fit_data_statistics(extractor, categories, batch_size, normalize_contrast, s
 
 @torch.inference_mode()
 def fit_feature_statistics(extractor, samples, progress):
-    """Set the extractor's per-channel mean and deviation from an iterable of samples, (batch, 3, height, width)."""
+    """Set the extractor's mean and standard deviation of each channel from samples, (batch, 3, height, width) each."""
     count, total, total_square = 0, 0.0, 0.0
     for sample in samples:
         features = extractor.raw_features(sample).double()

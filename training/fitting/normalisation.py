@@ -7,10 +7,10 @@ from pipelines.measurement import Measurement
 from pipelines.score_calibration import timestep_subsets
 
 PRIOR_IMAGES = 100
-"""Mean and deviation at a position are shrunk to those of all positions as if this many images had shown them."""
+"""Mean and standard deviation at a position are shrunk to those of all, as if this many images had shown them."""
 
 POSITION_SIGMA = 1.0
-"""Mean and deviation per position are smoothed by a Gaussian of this many cells, for neighbours are alike."""
+"""Mean and standard deviation per position are smoothed by a Gaussian of this many cells, for neighbours are alike."""
 
 
 def fit_normalisation(calibration, measured):
@@ -29,7 +29,7 @@ def fit_normalisation(calibration, measured):
 
 
 def _shrunk_statistics(maps):
-    """Mean and deviation per timestep and place, (timesteps, grid, grid), of maps, (images, timesteps, grid, grid).
+    """Mean and standard deviation per timestep and place, (timesteps, grid, grid), of maps, (images, timesteps, …).
 
     They are smoothed over places and shrunk towards those of all places.
     """
