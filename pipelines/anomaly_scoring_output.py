@@ -14,8 +14,8 @@ class AnomalyScoringOutput(BaseOutput):
     Args:
         anomaly_map (`list`): Eq. 11 at the image's own size, (height, width) float32, in standard deviations of good
             images: 0 is an average good one. An array or a tensor; with `output_type="pil"` a float image.
-        anomaly_score (`np.ndarray`): float32, (n,): the worst 1 % of each component's map on the score grid, in standard
-            deviations of good images; of the components that the calibration lets decide, the largest or the mean.
+        anomaly_score (`np.ndarray`): float32, (n,): the worst 1 % of each component's map on the score grid, in
+            standard deviations of good images; of the components that may decide, the largest or the mean.
         p_value (`np.ndarray`): float64, (n,): share of good images that score at least as high.
         is_anomalous (`np.ndarray`): bool, (n,): whether `p_value` is at most `false_alarm_rate`.
         pred_mask (`list`): the defect's pixels at the image's own size, (height, width) bool; with
