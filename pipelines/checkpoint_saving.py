@@ -101,10 +101,10 @@ def _write_code(pipe, folder):
     the folder that the checkpoint was loaded from, if it still is there.
     """
     own = Path(inspect.getfile(type(pipe)))
-    is_foreign = SECTION_LINE.search(own.read_text()) is not None
+    is_at_hand = own.stem in ENTRY_MODULES and not SECTION_LINE.search(own.read_text())  # all of `pipelines/` is
     origin = Path(pipe.config.get("_name_or_path") or own.parent)
     for module, class_name in ENTRY_MODULES.items():
-        places = [origin, own.parent] if is_foreign and module != own.stem else [own.parent]
+        places = [own.parent] if is_at_hand or module == own.stem else [origin, own.parent]
         source = next((place / f"{module}.py" for place in places if (place / f"{module}.py").is_file()), None)
         if source is not None:
             write_bundle(source, folder, class_name, module)

@@ -55,10 +55,11 @@ def make_bundle(modules, class_name):
         ValueError: if two modules give one name to different things, for the later would replace the earlier.
     """
     _refuse_collisions(modules)
-    listed = textwrap.fill(f"Each after those that it needs: {', '.join(modules)}.", 120)
-    heading = (
-        f'"""{class_name}, in one file made of {len(modules)} modules; change those, not this copy.\n\n{listed}\n"""\n'
-    )
+    heading = f'"""{class_name}, as its module holds it; change that, not this copy."""\n'
+    if len(modules) > 1:
+        listed = textwrap.fill(f"Each after those that it needs: {', '.join(modules)}.", 120)
+        made_of = f"in one file made of {len(modules)} modules; change those, not this copy."
+        heading = f'"""{class_name}, {made_of}\n\n{listed}\n"""\n'
     sections = [
         SECTION.format(module=module, needs=", ".join(needs) or NOTHING) + code.strip("\n") + "\n"
         for module, (code, needs) in modules.items()

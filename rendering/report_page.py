@@ -62,9 +62,9 @@ def page(title, lead, sections):
         sections (`list[Markup]`): what follows.
 
     Returns:
-        `Markup`
+        `str`: HTML.
     """
-    return Markup(PAGE.render(title=title, lead=lead, sections=sections, policy=POLICY, style=STYLE))
+    return PAGE.render(title=title, lead=lead, sections=sections, policy=POLICY, style=STYLE)
 
 
 def section(title, *parts, level=2):

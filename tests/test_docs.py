@@ -42,7 +42,7 @@ def test_every_page_is_in_the_index_and_in_the_site():
 
 def test_every_command_names_a_script_and_options_that_there_are():
     shared = [path.read_text() for path in (ROOT / "training").rglob("*.py")]
-    settings = (ROOT / "page" / "settings.py").read_text()
+    settings = (ROOT / "page" / "server" / "settings.py").read_text()
     commands = printed_commands()
     assert len(commands) > 40
     for command in commands:

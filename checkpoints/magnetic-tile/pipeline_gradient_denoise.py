@@ -1899,10 +1899,11 @@ def make_bundle(modules, class_name):
         ValueError: if two modules give one name to different things, for the later would replace the earlier.
     """
     _refuse_collisions(modules)
-    listed = textwrap.fill(f"Each after those that it needs: {', '.join(modules)}.", 120)
-    heading = (
-        f'"""{class_name}, in one file made of {len(modules)} modules; change those, not this copy.\n\n{listed}\n"""\n'
-    )
+    heading = f'"""{class_name}, as its module holds it; change that, not this copy."""\n'
+    if len(modules) > 1:
+        listed = textwrap.fill(f"Each after those that it needs: {', '.join(modules)}.", 120)
+        made_of = f"in one file made of {len(modules)} modules; change those, not this copy."
+        heading = f'"""{class_name}, {made_of}\n\n{listed}\n"""\n'
     sections = [
         SECTION.format(module=module, needs=", ".join(needs) or NOTHING) + code.strip("\n") + "\n"
         for module, (code, needs) in modules.items()
@@ -2073,10 +2074,10 @@ def _write_code(pipe, folder):
     the folder that the checkpoint was loaded from, if it still is there.
     """
     own = Path(inspect.getfile(type(pipe)))
-    is_foreign = SECTION_LINE.search(own.read_text()) is not None
+    is_at_hand = own.stem in ENTRY_MODULES and not SECTION_LINE.search(own.read_text())  # all of `pipelines/` is
     origin = Path(pipe.config.get("_name_or_path") or own.parent)
     for module, class_name in ENTRY_MODULES.items():
-        places = [origin, own.parent] if is_foreign and module != own.stem else [own.parent]
+        places = [own.parent] if is_at_hand or module == own.stem else [origin, own.parent]
         source = next((place / f"{module}.py" for place in places if (place / f"{module}.py").is_file()), None)
         if source is not None:
             write_bundle(source, folder, class_name, module)

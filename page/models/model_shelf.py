@@ -78,7 +78,7 @@ class Model:
         """The checkpoint's model card as Markdown; "" if it has none.
 
         It lacks the front matter, and paragraphs that begin with an image beside it: only the card itself is at hand.
-        It is as its author wrote it; `card_words.harmless_card` makes what may be shown of it.
+        It is as its author wrote it; `models_tab.harmless_card` makes what may be shown of it.
         """
         path = self.folder / CARD
         if not path.is_file():

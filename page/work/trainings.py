@@ -56,7 +56,7 @@ class Trainings:
         Args:
             name (`str`): what the model will be called.
             uploads (`list[dict]`): files as in `page.server.uploads.Folder`.
-            preset (`str`): of `training.cli.arguments`.
+            preset (`str`): of `training.cli.presets`.
             steps (`int`, *optional*): the preset's by default.
             report (`Callable[[int, int], None]`, *optional*): hears how many images were looked at.
 

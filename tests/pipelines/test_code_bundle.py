@@ -1,8 +1,10 @@
 """A checkpoint's code: one file a class, made of whole modules, the same from modules and from another bundle."""
 
 import ast
+import importlib.util
 import json
 import shutil
+import sys
 
 import pytest
 import torch
@@ -117,6 +119,24 @@ def test_an_import_that_no_bundle_can_hold_is_refused(line, tmp_path):
     with refused(ValueError, "bundle"):
         write_bundle(tmp_path / "entry.py", tmp_path, "Entry", "made")
     assert not (tmp_path / "made.py").exists()
+
+
+def test_a_subclass_of_ones_own_is_saved_with_the_code_of_the_checkpoint(tiny_checkpoint, tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline\n\n\n"
+        "class Mine(AnomalyScoringPipeline):\n    pass\n"
+    )
+    spec = importlib.util.spec_from_file_location("mine", tmp_path / "mine.py")
+    mine = sys.modules["mine"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(mine)
+    pipe = mine.Mine.from_pretrained(tiny_checkpoint)
+    pipe.register_to_config(_name_or_path=str(tiny_checkpoint))
+    pipe.save_pretrained(tmp_path / "saved")
+    index = json.loads((tmp_path / "saved" / "model_index.json").read_text())
+    assert index["_class_name"] == ["pipeline_anomaly_scoring", "AnomalyScoringPipeline"]
+    for module in ENTRY_MODULES:
+        code = (tmp_path / "saved" / f"{module}.py").read_bytes()
+        assert code == (tiny_checkpoint / f"{module}.py").read_bytes()
 
 
 # A checkpoint that was saved before pipelines were bundled

@@ -1,5 +1,7 @@
 """What is scored: folders of any size in bounded memory, shards of Parquet and WebDataset, hostile ones among them."""
 
+import errno
+import fcntl
 import io
 import os
 import sys
@@ -281,4 +283,17 @@ def test_without_pyarrow_parquet_is_a_sentence(monkeypatch, tmp_path, options):
     with pytest.raises(SystemExit) as ended:
         main(["--model", "none", "--input_dir", "none", "--output_dir", str(tmp_path / "out"), *options])
     assert_sentence(ended.value.code, "error: ", options[0], "pip install datasets")
+    assert not (tmp_path / "out").exists()
+
+
+def test_on_a_disk_that_cannot_lock_every_process_is_taken_to_be_alive(tmp_path, monkeypatch):
+    def unsupported(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    chunks = ScoredChunks(tmp_path / "out", "csv")
+    chunks.prepare()
+    assert chunks.hold(1)
+    assert chunks.is_held(1)
+    chunks.give_up()
     assert not (tmp_path / "out").exists()

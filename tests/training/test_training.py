@@ -119,7 +119,7 @@ def bad_input(name, tmp_path):
         "alpha 2": (["--alpha", "2"], ["alpha", "2"]),
         "timestep twice": (["--timesteps", "5", "5"], ["timesteps", "5"]),
         "timestep 1000": (["--timesteps", "1000"], ["timesteps", "1000"]),
-        "eleven timesteps": (["--timesteps", *map(str, range(11))], ["timesteps", "11", "at most 10"]),
+        "eleven timesteps": (["--timesteps", *map(str, range(11))], ["timesteps", "1 to 10 values"]),
         "no steps": (["--max_train_steps", "0"], ["max_train_steps", "0"]),
         "odd resolution": (["--resolution", "100"], ["resolution", "100"]),
         "unknown backbone": (["--feature_extractor", "efficientnet_lite99"], ["efficientnet_lite99"]),

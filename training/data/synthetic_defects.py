@@ -55,7 +55,7 @@ class SyntheticDefects(Dataset):
 
 
 def add_defect(sample, donor, kind, random):
-    """Put one defect.
+    """Put one defect into an image.
 
     Args:
         sample (`np.ndarray`): good image, float32 in [-1, 1], (3, height, width).

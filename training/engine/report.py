@@ -235,7 +235,7 @@ def _synthetic_scores(pipe, validated):
 def components_table(calibration):
     """What the score and the map are made of, and how they do on the synthetic defects that chose it."""
     config = calibration.config
-    rows = {"Part": "its weight in the map / whether the image's score looks at it"}
+    rows = {"Component": "its weight in the map / whether the image's score looks at it"}
     names = ("KL (Eq. 9)", "feature error (Eq. 10)", *(name.removeprefix("the ") for name in REFERENCES.values()))
     for name, share, decides in zip(names, calibration.map_shares, calibration.image_parts, strict=False):
         rows[name] = f"{share:.0%} / {'yes' if decides else 'no'}"

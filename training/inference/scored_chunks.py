@@ -99,7 +99,7 @@ class ScoredChunks:
         except Timeout:
             return False
         except (OSError, NotImplementedError):  # a disk that cannot lock: nothing tells who is alive there
-            return True
+            Path(held.lock_file).touch()
         self._held = held
         return True
 
@@ -111,10 +111,8 @@ class ScoredChunks:
         try:
             with lock.acquire(timeout=0):
                 return False
-        except Timeout:
+        except (Timeout, OSError, NotImplementedError):  # where a disk cannot lock, it is taken to be alive
             return True
-        except (OSError, NotImplementedError):
-            return False
 
     def _lock(self, process):
         return FileLock(self.folder / f".process-{process}")
