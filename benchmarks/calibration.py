@@ -31,11 +31,7 @@ from tqdm.auto import tqdm
 
 from benchmarks.parts import coarse_features, compare_splits, format_part_table
 from benchmarks.plotting import pyplot, require_matplotlib
-from benchmarks.promise_statistics import (
-    RATES,
-    split_p_values,
-    summarize,
-)
+from benchmarks.promise_statistics import RATES, split_p_values, summarize
 from pipelines.checkpoint_names import TRAINING_RECORD
 from pipelines.measurement import Measurement
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
@@ -50,7 +46,6 @@ from training.records.training_record import hash_names
 from training.runtime.process import keep_large_buffers, show_messages, use_all_cores
 
 MIN_HELD_OUT = 20
-
 
 logger = logging.getLogger(__name__)
 

@@ -13,10 +13,8 @@ from training.fitting.calibration_fit import FITTED_SHARE, fit_image_ranks
 
 RATES = (0.01, 0.02, 0.05, 0.1, 0.2)
 
-
 NEW_SHARE = 0.25
 """Share of the held-out images that is new in a split; of the rest, `FITTED_SHARE` fits the normalisation."""
-
 
 NUM_SIMULATED = 2000
 """Splits of exchangeable images that a Kolmogorov-Smirnov distance is compared with."""

@@ -33,7 +33,8 @@ def write_bundle(source, folder, class_name, name=None):
         ValueError: as `make_bundle`.
     """
     modules = read_modules(source)
-    entry = next(module for module, (code, _) in modules.items() if f"\nclass {class_name}(" in code)
+    definition = re.compile(rf"^class {class_name}\b", re.MULTILINE)
+    entry = next(module for module, (code, _) in modules.items() if definition.search(code))
     needed = _in_order(entry, modules)
     name = name or (entry if len(needed) == 1 else f"{folder.name}_component")
     (folder / f"{name}.py").write_text(make_bundle({module: modules[module] for module in needed}, class_name))

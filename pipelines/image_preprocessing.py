@@ -18,7 +18,6 @@ DARKER = 16
 MAX_PIXELS = 64_000_000
 """Largest image accepted, in pixels: beyond it the maps at the image's own size would fill a laptop's memory."""
 
-
 logger = logging.getLogger(__name__)
 
 

@@ -24,13 +24,11 @@ from .score_calibration import REFERENCES, ScoreCalibration
 BFLOAT16_TOLERANCE = 0.05
 """bfloat16 is used by itself if no calibration image's score moved by more than this many standard deviations."""
 
-
 SHARED_SETTINGS = ("patch_size", "timesteps", "alpha", "smoothing_sigma", "score_grid", "mixed_precision")
 SHARED_SETTINGS += ("white_level",)
 """What the pipelines of all categories of a checkpoint have in common."""
 
 CATEGORY_SETTINGS = ("data_mean", "data_std", "class_label")
-
 
 logger = logging.getLogger(__name__)
 

@@ -31,7 +31,6 @@ SLACK = 1e-9
 NUM_ALPHAS = 21
 """The largest map values of good images are kept for alpha = 0, 0.05, …, 1 and every subset of the timesteps."""
 
-
 REFERENCES = {
     "gaussian": "the Gaussian of good features",
     "memory": "the memory of good features",

@@ -36,7 +36,6 @@ POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 QUALITY = 88
 """Of the images, WebP."""
 
-
 ENVIRONMENT = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
 
 PAGE = ENVIRONMENT.from_string(

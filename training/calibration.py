@@ -27,12 +27,7 @@ from training.fitting.calibration_fit import fit_calibration
 from training.fitting.promise import describe_promise
 from training.records.image_record import copy_image_record, leave_out_trained_on
 from training.records.measured_results import forget_results
-from training.runtime.collectives import (
-    PATIENCE,
-    is_main_process,
-    on_main_process,
-    start_processes,
-)
+from training.runtime.collectives import PATIENCE, is_main_process, on_main_process, start_processes
 from training.runtime.process import keep_large_buffers, show_messages, use_all_cores
 
 logger = logging.getLogger(__name__)

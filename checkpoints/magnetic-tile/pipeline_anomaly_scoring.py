@@ -138,7 +138,6 @@ DARKER = 16
 MAX_PIXELS = 64_000_000
 """Largest image accepted, in pixels: beyond it the maps at the image's own size would fill a laptop's memory."""
 
-
 logger = logging.getLogger(__name__)
 
 
@@ -815,7 +814,6 @@ SLACK = 1e-9
 
 NUM_ALPHAS = 21
 """The largest map values of good images are kept for alpha = 0, 0.05, …, 1 and every subset of the timesteps."""
-
 
 REFERENCES = {
     "gaussian": "the Gaussian of good features",
@@ -1884,7 +1882,8 @@ def write_bundle(source, folder, class_name, name=None):
         ValueError: as `make_bundle`.
     """
     modules = read_modules(source)
-    entry = next(module for module, (code, _) in modules.items() if f"\nclass {class_name}(" in code)
+    definition = re.compile(rf"^class {class_name}\b", re.MULTILINE)
+    entry = next(module for module, (code, _) in modules.items() if definition.search(code))
     needed = _in_order(entry, modules)
     name = name or (entry if len(needed) == 1 else f"{folder.name}_component")
     (folder / f"{name}.py").write_text(make_bundle({module: modules[module] for module in needed}, class_name))
@@ -2687,13 +2686,11 @@ from diffusers import DDPMScheduler, ModelMixin, UNet2DModel
 BFLOAT16_TOLERANCE = 0.05
 """bfloat16 is used by itself if no calibration image's score moved by more than this many standard deviations."""
 
-
 SHARED_SETTINGS = ("patch_size", "timesteps", "alpha", "smoothing_sigma", "score_grid", "mixed_precision")
 SHARED_SETTINGS += ("white_level",)
 """What the pipelines of all categories of a checkpoint have in common."""
 
 CATEGORY_SETTINGS = ("data_mean", "data_std", "class_label")
-
 
 logger = logging.getLogger(__name__)
 

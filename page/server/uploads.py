@@ -14,11 +14,7 @@ from pathlib import Path, PurePosixPath
 from gradio_client.utils import strip_invalid_filename_characters
 from PIL import Image
 
-from page.server.gradio_internals import (
-    get_upload_folder,
-    is_http_url_like,
-    is_in_or_equal,
-)
+from page.server.gradio_internals import get_upload_folder, is_http_url_like, is_in_or_equal
 from page.server.settings import BASE64_BYTES_PER_MB
 from page.server.user_errors import NOT_UPLOADED, URLS_REFUSED
 from pipelines.image_preprocessing import to_rgb

@@ -78,11 +78,6 @@ class Batch:
         return self._thread.is_alive()
 
     @property
-    def was_stopped(self):
-        """Whether it ended, or will end, before the last image."""
-        return self._stopped.is_set()
-
-    @property
     def scores(self):
         """Anomaly scores of the images that could be read, (n,)."""
         return np.array([row.result.anomaly_score for row in self.rows if row.result.verdict != "unreadable"])

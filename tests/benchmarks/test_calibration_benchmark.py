@@ -14,9 +14,7 @@ from sentences import assert_sentence, refused
 from benchmarks.calibration import find_held_out, main, measure_images
 from benchmarks.parts import RATES as PART_RATES
 from benchmarks.parts import WAYS, compare_splits, format_part_table
-from benchmarks.promise_statistics import (
-    split_p_values,
-)
+from benchmarks.promise_statistics import split_p_values
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from pipelines.score_calibration import ScoreCalibration
 from training.data.splits import hold_out

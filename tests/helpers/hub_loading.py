@@ -10,7 +10,6 @@ from diffusers import DiffusionPipeline
 pipe = DiffusionPipeline.from_pretrained("team/tile", trust_remote_code=True, {options})
 """
 
-
 LOCAL = """
 import torch
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline

@@ -5,7 +5,6 @@ from PIL import Image
 
 SIZE = (20, 12)
 
-
 DEFECT = np.pad(np.ones((3, 5), bool), ((3, 6), (4, 11)))
 
 

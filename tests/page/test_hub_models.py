@@ -14,7 +14,6 @@ from sentences import assert_sentence
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
-
 OPENING = """
 import json, os, sys
 sys.path.insert(0, {root!r})

@@ -4,13 +4,7 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from pipelines.gaussian_diffusion import (
-    add_noise,
-    model_gaussian,
-    predict_sample,
-    true_posterior,
-    variational_bound,
-)
+from pipelines.gaussian_diffusion import add_noise, model_gaussian, predict_sample, true_posterior, variational_bound
 from training.networks.unet import build_scheduler
 
 BIN_WIDTH = 2 / 255

@@ -20,7 +20,6 @@ from pipelines.score_calibration import REFERENCES
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
-
 SCORING = f"""
 import json, sys
 import torch

@@ -18,13 +18,7 @@ datasets = pytest.importorskip("datasets", reason="datasets is not installed")
 
 from training.data.good_images import GoodImages
 from training.data.hub_images import GoodRows
-from training.data.image_stream import (
-    SHUFFLE_BUFFER,
-    HeldOutOfStream,
-    ImageStream,
-    StreamedRotatedImages,
-    shuffled,
-)
+from training.data.image_stream import SHUFFLE_BUFFER, HeldOutOfStream, ImageStream, StreamedRotatedImages, shuffled
 from training.data.splits import hold_out
 
 SIZE = 32

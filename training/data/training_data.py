@@ -59,11 +59,6 @@ class DataSettings:
         source = settings_of(HubSource, options) if options["dataset_name"] is not None else None
         return settings_of(cls, options, source=source)
 
-    @property
-    def is_streamed(self):
-        """Whether images are read from the Hub while training."""
-        return self.source is not None and self.source.streaming
-
 
 @dataclass
 class TrainingData:

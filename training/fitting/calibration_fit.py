@@ -15,20 +15,14 @@ from training.data.splits import count_parts, hold_out, part_numbers
 from training.data.synthetic_defects import SyntheticDefects
 from training.fitting.blend_weights import choose_weights, even_shares
 from training.fitting.normalisation import component_scores_of, fit_normalisation, standardized_subsets
-from training.runtime.collectives import (
-    gather_rows,
-    is_main_process,
-    own_share,
-)
+from training.runtime.collectives import gather_rows, is_main_process, own_share
 
 MIN_DISJOINT, MIN_DISJOINT_PARTS = 40, 20
 """With fewer images, or parts, they are cross-fitted: too few would be left to fit a standard deviation per position.
 """
 
-
 FITTED_SHARE = 0.4
 """Share of the calibration images that fits the normalisation; the rest is ranked."""
-
 
 NUM_FOLDS = 5
 MAPS_AT_ONCE = 16

@@ -17,7 +17,6 @@ MAX_BYTES = 4 << 20
 MAX_NAME = 200
 MAX_COUNT = 10**9
 
-
 SHEETS = "examples/sheet*.webp"
 """Test images with heat maps and repairs, one file for each category."""
 
