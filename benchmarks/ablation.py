@@ -77,7 +77,7 @@ class Measured:
                 torch.stack([getattr(each, name)[:, chosen] for each in measurements[:draws]]).mean(dim=0)
                 for name in ("kl", "feature_error")
             )
-            averaged[name] = Measurement(kl, error, measurements[0].reference)
+            averaged[name] = measurements[0]._replace(kl=kl, feature_error=error)
         fit_normalisation(calibration, averaged["good"])
         return {name: calibration.standardize(each, timesteps) for name, each in averaged.items()}
 

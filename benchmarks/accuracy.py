@@ -191,7 +191,8 @@ def _references(data):
     """Scores and maps of Gaussians and memory alone, with weights chosen on synthetic defects in held-out images."""
     with tqdm(total=len(data.training_files), desc="feature statistics", leave=False) as progress:
         fit_feature_statistics(data.extractor, data.batches(data.training_files), progress)
-    references = fit_feature_reference(data.extractor, data.images(data.training_files), data.seed)
+    fitted = fit_feature_reference(data.extractor, data.images(data.training_files), data.seed)
+    references = fitted.gaussian, fitted.memory, fitted.coarse_gaussian
 
     def distances(batches):
         found = []

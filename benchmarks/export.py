@@ -35,7 +35,7 @@ BATCH_SIZES = (1, 8)
 
 
 def onnxruntime_model(folder, threads):
-    """A function from squares, (batch, resolution, resolution, 3), to scores, p-values and maps."""
+    """A function from squares, (batch, resolution, resolution, 3), to scores, p-values, maps and unfamiliarity."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -58,9 +58,10 @@ RUNTIMES = {"onnx": ("onnxruntime", onnxruntime_model), "openvino": ("openvino",
 
 
 def score_images(model, images, resolution, white_level=WHITE_LEVELS[-1]):
-    """Scores and p-values, (n,), and maps at each image's own size, of PIL images; `white_level` is of 16 bits."""
-    scores, p_values, maps = model(np.stack([to_square(image, resolution, white_level) for image in images]))
-    return scores, p_values, [to_size(m, image.size) for m, image in zip(maps, images, strict=True)]
+    """Scores, p-values, maps at each image's own size, and unfamiliarity of PIL images; `white_level` is of 16 bits."""
+    squares = np.stack([to_square(image, resolution, white_level) for image in images])
+    scores, p_values, maps, unfamiliarity = model(squares)
+    return scores, p_values, [to_size(m, image.size) for m, image in zip(maps, images, strict=True)], unfamiliarity
 
 
 def compare(pipe, models, files, batch_size=8):
@@ -73,20 +74,23 @@ def compare(pipe, models, files, batch_size=8):
         batch_size (`int`): images per call.
 
     Returns:
-        `dict[str, dict]`: for each model the largest differences of `score`, `p_value` and `map`, and how many
-        `verdicts` differ at the default false alarm rate of how many `images`.
+        `dict[str, dict]`: for each model the largest differences of `score`, `p_value`, `map` and `unfamiliarity`, and
+        how many `verdicts` differ at the default false alarm rate of how many `images`.
     """
-    found = {name: {"score": 0.0, "p_value": 0.0, "map": 0.0, "verdicts": 0, "images": len(files)} for name in models}
+    nothing = dict.fromkeys(("score", "p_value", "map", "unfamiliarity"), 0.0) | {"verdicts": 0, "images": len(files)}
+    found = {name: dict(nothing) for name in models}
     threshold = pipe.calibration.image_threshold(None, pipe.config.timesteps)
     for batch in in_batches(files, batch_size):
         images = [read_image(path) for path in batch]
         expected = pipe(images, batch_size=batch_size)
         for name, model in models.items():
-            scores, p_values, maps = score_images(model, images, pipe.resolution, pipe.config.white_level)
+            scored = score_images(model, images, pipe.resolution, pipe.config.white_level)
+            scores, p_values, maps, unfamiliarity = scored
             differences = {
                 "score": np.abs(scores - expected.anomaly_score).max(),
                 "p_value": np.abs(p_values - expected.p_value).max(),
                 "map": max(np.abs(own - m).max() for own, m in zip(maps, expected.anomaly_map, strict=True)),
+                "unfamiliarity": np.abs(unfamiliarity - expected.unfamiliarity).max(),
             }
             for what, value in differences.items():
                 found[name][what] = max(found[name][what], float(value))
@@ -113,11 +117,11 @@ def measure(pipe, models, repeats):
 def print_tables(differences, rows):
     """Print both results; times beside the ratio to PyTorch's for the same."""
     if differences:
-        print(f"{'largest difference of':24}{'score':>10}{'p-value':>10}{'map':>10}{'other verdicts':>16}")
+        print(f"{'largest difference of':24}{'score':>10}{'p-value':>10}{'map':>10}{'unfamiliar':>12}{'other verdicts':>16}")
     for name, found in differences.items():
         print(
             f"{name:24}{found['score']:10.1e}{found['p_value']:10.1e}{found['map']:10.1e}"
-            f"{found['verdicts']:10d} of {found['images']}"
+            f"{found['unfamiliarity']:12.1e}{found['verdicts']:10d} of {found['images']}"
         )
     print(f"{'ms an image':24}" + "".join(f"{f'batch {size}':>12}{'faster':>8}" for size in BATCH_SIZES))
     for (what, name), seconds in rows.items():

@@ -194,7 +194,10 @@ def standardized_rgb(pipe, good, new):
     """RGB differences of new images in standard deviations of good ones at each timestep and place, as KL is."""
     timesteps, grid = list(pipe.config.timesteps), pipe.config.score_grid
     calibration = ScoreCalibration(timesteps, pipe.resolution, grid)
-    good, new = (Measurement(maps, maps, maps.new_zeros(len(maps), 0, grid, grid)) for maps in (good, new))
+    good, new = (
+        Measurement(maps, maps, maps.new_zeros(len(maps), 0, grid, grid), maps.new_zeros(len(maps)))
+        for maps in (good, new)
+    )
     fit_normalisation(calibration, good)
     return calibration.standardize(new, timesteps)[:, :1]
 

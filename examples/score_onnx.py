@@ -50,7 +50,7 @@ def main():
         image = Image.open(path)
         square = to_square(image, calibration["resolution"], calibration["white_level"])
         squares = square[None]  # several images may go together
-        (score,), (p_value,), (anomaly_map,) = session.run(None, {"pictures": squares})
+        (score,), (p_value,), (anomaly_map,), _ = session.run(None, {"pictures": squares})
         verdict = "defect" if score > thresholds[rank - 1] else "good"
         print(f"{path.name}: score {score:.2f}, p-value {p_value:.4f}, {verdict}")
         upright = ImageOps.exif_transpose(image).size

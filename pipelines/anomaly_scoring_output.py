@@ -25,6 +25,10 @@ class AnomalyScoringOutput(BaseOutput):
             distances from good features.
         false_alarm_rate (`float`): the rate that is promised: of good parts, at most this share is rejected.
         image_threshold, pixel_threshold (`float`): the thresholds that this rate implies.
+        unfamiliarity (`np.ndarray`): float32, (n,): how unlike all good images the image is as a whole, from 0; NaN
+            where the checkpoint cannot tell.
+        is_unfamiliar (`np.ndarray`): bool, (n,): whether `unfamiliarity` is above 1. The image then shows another part,
+            or camera or light have changed, and no verdict on it means anything.
     """
 
     anomaly_map: list
@@ -37,6 +41,8 @@ class AnomalyScoringOutput(BaseOutput):
     false_alarm_rate: float
     image_threshold: float
     pixel_threshold: float
+    unfamiliarity: np.ndarray
+    is_unfamiliar: np.ndarray
 
 
 def postprocess(values, output_type):

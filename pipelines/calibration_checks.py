@@ -26,6 +26,12 @@ def check_calibration_settings(config):
     for name in ("planted_pro", "planted_image_auroc"):
         if config[name] is not None:
             check_number(name, config[name], 0, 1 + 1e-6)  # a mean of ones may be rounded up
+    for name in ("unfamiliar_share", "synthetic_rejected"):
+        if config[name] is not None:
+            check_number(name, config[name], 0, 1)
+    for name in ("unfamiliar_distance", "first_unfamiliar_distance"):
+        if config[name] is not None:
+            check_number(name, config[name], 1e-6, 1e9)
     for images, groups in (("num_ranked", "num_groups"), ("num_fitted", "num_fitted_groups")):
         check_whole(images, config[images], 1, 1_000_000)
         if config[groups] is not None:

@@ -11,13 +11,14 @@ from diffusers import ConfigMixin
 from diffusers.configuration_utils import register_to_config
 
 from .config_checks import MAX_TEXT, check_list, check_number, shown
+from .feature_familiarity import FeatureFamiliarity
 from .feature_gaussian import FeatureGaussian
 from .feature_memory import FeatureMemory
 from .float32_component import Float32Component
 from .score_calibration import REFERENCES, ScoreCalibration
 
 MAX_CATEGORIES = 200
-MODULES = (*REFERENCES, "calibration")
+MODULES = (*REFERENCES, "familiarity", "calibration")
 """Components that every category has its own of."""
 
 
@@ -29,6 +30,7 @@ class CategoryBank(Float32Component, ConfigMixin):
         data_mean, data_std (`list[float]`): brightness and contrast of each category's good images in [-1, 1].
         gaussian_configs, memory_configs, coarse_gaussian_configs, calibration_configs (`list[dict]`): each category's
             configuration of `FeatureGaussian`, `FeatureMemory`, the coarse `FeatureGaussian` and `ScoreCalibration`.
+        familiarity_configs (`list[dict]`, *optional*): that of `FeatureFamiliarity`; earlier checkpoints have none.
 
     Raises:
         ValueError: if the lists are not of one length, or a name or configuration cannot be used.
@@ -46,6 +48,7 @@ class CategoryBank(Float32Component, ConfigMixin):
         memory_configs: list[dict],
         coarse_gaussian_configs: list[dict],
         calibration_configs: list[dict],
+        familiarity_configs: list[dict] | None = None,
     ):
         super().__init__()
         check_list("names", names, 1, MAX_CATEGORIES)
@@ -60,12 +63,14 @@ class CategoryBank(Float32Component, ConfigMixin):
         self.gaussian = _modules(FeatureGaussian, "gaussian_configs", gaussian_configs, len(names))
         self.memory = _modules(FeatureMemory, "memory_configs", memory_configs, len(names))
         self.coarse_gaussian = _modules(FeatureGaussian, "coarse_gaussian_configs", coarse_gaussian_configs, len(names))
+        if familiarity_configs is not None:
+            self.familiarity = _modules(FeatureFamiliarity, "familiarity_configs", familiarity_configs, len(names))
         self.calibration = _modules(ScoreCalibration, "calibration_configs", calibration_configs, len(names))
 
     def check_values(self):
-        """As that of `ScoreCalibration`, for each of them."""
-        for calibration in self.calibration:
-            calibration.check_values()
+        """As those of `ScoreCalibration` and `FeatureFamiliarity`, for each of them."""
+        for component in (*self.calibration, *(getattr(self, "familiarity", None) or ())):
+            component.check_values()
 
     @classmethod
     def from_pipelines(cls, pipelines):
@@ -74,6 +79,8 @@ class CategoryBank(Float32Component, ConfigMixin):
         They are shared, not copied.
         """
         components = {name: [getattr(pipe, name) for pipe in pipelines.values()] for name in MODULES}
+        if None in components["familiarity"]:
+            del components["familiarity"]
         bank = cls(
             names=list(pipelines),
             data_mean=[pipe.config.data_mean for pipe in pipelines.values()],
@@ -95,7 +102,7 @@ class CategoryBank(Float32Component, ConfigMixin):
             "class_label": label,
             "data_mean": self.config.data_mean[label],
             "data_std": self.config.data_std[label],
-            **{name: getattr(self, name)[label] for name in MODULES},
+            **{name: getattr(self, name)[label] for name in MODULES if hasattr(self, name)},
         }
 
     def set_calibration(self, name, calibration):

@@ -14,7 +14,7 @@ GAUSSIAN_VERSION = 4
 HALF_PRECISION_COMPONENTS = ("unet", "feature_extractor", *REFERENCES, "categories")
 """Stored in float16 where half precision is asked for; training rounds them before they are calibrated."""
 
-FLOAT32_TENSORS = ("feature_", "pixel_", "calibration.")
+FLOAT32_TENSORS = ("feature_", "pixel_", "calibration.", "familiarity.")
 """What begins like this stays in float32 all the same: statistics of pixels, features and scores."""
 
 ENTRY_MODULES = {
@@ -26,7 +26,7 @@ ENTRY_MODULES = {
 SAVING = ".saving-"
 """A folder beside the checkpoint that begins like this is being written, or was left by a process that was killed."""
 
-COMPONENTS = ("unet", "scheduler", "feature_extractor", *REFERENCES, "calibration", "categories")
+COMPONENTS = ("unet", "scheduler", "feature_extractor", *REFERENCES, "familiarity", "calibration", "categories")
 
 MODEL_INDEX = "model_index.json"
 

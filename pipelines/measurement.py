@@ -14,12 +14,26 @@ class Measurement(NamedTuple):
     """Maps of a batch before any normalisation, float32, on the score grid.
 
     kl (nats per channel) and feature_error (mean squared error of standardised features) have the shape
-    (batch, timesteps, grid, grid); reference, (batch, references, grid, grid), the distances from good features.
+    (batch, timesteps, grid, grid); reference, (batch, references, grid, grid), the distances from good features;
+    distance, (batch,), that of the whole image from those of the trained kind, NaN where the checkpoint cannot tell.
     """
 
     kl: torch.Tensor
     feature_error: torch.Tensor
     reference: torch.Tensor
+    distance: torch.Tensor
+
+
+class ScoredSamples(NamedTuple):
+    """Scores of a batch, float32, in standard deviations of good images.
+
+    score, (batch,); components, (batch, 2, grid, grid), pixel and feature component on the score grid; unfamiliarity,
+    (batch,), above 1 for an image that is unlike all that the model knows, NaN where it cannot tell.
+    """
+
+    score: torch.Tensor
+    components: torch.Tensor
+    unfamiliarity: torch.Tensor
 
 
 def measure(pipe, samples, timesteps, noise, mixed_precision=None):
@@ -29,6 +43,7 @@ def measure(pipe, samples, timesteps, noise, mixed_precision=None):
     sample = samples.to(device)
     features = pipe.feature_extractor(sample)
     distances = [resize_map(reference(features), (grid, grid)) for reference in pipe.references]
+    of_image = features.new_full((batch,), torch.nan) if pipe.familiarity is None else pipe.familiarity(features)
     sample = normalize_contrast(sample, pipe.config.data_mean, pipe.config.data_std)
     sample = sample.repeat_interleave(count, dim=0)
     t = torch.tensor(timesteps, device=device).repeat(batch)
@@ -50,4 +65,5 @@ def measure(pipe, samples, timesteps, noise, mixed_precision=None):
         F.adaptive_avg_pool2d(kl.unflatten(0, (batch, count)), grid),
         F.adaptive_avg_pool2d(feature_error, grid),
         torch.stack(distances, dim=1) if distances else kl.new_zeros(batch, 0, grid, grid),
+        of_image,
     )

@@ -48,16 +48,18 @@ def check_fit(pipe):
     check_whole("the resolution, sample_size times patch_size,", pipe.resolution, 1, MAX_RESOLUTION)
     check_timesteps(pipe.config.timesteps, len(alphas_cumprod))
     if pipe.categories is None:
-        _check_category_fit(pipe, *(pipe.components[name] for name in REFERENCES), pipe.calibration)
+        _check_category_fit(pipe, *(pipe.components[name] for name in REFERENCES), pipe.familiarity, pipe.calibration)
         return
     bank = pipe.categories
     if classes != len(bank.config.names):
         raise ValueError(f"the unet knows {classes} categories, but there are {len(bank.config.names)}.")
-    for components in zip(*(getattr(bank, name) for name in REFERENCES), bank.calibration, strict=True):
+    familiarities = getattr(bank, "familiarity", [None] * len(bank.config.names))
+    references = (getattr(bank, name) for name in REFERENCES)
+    for components in zip(*references, familiarities, bank.calibration, strict=True):
         _check_category_fit(pipe, *components)
 
 
-def _check_category_fit(pipe, gaussian, memory, coarse_gaussian, calibration):
+def _check_category_fit(pipe, gaussian, memory, coarse_gaussian, familiarity, calibration):
     features = pipe.feature_extractor.num_features
     for name, reference in zip(REFERENCES, (gaussian, memory, coarse_gaussian), strict=True):
         if reference is None or (name == "coarse_gaussian" and reference.config.num_features <= features):
@@ -66,8 +68,15 @@ def _check_category_fit(pipe, gaussian, memory, coarse_gaussian, calibration):
             raise ValueError(
                 f"the {name} is one of {reference.config.num_features} features, the feature_extractor has {features}."
             )
+    if familiarity is not None and familiarity.config.num_features != features:
+        raise ValueError(
+            f"the familiarity is one of {familiarity.config.num_features} features, the feature_extractor has "
+            f"{features}."
+        )
     if calibration is None:
         return
+    if familiarity is None and calibration.config.unfamiliar_distance is not None:
+        raise ValueError("the calibration has a limit for unfamiliar images, but there is no familiarity to measure.")
     config = calibration.config
     if (config.resolution, config.grid_size) != (pipe.resolution, pipe.config.score_grid):
         raise ValueError(

@@ -87,13 +87,14 @@ class AnomalyScoringPipeline(TrainedModel, DiffusionPipeline):
         noise = self._noise_fields(timesteps, generator)
 
         # 2. Scores, and both components on the score grid, in batches
-        scores, both = [], []
+        scores, both, unfamiliarity = [], [], []
         batches = samples.split(batch_size)
         for batch in self.progress_bar(batches) if len(batches) > 1 else batches:
-            batch_scores, grids = self.score(batch, timesteps, noise)
-            scores.append(batch_scores.cpu())
-            both.append(grids.cpu())
-        scores, both = torch.cat(scores), torch.cat(both)
+            scored = self.score(batch, timesteps, noise)
+            scores.append(scored.score.cpu())
+            both.append(scored.components.cpu())
+            unfamiliarity.append(scored.unfamiliarity.cpu())
+        scores, both, unfamiliarity = torch.cat(scores), torch.cat(both), torch.cat(unfamiliarity).numpy()
 
         # 3. Maps at each image's own size
         kl_maps, feature_maps, anomaly_maps = [], [], []
@@ -114,6 +115,8 @@ class AnomalyScoringPipeline(TrainedModel, DiffusionPipeline):
             pred_mask=[postprocess(m, output_type) for m in verdicts.pop("pred_mask")],
             kl_map=[postprocess(m, output_type) for m in kl_maps],
             feature_map=[postprocess(m, output_type) for m in feature_maps],
+            unfamiliarity=unfamiliarity,
+            is_unfamiliar=unfamiliarity > 1,
             **verdicts,
         )
         return output if return_dict else output.to_tuple()

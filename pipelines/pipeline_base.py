@@ -13,10 +13,11 @@ from .checkpoint_saving import save_checkpoint
 from .config_checks import shown
 from .denoising_network import has_bfloat16, predict, without_tf32
 from .feature_extraction import TimmFeatureExtractor
+from .feature_familiarity import FeatureFamiliarity
 from .feature_gaussian import FeatureGaussian
 from .feature_memory import FeatureMemory
 from .image_preprocessing import WHITE_LEVELS
-from .measurement import measure
+from .measurement import ScoredSamples, measure
 from .model_checks import check_fit, check_settings
 from .safetensors_only import SafetensorsUNet
 from .score_calibration import REFERENCES, ScoreCalibration
@@ -44,8 +45,10 @@ class TrainedModel:
         memory (`FeatureMemory`, *optional*): features of good parts at any place.
         coarse_gaussian (`FeatureGaussian`, *optional*): as the other Gaussian, of the coarsest features on a coarser
             grid: what is odd only as a whole.
+        familiarity (`FeatureFamiliarity`, *optional*): what images of the trained kind look like as a whole; without it
+            `is_unfamiliar` is always False.
         calibration (`ScoreCalibration`, *optional*): what good images score; without it only `measure` works.
-        categories (`CategoryBank`, *optional*): for several categories, what belongs to each; the other four are then
+        categories (`CategoryBank`, *optional*): for several categories, what belongs to each; the other five are then
             left out.
         patch_size (`int`): pixel-unshuffle factor of the UNet.
         data_mean, data_std (`float`): brightness and contrast of good images in [-1, 1]; see `normalize_contrast`.
@@ -64,7 +67,7 @@ class TrainedModel:
     _warned_of_precision = False
     model_cpu_offload_seq = "feature_extractor->unet"
     _exclude_from_cpu_offload: ClassVar = ["calibration", "categories"]  # their tables are read, no network is run
-    _optional_components: ClassVar = [*REFERENCES, "calibration", "categories"]
+    _optional_components: ClassVar = [*REFERENCES, "familiarity", "calibration", "categories"]
 
     def __init__(
         self,
@@ -74,6 +77,7 @@ class TrainedModel:
         gaussian: ModelMixin | None = None,
         memory: ModelMixin | None = None,
         coarse_gaussian: ModelMixin | None = None,
+        familiarity: ModelMixin | None = None,
         calibration: ModelMixin | None = None,
         categories: ModelMixin | None = None,
         patch_size: int = 4,
@@ -102,6 +106,7 @@ class TrainedModel:
             gaussian=gaussian,
             memory=memory,
             coarse_gaussian=coarse_gaussian,
+            familiarity=familiarity,
             calibration=calibration,
             categories=categories,
         )
@@ -172,12 +177,18 @@ class TrainedModel:
 
     @torch.inference_mode()
     def score(self, samples, timesteps, noise):
-        """Anomaly score of each sample, (batch,), and both components on the score grid, (batch, 2, grid, grid).
+        """Judge samples by the calibration; arguments are those of `measure`.
 
-        Arguments are those of `measure`.
+        Returns:
+            `ScoredSamples`.
         """
-        components = self.calibration.standardize(self.measure(samples, timesteps, noise), timesteps)
-        return self.calibration.image_score(components, timesteps), self.calibration.two_components(components)
+        measured, calibration = self.measure(samples, timesteps, noise), self.calibration
+        components = calibration.standardize(measured, timesteps)
+        return ScoredSamples(
+            calibration.image_score(components, timesteps),
+            calibration.two_components(components),
+            calibration.unfamiliarity(measured.distance),
+        )
 
     def predict(self, noisy_sample, timesteps, mixed_precision=None):
         """Noise, variance and features that the UNet predicts for x_t; see `denoising_network.predict`.
@@ -216,6 +227,7 @@ class TrainedModel:
             "gaussian": FeatureGaussian,
             "memory": FeatureMemory,
             "coarse_gaussian": FeatureGaussian,
+            "familiarity": FeatureFamiliarity,
             "calibration": ScoreCalibration,
             "categories": CategoryBank,
         }

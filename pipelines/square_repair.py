@@ -235,8 +235,8 @@ def eq12_gradient(pipe, sample, use_memory):
 def score_square(pipe, square):
     """Score of a square in [-1, 1], `float`, and its components, as `pipe.score` returns them."""
     timesteps = list(pipe.config.timesteps)
-    score, components = pipe.score(square, timesteps, pipe.calibration.noise_fields(timesteps))
-    return score.item(), components
+    scored = pipe.score(square, timesteps, pipe.calibration.noise_fields(timesteps))
+    return scored.score.item(), scored.components
 
 
 def accepts(pipe, score, rate):

@@ -19,12 +19,15 @@ from pipelines.checkpoint_saving import is_half_precision
 from pipelines.config_checks import check_timesteps
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from rendering.words import count_of
+from training.data.good_images import GoodImages
 from training.data.groups import HELP as GROUPS_HELP
 from training.data.groups import find_groups
 from training.data.layouts import ALL_GOOD_HELP, MIN_IMAGES, find_good_images
 from training.data.splits import MIN_HELD_OUT, count_parts
 from training.fitting.calibration_fit import fit_calibration
+from training.fitting.familiarity import measure_familiarity
 from training.fitting.promise import describe_promise
+from training.fitting.recalibration import describe_recalibration
 from training.records.image_record import copy_image_record, leave_out_trained_on
 from training.records.measured_results import forget_results
 from training.runtime.collectives import PATIENCE, is_main_process, on_main_process, start_processes
@@ -74,15 +77,37 @@ def recalibrate(args):
     check_timesteps(timesteps, len(pipe.scheduler.alphas_cumprod))
     files = find_good_images(args.data_dir, args.all_good)
     groups = on_main_process(partial(find_groups, files, args.groups))
-    files = leave_out_trained_on(folder, files, groups)
-    check_enough(files, groups)
-    calibration = fit_calibration(scoring, files, timesteps, args.seed, args.batch_size, args.alpha, groups=groups)
+    new_files = leave_out_trained_on(folder, files, groups)
+    check_enough(new_files, groups)
+    if pipe.categories is None:
+        _add_familiarity(pipe, sorted(set(files) - set(new_files)), args.batch_size)
+    replaced = scoring.calibration
+    calibration = fit_calibration(
+        scoring, new_files, timesteps, args.seed, args.batch_size, args.alpha, groups=groups, replaced=replaced
+    )
     replace_calibration(pipe, args.category, calibration)
     if is_main_process():
         pipe.to("cpu").save_pretrained(output_dir, half_precision=half_precision)
         copy_image_record(folder, output_dir)
         forget_results(output_dir)
         logger.info(describe_promise(calibration))
+        if replaced is not None:
+            logger.info(describe_recalibration(replaced, calibration))
+
+
+def _add_familiarity(pipe, trained_on, batch_size):
+    """Give a checkpoint of an earlier version what tells other parts, if images that it was trained on are at hand."""
+    if pipe.familiarity is not None:
+        return
+    if len(trained_on) < MIN_IMAGES:
+        logger.warning(
+            "this checkpoint was made by an earlier version and cannot tell images of another part; it learns to where "
+            "--data_dir holds the images that it was trained on as well"
+        )
+        return
+    images = GoodImages(trained_on, pipe.resolution, white_level=pipe.config.white_level)
+    familiarity = measure_familiarity(pipe.feature_extractor, images, batch_size)
+    pipe.register_modules(familiarity=familiarity.to(pipe.device))
 
 
 def check_enough(files, groups):

@@ -29,7 +29,7 @@ OPSET = 18
 """Of the ONNX file; onnxruntime has it since 1.14."""
 
 INPUT = "pictures"
-OUTPUTS = ("anomaly_score", "p_value", "anomaly_map")
+OUTPUTS = ("anomaly_score", "p_value", "anomaly_map", "unfamiliarity")
 
 PACKAGES = {"onnx": ("onnx", "onnxscript"), "openvino": ("onnx", "onnxscript", "openvino")}
 """What each format needs beside `requirements.txt`."""

@@ -14,6 +14,7 @@ from training.data.groups import find_groups
 from training.data.layouts import MIN_IMAGES
 from training.fitting.calibration_fit import fit_calibration
 from training.fitting.promise import describe_promise
+from training.fitting.recalibration import describe_recalibration, warning_of
 from training.records.image_record import copy_image_record, leave_out_trained_on
 
 SUFFIX = ", recalibrated"
@@ -38,7 +39,7 @@ class Recalibration:
         if len(indices) < MIN_IMAGES:
             raise ValueError(f"there are {len(indices)} readable images; at least {MIN_IMAGES} are needed.")
         self.name = None
-        self.promise = ""
+        self.promise = self.change = self.warning = ""
         self._model, self._shelf, self._trained_models = model, shelf, Path(trained_models)
         self._stopped, self._error, self._progress = threading.Event(), None, (0, None)
         self._began = time.monotonic()
@@ -71,7 +72,12 @@ class Recalibration:
                 check_enough(files, groups)
                 with self._shelf.turns.take():
                     calibration = fit_calibration(
-                        self._model.scoring, files, timesteps, on_progress=self._after_batch, groups=groups
+                        self._model.scoring,
+                        files,
+                        timesteps,
+                        on_progress=self._after_batch,
+                        groups=groups,
+                        replaced=self._model.calibration,
                     )
             self._add(calibration)
         except Exception as error:  # handed on to whoever asks for the result
@@ -98,6 +104,8 @@ class Recalibration:
         ending = "" if self._model.category is None else f": {self._model.category}"
         self.name = next(added for added in names if added == name + ending)
         self.promise = describe_promise(calibration)
+        self.change = describe_recalibration(self._model.calibration, calibration)
+        self.warning = warning_of(calibration)
 
     def _unused_name(self):
         """A name that no model and no folder has yet, and its folder, which now exists."""

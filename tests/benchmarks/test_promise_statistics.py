@@ -86,7 +86,7 @@ def test_rates_too_small_to_be_promised_are_reported_once_as_the_smallest():
 
 
 def test_equal_scores_never_reject_and_smoothing_makes_them_uniform():
-    equal = Measurement(torch.ones(40, 1, 4, 4), torch.ones(40, 1, 4, 4), torch.ones(40, 0, 4, 4))
+    equal = Measurement(torch.ones(40, 1, 4, 4), torch.ones(40, 1, 4, 4), torch.ones(40, 0, 4, 4), torch.ones(40))
     pool = split_p_values(CALIBRATION, equal, splits=40)
     assert (pool.p_values == 1).all()
     assert kstest(pool.smoothed.flatten().numpy(), "uniform").pvalue > 0.01

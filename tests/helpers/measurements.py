@@ -10,4 +10,4 @@ def images(count, seed, shift=0.0):
     generator = torch.Generator().manual_seed(seed)
     level = torch.randn(count, 1, 1, 1, generator=generator) + shift
     kl, feature_error = (level + 0.1 * torch.randn(count, 1, 4, 4, generator=generator) for _ in range(2))
-    return Measurement(kl, feature_error, kl[:, :0])
+    return Measurement(kl, feature_error, kl[:, :0], kl[:, 0, 0, 0])

@@ -69,7 +69,9 @@ def test_standardised_maps_are_in_deviations_of_the_cell_and_timestep_they_belon
     calibration.feature_error_std.copy_(torch.tensor([1.0, 4.0, 5.0]).view(3, 1, 1).expand(3, 2, 2))
     calibration.reference_mean.copy_(torch.tensor([1.0, 2.0]))
     calibration.reference_std.copy_(torch.tensor([2.0, 4.0]))
-    measured = Measurement(torch.zeros(1, 2, 2, 2), torch.full((1, 2, 2, 2), 20.0), torch.full((1, 2, 2, 2), 6.0))
+    measured = Measurement(
+        torch.zeros(1, 2, 2, 2), torch.full((1, 2, 2, 2), 20.0), torch.full((1, 2, 2, 2), 6.0), torch.zeros(1)
+    )
     kl, feature_error, *references = calibration.standardize(measured, [100, 50])[0]
     # means of timestep 100 are 8, 9, 10, 11, those of timestep 50 4, 5, 6, 7
     assert kl.flatten().tolist() == [-(8 + 4) / 4, -(9 + 5) / 4, -(10 + 6) / 4, -(11 + 7) / 4]
@@ -153,7 +155,7 @@ def assert_standard(calibration, maps):
     """The fitted images' maps have mean 0 and deviation 1 in every part and timestep, and so have their scores."""
     kept = calibration.config.image_parts
     for index, timestep in enumerate(TIMESTEPS):
-        single = Measurement(maps.kl[:, [index]], maps.feature_error[:, [index]], maps.reference)
+        single = maps._replace(kl=maps.kl[:, [index]], feature_error=maps.feature_error[:, [index]])
         components = calibration.standardize(single, [timestep])
         assert components.mean(dim=(0, 2, 3)).abs().max() < 0.1
         assert ((components.std(dim=(0, 2, 3)) > 0.7) & (components.std(dim=(0, 2, 3)) < 1.3)).all()
@@ -174,7 +176,7 @@ def test_normalisation_levels_places_as_far_as_the_images_can_tell_them_apart():
         slope = torch.linspace(-3, 3, 8)[None, None, :, None]  # the lower half is always higher, and noisier
         maps = 5 + slope + (1 + slope.abs()) * torch.randn(count, 1, 8, 8, generator=torch.Generator().manual_seed(0))
         calibration = ScoreCalibration(timesteps=[5], resolution=8, grid_size=8, num_ranked=count)
-        measured = Measurement(maps, maps, maps[:, :0])
+        measured = Measurement(maps, maps, maps[:, :0], maps[:, 0, 0, 0])
         fit_normalisation(calibration, measured)
         return maps[:, 0], calibration.standardize(measured, [5])[:, 0]
 

@@ -93,9 +93,10 @@ def test_the_graph_scores_as_the_pipeline_does_whatever_has_no_weight(tiny_check
         expected = pipe(images, timesteps=timesteps)
         graph = ScoringGraph(pipe, timesteps)
         squares = np.stack([to_square(image, pipe.resolution) for image in images])
-        scores, p_values, maps = graph(torch.from_numpy(squares))
+        scores, p_values, maps, unfamiliarity = graph(torch.from_numpy(squares))
         np.testing.assert_allclose(scores, expected.anomaly_score, atol=TOLERANCE)
         np.testing.assert_array_equal(p_values, expected.p_value)
+        np.testing.assert_allclose(unfamiliarity, expected.unfamiliarity, rtol=1e-4)
         for own, anomaly_map in zip(maps, expected.anomaly_map, strict=True):
             np.testing.assert_allclose(resize_map(own, anomaly_map.shape), anomaly_map, atol=TOLERANCE)
     assert pipe.unet.conv_out.weight.shape[0] == 6 * pipe.config.patch_size**2 + 192  # the pipeline keeps its own
@@ -106,8 +107,9 @@ def test_a_pipeline_without_references_has_a_graph_too(tiny_checkpoint, files):
     calibration = type(loaded.calibration)(resolution=64, grid_size=16, num_ranked=4)
     loaded.register_modules(calibration=calibration)
     image = read_image(files[0])
-    scores, _, _ = ScoringGraph(loaded)(torch.from_numpy(to_square(image, 64)[None]))
+    scores, _, _, unfamiliarity = ScoringGraph(loaded)(torch.from_numpy(to_square(image, 64)[None]))
     np.testing.assert_allclose(scores, loaded(image).anomaly_score, rtol=1e-5)
+    assert unfamiliarity.isnan().all()  # that calibration has no limit
 
 
 # the files
@@ -123,6 +125,7 @@ def test_other_runtimes_agree_with_the_pipeline_in_any_batch(scoring, exported, 
     assert found["score"] < TOLERANCES[name]
     assert found["map"] < TOLERANCES[name]
     assert found["p_value"] < 1e-6
+    assert found["unfamiliarity"] < 1e-3
 
 
 def test_they_agree_on_images_of_12_bits_in_16(scoring, exported, files, tmp_path):
@@ -138,14 +141,15 @@ def test_a_model_that_differs_is_reported(scoring, exported, files):
     model = load(exported, "onnx")
 
     def wrong(squares):
-        scores, p_values, maps = model(squares)
-        return scores - 100, p_values - 0.5, maps + 2
+        scores, p_values, maps, unfamiliarity = model(squares)
+        return scores - 100, p_values - 0.5, maps + 2, unfamiliarity + 3
 
     found = benchmark.compare(scoring, {"wrong": wrong}, files)["wrong"]
     rejected = sum(scoring(read_image(path)).is_anomalous[0] for path in files)
     assert found["score"] == pytest.approx(100, abs=0.01)
     assert found["p_value"] == pytest.approx(0.5)
     assert found["map"] == pytest.approx(2, abs=0.01)
+    assert found["unfamiliarity"] == pytest.approx(3, abs=0.01)
     assert found["verdicts"] == rejected > 0
 
 

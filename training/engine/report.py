@@ -228,7 +228,7 @@ def _synthetic_scores(pipe, validated):
     timesteps = list(pipe.config.timesteps)
     noise = pipe.calibration.noise_fields(timesteps)
     samples = torch.stack([sample for sample, _ in validated.images[validated.num_good :]])
-    scores = [pipe.score(batch, timesteps, noise)[0] for batch in samples.split(NUM_SAMPLES)]
+    scores = [pipe.score(batch, timesteps, noise).score for batch in samples.split(NUM_SAMPLES)]
     return torch.cat(scores).cpu().numpy()
 
 

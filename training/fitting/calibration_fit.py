@@ -14,7 +14,9 @@ from training.data.good_images import GoodImages
 from training.data.splits import count_parts, hold_out, part_numbers
 from training.data.synthetic_defects import SyntheticDefects
 from training.fitting.blend_weights import choose_weights, even_shares
+from training.fitting.familiarity import familiarity_limit
 from training.fitting.normalisation import component_scores_of, fit_normalisation, standardized_subsets
+from training.fitting.recalibration import check_familiar, check_sensitivity, share_rejected, share_unfamiliar
 from training.runtime.collectives import gather_rows, is_main_process, own_share
 
 MIN_DISJOINT, MIN_DISJOINT_PARTS = 40, 20
@@ -31,7 +33,16 @@ NUM_SYNTHETIC = 180
 
 
 def fit_calibration(
-    pipe, files, timesteps, seed=0, batch_size=8, alpha=None, on_progress=None, groups=None, ranks_bfloat16=None
+    pipe,
+    files,
+    timesteps,
+    seed=0,
+    batch_size=8,
+    alpha=None,
+    on_progress=None,
+    groups=None,
+    ranks_bfloat16=None,
+    replaced=None,
 ):
     """Calibrate a pipeline on good images that its model was not trained on.
 
@@ -55,8 +66,13 @@ def fit_calibration(
         ranks_bfloat16 (`bool`, *optional*): whether images are ranked in bfloat16 as well, for verdicts in it; by
             default where the processor computes in it.
 
+        replaced (`ScoreCalibration`, *optional*): what the new one takes the place of when a model is recalibrated.
+
     Returns:
         `ScoreCalibration`: on the CPU, ready to be registered with the pipeline.
+
+    Raises:
+        ValueError: if the images are unlike those that a recalibrated model was trained on, or would make it blind.
     """
     timesteps = sorted(timesteps)
     ranked_files, fitted_files = split_held_out(files, seed, groups)
@@ -88,16 +104,28 @@ def fit_calibration(
             return measure_all(pipe, images, timesteps, calibration.noise, batch_size, mixed_precision, on_batch)
 
         ranked = measured(ranked_images)[0]
+        if replaced is not None:
+            check_familiar(replaced, ranked.distance)
         rough = measured(ranked_images, "bf16")[0] if ranks_bfloat16 else None
         fitted = ranked if cross_fitted else measured(fitted_images)[0]
-        synthetic, masks = measured(synthetic_images)
+        with_defects, masks = measured(synthetic_images)
 
     sigma = pipe.config.smoothing_sigma
     fit_normalisation(calibration, fitted)
-    fitted, synthetic = (calibration.standardize(each, timesteps) for each in (fitted, synthetic))
+    fitted, synthetic = (calibration.standardize(each, timesteps) for each in (fitted, with_defects))
     weights = choose_weights(fitted, synthetic, masks, pipe.resolution, sigma, alpha)
     calibration.register_to_config(**asdict(weights))
     _fit_ranks(calibration, ranked, rough, part_of_ranked, sigma)
+    first = None if replaced is None else replaced.config.first_unfamiliar_distance
+    limit = familiarity_limit(calibration, ranked.distance, with_defects.distance, first)
+    calibration.register_to_config(
+        unfamiliar_distance=limit,
+        first_unfamiliar_distance=limit if first is None else first,
+        unfamiliar_share=None if replaced is None else share_unfamiliar(replaced, ranked.distance),
+        synthetic_rejected=share_rejected(calibration, synthetic, timesteps),
+    )
+    if replaced is not None:
+        check_sensitivity(replaced, calibration)
     return calibration
 
 

@@ -11,8 +11,10 @@ from torch.nn.functional import adaptive_avg_pool2d
 from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 
+from pipelines.feature_familiarity import FeatureFamiliarity, image_statistics
 from pipelines.feature_gaussian import FeatureGaussian, by_cell
 from pipelines.feature_memory import FeatureMemory
+from training.fitting.familiarity import fit_familiarity
 from training.networks.unet import round_to_half
 from training.runtime.collectives import gather_rows, is_main_process, own_share, sum_over_processes
 
@@ -48,11 +50,12 @@ class FeatureReferences(NamedTuple):
     gaussian: FeatureGaussian
     memory: FeatureMemory
     coarse_gaussian: FeatureGaussian
+    familiarity: FeatureFamiliarity
 
 
 @torch.no_grad()
 def fit_feature_reference(extractor, images, seed=0, batch_size=8):
-    """Fit Gaussians and memory to the standardised features of images.
+    """Fit Gaussians, memory and familiarity to the standardised features of images.
 
     Several processes share the images out; each of them has to call this, and each gets the same.
 
@@ -63,7 +66,7 @@ def fit_feature_reference(extractor, images, seed=0, batch_size=8):
         batch_size (`int`): images per forward pass.
 
     Returns:
-        `FeatureReferences`: on the CPU, rounded to half precision, in which they are stored.
+        `FeatureReferences`: on the CPU, rounded to half precision, in which they are stored, but for the familiarity.
     """
     if len(images) > MAX_IMAGES:
         images = Subset(images, torch.linspace(0, len(images) - 1, MAX_IMAGES).long().tolist())
@@ -80,9 +83,11 @@ def fit_feature_reference(extractor, images, seed=0, batch_size=8):
     own = own_share(len(images), batch_size)
     first = own.start
     candidates = [torch.zeros(0, per_image, channels)]
+    statistics = [torch.zeros(0, 2 * channels)]
     with tqdm(total=len(own), desc="features of good parts", unit="image", disable=not is_main_process()) as progress:
         for sample in DataLoader(Subset(images, own), batch_size=batch_size):
             features = extractor(sample.to(extractor.device)).cpu()
+            statistics.append(image_statistics(features))
             coarse_moments.add(adaptive_avg_pool2d(features[:, -coarse_channels:], coarse_size))
             features = adaptive_avg_pool2d(features, size)
             moments.add(features)
@@ -95,10 +100,10 @@ def fit_feature_reference(extractor, images, seed=0, batch_size=8):
     count = len(images)
     gaussian, coarse_gaussian = moments.gaussian(count), coarse_moments.gaussian(count)
     candidates = gather_rows(torch.cat(candidates), count, batch_size).flatten(0, 1)
-    references = FeatureReferences(gaussian, fill_memory(candidates, size, generator), coarse_gaussian)
+    references = gaussian, fill_memory(candidates, size, generator), coarse_gaussian
     for reference in references:
         round_to_half(reference)
-    return references
+    return FeatureReferences(*references, fit_familiarity(gather_rows(torch.cat(statistics), count, batch_size)))
 
 
 class Moments:

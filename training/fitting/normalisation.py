@@ -3,7 +3,6 @@
 import torch
 
 from pipelines.anomaly_maps import smooth, worst_mean
-from pipelines.measurement import Measurement
 from pipelines.score_calibration import timestep_subsets
 
 PRIOR_IMAGES = 100
@@ -54,5 +53,5 @@ def standardized_subsets(calibration, measured):
     timesteps = list(calibration.config.timesteps)
     for subset in timestep_subsets(timesteps):
         chosen = [timesteps.index(timestep) for timestep in subset]
-        subset_measured = Measurement(measured.kl[:, chosen], measured.feature_error[:, chosen], measured.reference)
+        subset_measured = measured._replace(kl=measured.kl[:, chosen], feature_error=measured.feature_error[:, chosen])
         yield calibration.standardize(subset_measured, list(subset))

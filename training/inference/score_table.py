@@ -2,15 +2,17 @@
 
 import csv
 import io
+import math
 from dataclasses import dataclass
 from itertools import islice
 
 from rendering.words import escaped
 from training.inference.parquet_files import import_parquet
 
-COLUMNS = ("file", "verdict", "anomaly_score", "p_value", "defect_pixels", "defect_share", "error")
+COLUMNS = ("file", "verdict", "anomaly_score", "p_value", "defect_pixels", "defect_share", "error", "unfamiliarity")
 
-VERDICTS = ("good", "defect", "unreadable")
+VERDICTS = ("good", "defect", "unfamiliar", "unreadable")
+"""Of an image that is unfamiliar neither of the first two can be said; its numbers are there all the same."""
 
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 """A spreadsheet takes a cell that begins with one of these for a formula."""
@@ -25,11 +27,12 @@ class ScoreRow:
 
     Args:
         file (`str`): its name, or its path in the folder or ZIP.
-        verdict (`str`): "good", "defect", or "unreadable", for which the numbers are None.
+        verdict (`str`): one of `VERDICTS`; for "unreadable" the numbers are None.
         anomaly_score, p_value (`float`, *optional*): as in `AnomalyScoringOutput`.
         defect_pixels (`int`, *optional*): area of the mask.
         defect_share (`float`, *optional*): the same as a share of the image, in [0, 1].
         error (`str`): why it could not be read, or what makes its result doubtful; "" if nothing does.
+        unfamiliarity (`float`, *optional*): as in `AnomalyScoringOutput`; None where the model cannot tell.
     """
 
     file: str
@@ -39,10 +42,12 @@ class ScoreRow:
     defect_pixels: int | None = None
     defect_share: float | None = None
     error: str = ""
+    unfamiliarity: float | None = None
 
     def cells(self):
         """The row as it is written, `dict[str, str]`: numbers rounded, no cell a spreadsheet's formula."""
         formats = {"anomaly_score": ".4f", "p_value": ".4f", "defect_pixels": "d", "defect_share": ".6f"}
+        formats["unfamiliarity"] = ".3f"
         values = {name: getattr(self, name) for name in COLUMNS}
         return {
             name: "" if value is None else format(value, formats[name]) if name in formats else as_text_cell(value)
@@ -52,15 +57,17 @@ class ScoreRow:
 
 def scored_row(file, output, index, misfit=None):
     """The row of one image of an `AnomalyScoringOutput`, which holds arrays; `misfit` is that of `misfit_of`."""
-    mask = output.pred_mask[index]
+    mask, unfamiliarity = output.pred_mask[index], float(output.unfamiliarity[index])
+    verdict = "defect" if output.is_anomalous[index] else "good"
     return ScoreRow(
         file,
-        "defect" if output.is_anomalous[index] else "good",
+        "unfamiliar" if output.is_unfamiliar[index] else verdict,
         float(output.anomaly_score[index]),
         float(output.p_value[index]),
         int(mask.sum()),
         float(mask.mean()),
         f"{file} {misfit}" if misfit else "",
+        None if math.isnan(unfamiliarity) else unfamiliarity,
     )
 
 
@@ -96,7 +103,7 @@ def write_parquet(rows, stream):
     import pyarrow
 
     kinds = {"anomaly_score": pyarrow.float64(), "p_value": pyarrow.float64()}
-    kinds |= {"defect_pixels": pyarrow.int64(), "defect_share": pyarrow.float64()}
+    kinds |= {"defect_pixels": pyarrow.int64(), "defect_share": pyarrow.float64(), "unfamiliarity": pyarrow.float64()}
     schema = pyarrow.schema([(name, kinds.get(name, pyarrow.string())) for name in COLUMNS])
     rows = iter(rows)
     with parquet.ParquetWriter(stream, schema, compression="zstd") as writer:

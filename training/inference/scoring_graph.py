@@ -39,8 +39,9 @@ class ScoringGraph(torch.nn.Module):
             images (`torch.Tensor`): float32 RGB in [0, 1], (batch, resolution, resolution, 3).
 
         Returns:
-            `tuple[torch.Tensor, torch.Tensor, torch.Tensor]`: anomaly scores, float32, (batch,); p-values, float64,
-            (batch,); anomaly maps in standard deviations of good images, float32, (batch, resolution, resolution).
+            `tuple` of four `torch.Tensor`: anomaly scores, float32, (batch,); p-values, float64, (batch,); anomaly maps
+            in standard deviations of good images, float32, (batch, resolution, resolution); unfamiliarity, float32,
+            (batch,), above 1 for an image that is unlike all that the model was calibrated on.
         """
         pipe, calibration = self.pipe, self.pipe.calibration
         noise = calibration.noise_fields(self.timesteps)
@@ -52,7 +53,8 @@ class ScoringGraph(torch.nn.Module):
         kl_map, feature_map = calibration.two_components(components).split(1, dim=1)
         # Blended first, smoothed then: both are linear, and one map is smoothed instead of two.
         anomaly_map = render(blend(kl_map, feature_map, self.alpha), pipe.resolution, pipe.config.smoothing_sigma)
-        return anomaly_score, calibration.p_value(anomaly_score, self.timesteps), anomaly_map[:, 0]
+        p_value = calibration.p_value(anomaly_score, self.timesteps)
+        return anomaly_score, p_value, anomaly_map[:, 0], calibration.unfamiliarity(measured.distance)
 
     def _with_what_counts(self, measured):
         """Zeros for what does not count: nothing then asks for what would compute it, and no graph holds it."""
