@@ -58,8 +58,8 @@ class Category:
         self.files = find_good_images(folder)
         self.white_level = find_white_level(self.files)
         self.rule = groups
-        groups = find_groups(self.files, groups, folder.name)
-        self.training_files, self.held_out = hold_out(self.files, CALIBRATION_FRACTION, seed, groups)
+        self.groups = find_groups(self.files, groups, folder.name)
+        self.training_files, self.held_out = hold_out(self.files, CALIBRATION_FRACTION, seed, self.groups)
         self.defective = np.array([item.defect != "good" for item in self.labelled])
         sizes = [read_image(item.path).size[::-1] for item in self.labelled]
         masks = [item.read_mask(size) for item, size in zip(self.labelled, sizes, strict=True)]

@@ -117,7 +117,8 @@ def measure(pipe, models, repeats):
 def print_tables(differences, rows):
     """Print both results; times beside the ratio to PyTorch's for the same."""
     if differences:
-        print(f"{'largest difference of':24}{'score':>10}{'p-value':>10}{'map':>10}{'unfamiliar':>12}{'other verdicts':>16}")
+        titles = f"{'score':>10}{'p-value':>10}{'map':>10}{'unfamiliar':>12}{'other verdicts':>16}"
+        print(f"{'largest difference of':24}{titles}")
     for name, found in differences.items():
         print(
             f"{name:24}{found['score']:10.1e}{found['p_value']:10.1e}{found['map']:10.1e}"

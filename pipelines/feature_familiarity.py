@@ -68,7 +68,10 @@ class FeatureFamiliarity(Float32Component, ConfigMixin):
         Returns:
             `torch.Tensor`: Mahalanobis distance divided by sqrt(2 C), float32, (batch,), about 1 for a good image.
         """
-        statistics = image_statistics(features)
+        return self.distance(image_statistics(features))
+
+    def distance(self, statistics):
+        """As `forward`, of `image_statistics`, (batch, 2 C)."""
         deviation = statistics - self.mean
         along = deviation @ self.axes.T
         across = deviation - along @ self.axes

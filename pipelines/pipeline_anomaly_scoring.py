@@ -4,11 +4,13 @@ Noise of several scales is added to an image; where the diffusion model, trained
 the image (Eq. 9) and about its features (Eq. 10), there is a defect.
 """
 
+import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 
 from .anomaly_maps import blend, render, resize_map
 from .anomaly_scoring_output import AnomalyScoringOutput, postprocess
+from .denoising_network import without_tf32
 from .image_preprocessing import preprocess
 from .pipeline_base import TrainedModel
 from .verdicts import decide
@@ -131,6 +133,29 @@ class AnomalyScoringPipeline(TrainedModel, DiffusionPipeline):
         timesteps = self.config.timesteps if timesteps is None else timesteps
         rate, bfloat16 = false_alarm_rate, self.uses_bfloat16()
         return decide(self.calibration, anomaly_maps, scores, alpha, timesteps, rate, bfloat16)
+
+    @torch.inference_mode()
+    @without_tf32()
+    def unfamiliarity(self, image):
+        """How unlike all that a calibrated pipeline knows images are; no UNet runs.
+
+        Args:
+            image: an image or a list of them, as a call takes them.
+
+        Returns:
+            `np.ndarray`: float32, (n,), as in `AnomalyScoringOutput`; or, of a checkpoint for several categories, a
+            `dict` of these by category: the smallest says which fits best.
+        """
+        samples, _ = preprocess(image, self.resolution, self.config.white_level)
+        features = self.feature_extractor(samples.to(self._execution_device))
+        if self.categories is None:
+            return self._unfamiliarity_of(features)
+        return {name: self.for_category(name)._unfamiliarity_of(features) for name in self.categories.config.names}
+
+    def _unfamiliarity_of(self, features):
+        if self.familiarity is None or self.calibration is None:
+            return np.full(len(features), np.nan, np.float32)
+        return self.calibration.unfamiliarity(self.familiarity(features)).cpu().numpy()
 
     def check_inputs(self, timesteps, alpha, false_alarm_rate, batch_size, output_type):
         """Check arguments of a call before anything is measured.

@@ -1,10 +1,10 @@
-"""AnomalyScoringPipeline, in one file made of 26 modules; change those, not this copy.
+"""AnomalyScoringPipeline, in one file made of 27 modules; change those, not this copy.
 
-Each after those that it needs: anomaly_maps, anomaly_scoring_output, image_preprocessing, config_checks,
-safetensors_only, float32_component, feature_gaussian, feature_memory, calibration_checks, score_calibration,
-category_bank, checkpoint_names, gaussian_diffusion, denoising_network, checkpoint_reading, checkpoint_card,
-code_bundle, checkpoint_saving, hub_errors, checkpoint_loading, feature_extraction, measurement, model_checks,
-pipeline_base, verdicts, pipeline_anomaly_scoring.
+Each after those that it needs: anomaly_maps, anomaly_scoring_output, config_checks, gaussian_diffusion,
+denoising_network, image_preprocessing, safetensors_only, float32_component, feature_familiarity, feature_gaussian,
+feature_memory, calibration_checks, score_calibration, category_bank, checkpoint_names, checkpoint_reading,
+checkpoint_card, code_bundle, checkpoint_saving, hub_errors, checkpoint_loading, feature_extraction, measurement,
+model_checks, pipeline_base, verdicts, pipeline_anomaly_scoring.
 """
 
 
@@ -93,6 +93,10 @@ class AnomalyScoringOutput(BaseOutput):
             distances from good features.
         false_alarm_rate (`float`): the rate that is promised: of good parts, at most this share is rejected.
         image_threshold, pixel_threshold (`float`): the thresholds that this rate implies.
+        unfamiliarity (`np.ndarray`): float32, (n,): how unlike all good images the image is as a whole, from 0; NaN
+            where the checkpoint cannot tell.
+        is_unfamiliar (`np.ndarray`): bool, (n,): whether `unfamiliarity` is above 1. The image then shows another part,
+            or camera or light have changed, and no verdict on it means anything.
     """
 
     anomaly_map: list
@@ -105,6 +109,8 @@ class AnomalyScoringOutput(BaseOutput):
     false_alarm_rate: float
     image_threshold: float
     pixel_threshold: float
+    unfamiliarity: np.ndarray
+    is_unfamiliar: np.ndarray
 
 
 def postprocess(values, output_type):
@@ -115,268 +121,6 @@ def postprocess(values, output_type):
     if output_type == "np":
         return array
     return Image.fromarray(array.astype(np.uint8) * 255 if array.dtype == bool else array)
-
-
-# %% image_preprocessing: needs nothing
-"""Images as they come (PIL, arrays, tensors; grey, 16-bit, alpha, CMYK, rotated by EXIF) to samples in [-1, 1].
-
-Images are squashed to the model's square, as the paper does, and maps are brought back to each image's own size.
-"""
-
-import logging
-
-import numpy as np
-import torch
-from PIL import Image, ImageOps
-
-WHITE_LEVELS = (1023, 4095, 16383, 65535)
-"""The largest value of images of 10, 12, 14 and 16 bits. Cameras store any of them in 16."""
-
-DARKER = 16
-"""A 16-bit image whose largest value is below the white level by more than this factor was stored by other bits."""
-
-MAX_PIXELS = 64_000_000
-"""Largest image accepted, in pixels: beyond it the maps at the image's own size would fill a laptop's memory."""
-
-logger = logging.getLogger(__name__)
-
-
-def preprocess(images, resolution, white_level=65535):
-    """Bring one image or a list of them to the model's square.
-
-    Args:
-        images: a PIL image, an array, a tensor, or a list of them, each of its own size and mode. Arrays are
-            (height, width) or (height, width, channel), uint8, uint16 or float in [0, 1]; tensors
-            (channel, height, width), uint8 or float in [0, 1]; four axes mean a batch.
-        resolution (`int`): height and width of the model's square, in pixels.
-        white_level (`int`): the value of white in 16-bit images. What is brighter is cut, with a warning.
-
-    Returns:
-        `tuple[torch.Tensor, list[tuple[int, int]]]`: samples, float32 in [-1, 1], (batch, 3, resolution, resolution),
-        and each image's own (height, width).
-
-    Raises:
-        TypeError: for something that is not an image.
-        ValueError: for an image that cannot be read as one: no pixels, too many, NaN, values out of range.
-    """
-    arrays = read_images(images)
-    return to_samples(arrays, resolution, white_level), [array.shape[:2] for array in arrays]
-
-
-def read_images(images):
-    """Images as `preprocess` takes them, each to RGB at its own size: uint8, uint16 or float32 in [0, 1].
-
-    Returns:
-        `list[np.ndarray]`: (height, width, 3) each.
-    """
-    return [_to_array(image, f"image {index}") for index, image in enumerate(_as_list(images))]
-
-
-def to_samples(images, resolution, white_level=65535):
-    """Squash what `read_images` returned: float32 in [-1, 1], (batch, 3, resolution, resolution)."""
-    squares = [_squash(image, resolution) for image in scale_depth(images, white_level)]
-    return squares_to_samples(torch.from_numpy(np.stack(squares)))
-
-
-def scale_depth(images, white_level):
-    """Images of `read_images` with those of 16 bits as float32 in [0, 1]; one that does not fit is warned of."""
-    scaled = []
-    for index, image in enumerate(images):
-        if misfit := misfit_of(image, white_level):
-            logger.warning("image %d %s", index, misfit)
-        scaled.append(_unit_values(image, white_level) if image.dtype == np.uint16 else image)
-    return scaled
-
-
-def white_level_of(brightest):
-    """The one of `WHITE_LEVELS` that 16-bit images with this largest value were stored by."""
-    return next((level for level in WHITE_LEVELS if brightest <= level), WHITE_LEVELS[-1])
-
-
-def misfit_of(image, white_level):
-    """Why an image of `read_images` was not stored by a white level, the end of a sentence; None if it may be."""
-    if image.dtype != np.uint16:
-        return None
-    brightest = int(image.max())
-    if brightest > white_level:
-        return (
-            f"has values up to {brightest}, and this model takes {white_level} for white in 16-bit images: what is "
-            "brighter is cut."
-        )
-    if brightest * DARKER < white_level and brightest > 0:
-        return (
-            f"has values up to {brightest} only, and this model takes {white_level} for white in 16-bit images: it may "
-            "have been stored with fewer bits, and is then far too dark."
-        )
-    return None
-
-
-def squares_to_samples(squares):
-    """Squashed images, (batch, resolution, resolution, 3) in [0, 1], as samples, (batch, 3, …) in [-1, 1]."""
-    return squares.permute(0, 3, 1, 2).contiguous() * 2 - 1
-
-
-def normalize_contrast(sample, data_mean, data_std):
-    """Shift and scale x_0 so that good images have mean 0 and standard deviation 0.5, as in Karras et al.
-
-    Noise of a given timestep is then measured in units of the product's own contrast; `data_mean` 0 and `data_std`
-    0.5 leave the paper's [-1, 1].
-    """
-    return (sample - data_mean) * contrast_scale(data_std)
-
-
-def restore_contrast(sample, data_mean, data_std):
-    """The inverse of `normalize_contrast`."""
-    return sample / contrast_scale(data_std) + data_mean
-
-
-def contrast_limits(data_mean, data_std):
-    """Black and white, -1 and 1, after `normalize_contrast`."""
-    return normalize_contrast(-1, data_mean, data_std), normalize_contrast(1, data_mean, data_std)
-
-
-def contrast_scale(data_std):
-    """The factor by which `normalize_contrast` stretches grey levels."""
-    return 0.5 / data_std
-
-
-def to_rgb(image, name="image"):
-    """Read a PIL image as RGB, upright by its EXIF orientation, alpha laid over white.
-
-    Returns:
-        `np.ndarray`: (height, width, 3), uint8, uint16 for grey of 16 bits, or float32 in [0, 1] for float images.
-    """
-    _check_size(image.height, image.width, name)
-    try:
-        image = ImageOps.exif_transpose(image)
-        if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-            return _deep_grey_to_rgb(image, name)
-        if image.has_transparency_data:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        return np.asarray(image.convert("RGB"))
-    except (OSError, SyntaxError) as error:
-        raise ValueError(f"{name} cannot be decoded: {error}.") from error
-
-
-def as_uint8(image, white_level=65535):
-    """An image of `to_rgb` as uint8: more levels are rounded to 256, `white_level` of 16 bits being white."""
-    return image if image.dtype == np.uint8 else (_unit_values(image, white_level) * 255).round().astype(np.uint8)
-
-
-def read_mask(mask, size, name="mask"):
-    """A mask of the caller's: what is neither 0 nor False is marked.
-
-    Args:
-        mask (`PIL.Image.Image`, `np.ndarray` or `torch.Tensor`): (height, width), a grey or binary image.
-        size (`tuple[int, int]`): height and width of the image it belongs to.
-
-    Returns:
-        `torch.Tensor`: bool, (height, width).
-
-    Raises:
-        ValueError: if it has another size than the image, or more than one channel.
-    """
-    if isinstance(mask, torch.Tensor):
-        values = mask.detach().cpu().numpy() if mask.dtype != torch.bfloat16 else mask.detach().cpu().float().numpy()
-    elif isinstance(mask, (np.ndarray, Image.Image)):
-        values = np.asarray(mask)
-    else:
-        raise TypeError(f"{name} is a {type(mask).__name__}; a PIL image, an array or a tensor is accepted.")
-    if values.ndim == 3 and 1 in (values.shape[0], values.shape[-1]):
-        values = values[0] if values.shape[0] == 1 else values[..., 0]
-    if values.ndim != 2:
-        raise ValueError(f"{name} has shape {values.shape}; one channel, (height, width), is accepted.")
-    if values.shape != tuple(size):
-        given = f"{values.shape[1]}×{values.shape[0]}"
-        raise ValueError(f"{name} is {given} pixels, its image {size[1]}×{size[0]}; give it the image's own size.")
-    return torch.from_numpy(values != 0)
-
-
-def _as_list(images):
-    if isinstance(images, (list, tuple)):
-        if not images:
-            raise ValueError("the list of images is empty; pass at least one image.")
-        return list(images)
-    if isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim == 4:
-        if len(images) == 0:
-            raise ValueError("the batch of images is empty; pass at least one image.")
-        return list(images)
-    return [images]
-
-
-def _to_array(image, name):
-    """(height, width, 3) as uint8, or as uint16 or float32 in [0, 1] where 8 bits would lose something."""
-    if isinstance(image, Image.Image):
-        return to_rgb(image, name)
-    if isinstance(image, torch.Tensor):
-        if image.ndim not in (2, 3):
-            raise ValueError(f"{name} is a tensor of shape {tuple(image.shape)}; (channel, height, width) is accepted.")
-        image = image.detach().cpu()
-        image = (image.float() if image.dtype in (torch.bfloat16, torch.float16) else image).numpy()
-        image = np.moveaxis(image, 0, -1) if image.ndim == 3 else image
-    if not isinstance(image, np.ndarray):
-        raise TypeError(f"{name} is a {type(image).__name__}; a PIL image, an array or a tensor is accepted.")
-    if image.ndim == 2:
-        image = image[..., None]
-    if image.ndim != 3 or image.shape[-1] not in (1, 3):
-        raise ValueError(f"{name} has shape {image.shape}; one (grey) or three (RGB) channels are accepted.")
-    _check_size(*image.shape[:2], name)
-    return np.broadcast_to(_scale_values(image, name), (*image.shape[:2], 3))
-
-
-def _scale_values(values, name):
-    """uint8 and uint16 as they are, everything else as float32 in [0, 1]."""
-    values = values.astype(values.dtype.newbyteorder("="), copy=False)
-    if values.dtype in (np.uint8, np.uint16):
-        return values
-    if values.dtype == np.bool_:
-        return values.astype(np.float32)
-    if not np.issubdtype(values.dtype, np.floating):
-        raise ValueError(f"{name} holds {values.dtype} values; uint8, uint16 or float in [0, 1] are accepted.")
-    if not np.isfinite(values).all():
-        raise ValueError(f"{name} holds NaN or infinite values; every value must lie in [0, 1].")
-    if values.min() < 0 or values.max() > 1:
-        low, high = float(values.min()), float(values.max())
-        raise ValueError(f"{name} has values from {low:.3g} to {high:.3g}; floats must lie in [0, 1].")
-    return values.astype(np.float32)
-
-
-def _deep_grey_to_rgb(image, name):
-    """16-bit and 32-bit grey to (height, width, 3) uint16, float images to float32 in [0, 1]."""
-    values = np.asarray(image)
-    if image.mode == "I":
-        if values.min() < 0 or values.max() > 65535:
-            raise ValueError(f"{name} has 32-bit values beyond 16 bits; convert it to 16-bit grey first.")
-        values = values.astype(np.uint16)
-    return np.repeat(_scale_values(values[..., None], name), 3, axis=-1)
-
-
-def _check_size(height, width, name):
-    if height < 1 or width < 1:
-        raise ValueError(f"{name} has no pixels ({width}×{height}).")
-    if height * width > MAX_PIXELS:
-        raise ValueError(
-            f"{name} has {width}×{height} pixels; at most {MAX_PIXELS // 1_000_000} million are accepted: "
-            "crop it or scale it down first."
-        )
-
-
-def _unit_values(image, white_level):
-    """uint16 or float32 values as float32 in [0, 1]; what is above white is white."""
-    if image.dtype != np.uint16:
-        return image
-    return np.minimum(image.astype(np.float32) / white_level, 1)
-
-
-def _squash(image, resolution):
-    """Resize to (resolution, resolution, 3), float32 in [0, 1], with an antialiasing bilinear filter."""
-    size = (resolution, resolution)
-    if image.dtype == np.uint8:
-        resized = Image.fromarray(np.ascontiguousarray(image)).resize(size, Image.Resampling.BILINEAR)
-        return np.asarray(resized, dtype=np.float32) / 255
-    channels = [Image.fromarray(np.ascontiguousarray(channel)) for channel in np.moveaxis(image, -1, 0)]
-    return np.stack([np.asarray(c.resize(size, Image.Resampling.BILINEAR)) for c in channels], axis=-1)
 
 
 # %% config_checks: needs nothing
@@ -484,788 +228,6 @@ def _is_of_kind(value, default):
         is_list = default is None or isinstance(default, (list, tuple))
         return is_list and len(value) <= MAX_STOCK_LIST and scalars and all(_is_of_kind(item, None) for item in value)
     return False
-
-
-# %% safetensors_only: needs nothing
-"""Weights come from safetensors or not at all: whoever loads a component, no pickle in its folder is read."""
-
-from pathlib import Path
-
-from diffusers import UNet2DModel
-
-PICKLES = (".bin", ".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".joblib", ".dill")
-"""Loading one of these can run any code."""
-
-WEIGHT_LISTS = ".index.json"
-"""Ends the name of a list of weights in several files, which could name pickles; checkpoints here have one file."""
-
-
-class SafetensorsOnly:
-    """Base of a component, beside `ModelMixin`: diffusers would fall back to a pickle where it finds no safetensors."""
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
-        """As `ModelMixin.from_pretrained`.
-
-        Raises:
-            ValueError: if there is a pickle in the folder.
-        """
-        refuse_pickles(pretrained_model_name_or_path)
-        return super().from_pretrained(pretrained_model_name_or_path, **(kwargs | {"use_safetensors": True}))
-
-
-def is_pickle(name):
-    """Whether a file's name, `str`, is that of a pickle."""
-    return name.lower().endswith(PICKLES)
-
-
-def refuse_pickles(folder):
-    """Check the names of the files in a component's folder.
-
-    Raises:
-        ValueError: with the name of the first pickle, or of a list of weights that could name some.
-    """
-    folder = Path(folder)
-    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
-        if is_pickle(path.name):
-            raise ValueError(
-                f"{folder.name}/{path.name} is a pickle, which is never read, for it can run any code; delete it, or "
-                "ask for weights as safetensors."
-            )
-        if path.name.endswith(WEIGHT_LISTS):
-            raise ValueError(f"{folder.name}/{path.name} splits the weights into several files; one is accepted.")
-
-
-class SafetensorsUNet(UNet2DModel):
-    """What diffusers is told to load instead of a `UNet2DModel`: the same, but from safetensors or not at all."""
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
-        """A `UNet2DModel`; a folder with a pickle in it is a `ValueError`."""
-        refuse_pickles(pretrained_model_name_or_path)
-        return UNet2DModel.from_pretrained(pretrained_model_name_or_path, **(kwargs | {"use_safetensors": True}))
-
-
-# %% float32_component: needs safetensors_only
-"""A component that stays in float32 whatever dtype its pipeline is cast to: statistics lose their meaning in half."""
-
-import torch
-from diffusers import ModelMixin
-
-
-
-class Float32Component(SafetensorsOnly, ModelMixin):
-    """Buffers follow a move to another device, but no change of dtype."""
-
-    def _apply(self, fn, recurse=True):
-        before = dict(self.named_buffers(recurse=False))
-        super()._apply(fn, recurse)
-        for name, buffer in before.items():
-            moved = getattr(self, name)
-            if buffer.is_floating_point() and moved.dtype != torch.float32:
-                setattr(self, name, buffer.to(device=moved.device, dtype=torch.float32))
-        return self
-
-
-# %% feature_gaussian: needs config_checks, float32_component
-"""Multivariate Gaussian of the features of good parts, one for each place of the image (PaDiM, Defard et al. 2020).
-
-It goes beyond PaDiM where few good images are at hand: neighbouring places may share a covariance, and all of them
-are shrunk towards the common one. Fitted by `training/fitting/feature_references.py`.
-"""
-
-from typing import ClassVar
-
-import torch
-import torch.nn.functional as F
-from diffusers import ConfigMixin
-from diffusers.configuration_utils import register_to_config
-
-
-LARGEST_CODE = 127
-"""Whitening matrices are stored as whole numbers up to this one: half the space of float16. On tiles, screws and boards
-it moves image AUROC by at most 0.002."""
-
-
-class FeatureGaussian(Float32Component, ConfigMixin):
-    """Mahalanobis distance of features from those of good parts at the same place.
-
-    Args:
-        num_features (`int`): channels C that are looked at: of features with more, the last ones, which are those of
-            the coarsest strides.
-        grid_size (`int`): height and width of the grid of means; finer features are average-pooled to it.
-        num_cells (`int`): height and width of the coarser grid of covariances; divides `grid_size`.
-
-    Raises:
-        ValueError: if one of them is out of range.
-    """
-
-    _keep_in_fp32_modules: ClassVar = ["mean", "whitening_scale"]
-
-    @register_to_config
-    def __init__(self, num_features: int = 192, grid_size: int = 32, num_cells: int = 16):
-        super().__init__()
-        check_whole("num_features", num_features, 1, 8192)
-        check_whole("grid_size", grid_size, 1, 1024)
-        check_whole("num_cells", num_cells, 1, 1024)
-        if grid_size % num_cells:
-            raise ValueError(f"num_cells {num_cells} does not divide grid_size {grid_size}.")
-        self.register_buffer("mean", torch.zeros(num_features, grid_size, grid_size))
-        packed = num_features * (num_features + 1) // 2
-        self.register_buffer("packed_whitening", torch.zeros(num_cells**2, packed, dtype=torch.int8))
-        self.register_buffer("whitening_scale", torch.ones(num_cells**2, num_features))
-        self._whitening = None
-
-    def set_covariance(self, covariance):
-        """Keep the inverse Cholesky factor L^-1 of each cell's covariance L L^T, as whole numbers and a scale a row.
-
-        Args:
-            covariance (`torch.Tensor`): positive definite, (num_cells^2, C, C), cells in row-major order.
-        """
-        factor = torch.linalg.cholesky(covariance.double())
-        identity = torch.eye(factor.shape[-1], dtype=torch.float64, device=factor.device).expand_as(factor)
-        whitening = torch.linalg.solve_triangular(factor, identity, upper=False)
-        scale = (whitening.abs().amax(dim=2) / LARGEST_CODE).half()  # as checkpoints store it
-        self.whitening_scale.copy_(scale)
-        codes = (whitening / scale.double()[..., None]).round().clamp(-LARGEST_CODE, LARGEST_CODE)
-        rows, columns = torch.tril_indices(*whitening.shape[-2:])
-        self.packed_whitening.copy_(codes[:, rows, columns])
-        self._whitening = None
-
-    def forward(self, features):
-        """Distance of each place.
-
-        Args:
-            features (`torch.Tensor`): standardised, float32, (batch, C or more, height, width), a multiple of the grid.
-
-        Returns:
-            `torch.Tensor`: Mahalanobis distance divided by sqrt(C), about 1 for a good part, float32,
-            (batch, grid_size, grid_size).
-        """
-        cells, size = self.config.num_cells, self.config.grid_size
-        features = features[:, -self.config.num_features :].float()
-        deviation = F.adaptive_avg_pool2d(features, size) - self.mean
-        white = self._unpacked() @ by_cell(deviation, cells)
-        inside = size // cells
-        distance = white.square().mean(dim=1).sqrt().view(cells, cells, features.shape[0], inside, inside)
-        return distance.permute(2, 0, 3, 1, 4).reshape(-1, size, size)
-
-    def _unpacked(self):
-        """L^-1 of each cell, (num_cells^2, C, C), unpacked once."""
-        if self._whitening is None or self._whitening.device != self.packed_whitening.device:
-            channels = self.config.num_features
-            with torch.inference_mode(False), torch.no_grad():  # kept beyond a call that may be one of inference
-                codes, scale = self.packed_whitening, self.whitening_scale
-                whitening = scale.new_zeros(len(codes), channels, channels)
-                rows, columns = torch.tril_indices(channels, channels, device=whitening.device)
-                whitening[:, rows, columns] = codes.to(scale.dtype)
-                self._whitening = whitening.mul_(scale[..., None])
-        return self._whitening
-
-
-def by_cell(features, num_cells):
-    """Sort places by cell: (batch, C, size, size) to (num_cells^2, C, batch * places in a cell), row-major cells."""
-    batch, channels, size, _ = features.shape
-    inside = size // num_cells
-    places = features.reshape(batch, channels, num_cells, inside, num_cells, inside).permute(2, 4, 1, 0, 3, 5)
-    return places.reshape(num_cells**2, channels, -1)
-
-
-# %% feature_memory: needs config_checks, float32_component
-"""Memory of features of good parts: how far is the nearest one? (PatchCore, Roth et al. 2022, on whitened features).
-
-Where parts lie in any pose, no Gaussian for a place of the image can know what is normal there; the nearest good
-feature anywhere can. Filled by `training/fitting/feature_references.py` with a greedy coreset.
-"""
-
-from typing import ClassVar
-
-import torch
-import torch.nn.functional as F
-from diffusers import ConfigMixin
-from diffusers.configuration_utils import register_to_config
-
-
-KEPT_AT_ONCE = 512
-"""Kept features that all places of a batch are compared with at once: with all of them, the distances fill memory."""
-
-
-class FeatureMemory(Float32Component, ConfigMixin):
-    """Distance of features from the nearest feature of a good part, at any place.
-
-    Args:
-        num_features (`int`): channels C of the features.
-        grid_size (`int`): height and width of the grid; finer features are average-pooled to it.
-        size (`int`): features kept.
-
-    Raises:
-        ValueError: if one of them is out of range.
-    """
-
-    _keep_in_fp32_modules: ClassVar = ["whitening", "bank"]
-
-    @register_to_config
-    def __init__(self, num_features: int = 192, grid_size: int = 32, size: int = 3000):
-        super().__init__()
-        check_whole("num_features", num_features, 1, 8192)
-        check_whole("grid_size", grid_size, 1, 1024)
-        check_whole("size", size, 1, 1_000_000)
-        self.register_buffer("whitening", torch.eye(num_features))
-        self.register_buffer("bank", torch.zeros(size, num_features))
-
-    def whitened(self, features):
-        """Pooled, decorrelated features, one a row: (batch, C, height, width) to (batch * grid_size^2, C)."""
-        pooled = F.adaptive_avg_pool2d(features.float(), self.config.grid_size)
-        return pooled.permute(0, 2, 3, 1).reshape(-1, pooled.shape[1]) @ self.whitening
-
-    def forward(self, features):
-        """Distance of each place.
-
-        Args:
-            features (`torch.Tensor`): standardised, float32, (batch, C, height, width), a multiple of the grid.
-
-        Returns:
-            `torch.Tensor`: Euclidean distance in the whitened space, divided by sqrt(C), float32,
-            (batch, grid_size, grid_size).
-        """
-        size = self.config.grid_size
-        rows = self.whitened(features)
-        distances = [torch.cdist(rows, kept).amin(dim=1) for kept in self.bank.split(KEPT_AT_ONCE)]
-        return torch.stack(distances).amin(dim=0).view(-1, size, size) / self.bank.shape[1] ** 0.5
-
-
-# %% calibration_checks: needs config_checks
-"""Settings of a calibration, which may come from anywhere: checked before a table is made for them."""
-
-
-IMAGE_RULES = ("max", "mean")
-"""How the scores that components give an image become one."""
-
-
-def check_calibration_settings(config):
-    """Check the settings of a `ScoreCalibration`.
-
-    Args:
-        config (`FrozenDict`): all of them, by name.
-
-    Raises:
-        ValueError: with the first that is out of range.
-    """
-    check_timesteps(config.timesteps)
-    check_whole("resolution", config.resolution, 1, 4096)
-    check_whole("grid_size", config.grid_size, 1, 1024)
-    check_number("alpha", config.alpha, 0, 1)
-    check_list("map_weights", config.map_weights, 1, 8)
-    for weight in config.map_weights:
-        check_number("map_weights", weight, 0, 1)
-    _check_score_components(config)
-    for name in ("planted_pro", "planted_image_auroc"):
-        if config[name] is not None:
-            check_number(name, config[name], 0, 1 + 1e-6)  # a mean of ones may be rounded up
-    for images, groups in (("num_ranked", "num_groups"), ("num_fitted", "num_fitted_groups")):
-        check_whole(images, config[images], 1, 1_000_000)
-        if config[groups] is not None:
-            check_whole(groups, config[groups], 1, config[images])
-    for name in ("cross_fitted", "ranks_bfloat16"):
-        if not isinstance(config[name], bool):
-            raise ValueError(f"{name} is {shown(config[name])}; true and false are accepted.")
-    if config.bfloat16_deviation is not None:
-        check_number("bfloat16_deviation", config.bfloat16_deviation, 0, 1e9)
-
-
-def _check_score_components(config):
-    if config.image_rule not in IMAGE_RULES:
-        raise ValueError(f"image_rule is {shown(config.image_rule)}; {' and '.join(IMAGE_RULES)} are accepted.")
-    deciding = config.image_parts
-    if deciding is not None:
-        components = 1 + len(config.map_weights)
-        check_list("image_parts", deciding, components, components)
-        if not all(isinstance(counts, bool) for counts in deciding) or not any(deciding):
-            raise ValueError(f"image_parts is {shown(deciding)}; true and false are accepted, true at least once.")
-
-
-# %% score_calibration: needs anomaly_maps, calibration_checks, float32_component
-"""What good images look like to the score: normalisation of Eq. 11 and conformal p-values, as a component.
-
-Fitted by `training/calibration.py` on held-out good images alone, in two disjoint halves: the first gives mean and
-standard deviation of the maps, the second only ranks scores. Where each image shows another part, a new one's rank
-among those is uniform, so p-values and thresholds hold for any number of images (Vovk et al., "Algorithmic Learning
-in a Random World"): of good parts, at most `false_alarm_rate` are rejected. Where parts have several images, one of a
-new part is exchangeable with parts, not with images: each ranked part weighs one, and its images share that weight
-(Lee, Barber and Willett, "Distribution-free inference with hierarchical data"; Dunn, Wasserman and Ramdas,
-"Distribution-free prediction sets for two-layer hierarchical models").
-
-An image is measured in several components: KL (Eq. 9), feature error (Eq. 10) and, beyond the paper, its distance from
-each reference of good features. Each is standardised, then the maps are blended as in Eq. 11. An image's
-score is the largest that the deciding components give it, or their mean.
-"""
-
-import math
-from itertools import combinations
-from typing import ClassVar
-
-import torch
-from diffusers import ConfigMixin
-from diffusers.configuration_utils import register_to_config
-
-
-SLACK = 1e-9
-"""p-values are sums of weights: a rate is compared with them up to rounding."""
-
-NUM_ALPHAS = 21
-"""The largest map values of good images are kept for alpha = 0, 0.05, …, 1 and every subset of the timesteps."""
-
-REFERENCES = {
-    "gaussian": "the Gaussian of good features",
-    "memory": "the memory of good features",
-    "coarse_gaussian": "the coarse Gaussian of good features",
-}
-"""Components that the features of an image are compared with, in their order, and what they are called.
-"""
-
-
-class ScoreCalibration(Float32Component, ConfigMixin):
-    """Noise fields, normalisation of the maps and the scores of good images; always float32.
-
-    Args:
-        timesteps (`list[int]`): the calibrated T of Eq. 11.
-        resolution (`int`): height and width of the model's square.
-        grid_size (`int`): height and width of the score grid.
-        alpha (`float`): weight of the pixel component in the map (Eq. 11), unless a caller asks for another.
-        map_weights (`list[float]`): shares of the feature component in the map, adding to 1: feature error (Eq. 10),
-            then each reference of good features that the image is compared with.
-        image_parts (`list[bool]`, *optional*): whether KL, feature error and each reference may decide the score of the
-            whole image; by default all of them.
-        image_rule (`str`): "max" if the score is the largest that those components give, "mean" if it is their mean.
-        planted_pro, planted_image_auroc (`float`, *optional*): PRO and image AUROC of these choices on the synthetic
-            defects that they were made on.
-        num_ranked (`int`): good images whose scores are ranked.
-        num_fitted (`int`): good images that the normalisation was fitted on.
-        num_groups (`int`, *optional*): parts that the ranked images show, where some show the same; None where each
-            shows a part of its own.
-        num_fitted_groups (`int`, *optional*): the same of the images that the normalisation was fitted on.
-        cross_fitted (`bool`): both sets are the same images, normalised in turn by the others. The rate is then an
-            estimate, not a guarantee.
-        bfloat16_deviation (`float`, *optional*): largest difference of a good image's score between bfloat16 and
-            float32, in standard deviations of the good scores; None if not measured.
-        ranks_bfloat16 (`bool`): whether the ranked images were scored in bfloat16 as well, so that verdicts in that
-            precision are ranked among scores in it.
-
-    Raises:
-        ValueError: if one of them is out of range.
-    """
-
-    _keep_in_fp32_modules: ClassVar = [
-        "noise",
-        "kl_mean",
-        "kl_std",
-        "feature_error_mean",
-        "feature_error_std",
-        "reference_mean",
-        "reference_std",
-        "part_score_mean",
-        "part_score_std",
-        "part_scores",
-        "map_maxima",
-        "bfloat16_part_scores",
-        "bfloat16_map_maxima",
-    ]
-
-    @register_to_config
-    def __init__(
-        self,
-        timesteps: list[int] = (5, 50, 100),
-        resolution: int = 256,
-        grid_size: int = 32,
-        alpha: float = 0.5,
-        map_weights: list[float] = (1.0,),
-        image_parts: list[bool] | None = None,
-        image_rule: str = "max",
-        planted_pro: float | None = None,
-        planted_image_auroc: float | None = None,
-        num_ranked: int = 1,
-        num_fitted: int = 1,
-        num_groups: int | None = None,
-        num_fitted_groups: int | None = None,
-        cross_fitted: bool = False,
-        bfloat16_deviation: float | None = None,
-        ranks_bfloat16: bool = False,
-    ):
-        super().__init__()
-        check_calibration_settings(self.config)
-        num_references = len(map_weights) - 1
-        count, subsets, components = len(timesteps), 2 ** len(timesteps) - 1, 2 + num_references
-        self.register_buffer("noise", torch.zeros(count, 3, resolution, resolution))
-        for name in ("kl", "feature_error"):
-            self.register_buffer(f"{name}_mean", torch.zeros(count, grid_size, grid_size))
-            self.register_buffer(f"{name}_std", torch.ones(count, grid_size, grid_size))
-        self.register_buffer("reference_mean", torch.zeros(num_references))
-        self.register_buffer("reference_std", torch.ones(num_references))
-        self.register_buffer("part_score_mean", torch.zeros(subsets, components))
-        self.register_buffer("part_score_std", torch.ones(subsets, components))
-        for prefix in ("", "bfloat16_") if ranks_bfloat16 else ("",):
-            self.register_buffer(f"{prefix}part_scores", torch.zeros(subsets, num_ranked, components))
-            self.register_buffer(f"{prefix}map_maxima", torch.zeros(subsets, NUM_ALPHAS, num_ranked))
-        if num_groups is not None:
-            self.register_buffer("ranked_groups", torch.arange(num_ranked).clamp(max=num_groups - 1))
-
-    def check_values(self):
-        """Check what was loaded.
-
-        Raises:
-            ValueError: if a map or a score would be divided by what is not above 0, or a part has no image.
-        """
-        for name in ("kl_std", "feature_error_std", "reference_std", "part_score_std"):
-            if not (getattr(self, name) > 0).all():
-                raise ValueError(f"{name} holds a standard deviation that is not above 0.")
-        count = self.config.num_groups
-        if count is not None and self.ranked_groups.unique().tolist() != list(range(count)):
-            raise ValueError(f"ranked_groups does not number {count} parts from 0.")
-
-    @property
-    def num_ranked_groups(self):
-        """Parts that the ranked images show: what a promise can rest on."""
-        return self.config.num_ranked if self.config.num_groups is None else self.config.num_groups
-
-    @property
-    def weights(self):
-        """Weight of each ranked image, float64, (n,): those of a part share 1 evenly."""
-        if self.config.num_groups is None:
-            return torch.ones(self.config.num_ranked, dtype=torch.float64, device=self.part_scores.device)
-        return 1 / (self.ranked_groups[:, None] == self.ranked_groups).sum(dim=1).double()
-
-    @property
-    def image_parts(self):
-        """Whether each component (KL, feature error, references) may decide the image's score, `list[bool]`."""
-        return list(self.config.image_parts or [True] * self.part_scores.shape[-1])
-
-    @property
-    def map_shares(self):
-        """Weight of KL, feature error and each reference in the map at the calibrated alpha, adding to 1."""
-        return [self.config.alpha, *((1 - self.config.alpha) * weight for weight in self.config.map_weights)]
-
-    def noise_fields(self, timesteps):
-        """The fixed standard normal noise of each timestep, float32, (len(timesteps), 3, resolution, resolution)."""
-        return self.noise[self._indices(timesteps)]
-
-    def standardize(self, measured, timesteps):
-        """Subtract the mean of good images, divide by their standard deviation, average over timesteps (Eq. 11).
-
-        KL and feature error have a mean and standard deviation for each timestep and place; a reference knows the place
-        already, and has one for all.
-
-        Args:
-            measured (`Measurement`): at `timesteps`.
-            timesteps (`list[int]`): a subset of the calibrated ones.
-
-        Returns:
-            `torch.Tensor`: (batch, components, grid, grid), in standard deviations of good images.
-        """
-        indices = self._indices(timesteps)
-        kl = (measured.kl - self.kl_mean[indices]) / self.kl_std[indices]
-        error = (measured.feature_error - self.feature_error_mean[indices]) / self.feature_error_std[indices]
-        mean, std = self.reference_mean.view(-1, 1, 1), self.reference_std.view(-1, 1, 1)
-        reference = (measured.reference - mean) / std
-        return torch.cat([kl.mean(dim=1, keepdim=True), error.mean(dim=1, keepdim=True), reference], dim=1)
-
-    def two_components(self, components):
-        """Pixel component, and feature error with the references as one: (batch, components, …) to (batch, 2, …)."""
-        weights = torch.tensor(self.config.map_weights, device=components.device).view(-1, 1, 1)
-        return torch.stack([components[:, 0], (components[:, 1:] * weights).sum(dim=1)], dim=1)
-
-    def image_score(self, components, timesteps):
-        """Anomaly score of each image: the worst places of each component, standardised, and of these `image_rule`.
-
-        Args:
-            components (`torch.Tensor`): from `standardize`, (batch, components, grid, grid).
-            timesteps (`list[int]`): what they were measured at.
-
-        Returns:
-            `torch.Tensor`: (batch,), in standard deviations of good images.
-        """
-        return self._combined_score(worst_mean(components), timesteps)
-
-    def effective_rate(self, false_alarm_rate=None):
-        """The promised false alarm rate: the one asked for, but no smaller than 1 / (g + 1), g the ranked parts.
-
-        By default 1 %.
-        """
-        rate = 0.01 if false_alarm_rate is None else float(false_alarm_rate)
-        return max(rate, 1 / (self.num_ranked_groups + 1))
-
-    def p_value(self, anomaly_score, timesteps, bfloat16=False):
-        """Share of good parts whose images score at least as high, the image's own part counted among them.
-
-        Args:
-            anomaly_score (`torch.Tensor`): (batch,).
-            timesteps (`list[int]`): the timesteps it was computed with.
-            bfloat16 (`bool`): whether the network computed in bfloat16, so that it is ranked among such scores.
-
-        Returns:
-            `torch.Tensor`: float64, (batch,), from 1 / (g + 1) to 1. An image of a new good part has a p-value of at
-            most p with probability at most p.
-        """
-        ranked = self.ranked_scores(timesteps, bfloat16)
-        anomaly_score = anomaly_score.to(device=ranked.device, dtype=ranked.dtype)
-        at_least = ((ranked[None] >= anomaly_score[:, None]) * self.weights).sum(dim=1)
-        return (1 + at_least) / (self.num_ranked_groups + 1)
-
-    def ranked_scores(self, timesteps, bfloat16=False):
-        """Scores of the good images that a new one is ranked among, float32, (n,)."""
-        return self._combined_score(self._table("part_scores", bfloat16)[self._subset(timesteps)], timesteps)
-
-    def independent_scores(self, timesteps, bfloat16=False):
-        """Scores of one good image of each part, float32, (g,): what tests of independent scores may look at."""
-        ranked = self.ranked_scores(timesteps, bfloat16)
-        if self.config.num_groups is None:
-            return ranked
-        groups = self.ranked_groups.tolist()
-        return ranked[[groups.index(group) for group in range(self.config.num_groups)]]
-
-    def image_threshold(self, false_alarm_rate, timesteps, bfloat16=False):
-        """An image whose score is above this has a p-value of at most the (effective) rate."""
-        return self._conformal_quantile(self.ranked_scores(timesteps, bfloat16), false_alarm_rate)
-
-    def pixel_threshold(self, false_alarm_rate, alpha, timesteps, bfloat16=False):
-        """Conformal quantile of the largest value in each good image's anomaly map."""
-        maxima = self._column(self._table("map_maxima", bfloat16), alpha, timesteps)
-        return self._conformal_quantile(maxima, false_alarm_rate)
-
-    def _table(self, name, bfloat16):
-        return getattr(self, f"bfloat16_{name}" if bfloat16 else name)
-
-    def _conformal_quantile(self, scores, false_alarm_rate):
-        """The smallest score that leaves whatever is above it with a p-value of at most the effective rate."""
-        allowed = self.effective_rate(false_alarm_rate) * (self.num_ranked_groups + 1) + SLACK
-        scores, order = scores.sort(descending=True)
-        above = 1 + self.weights[order].cumsum(dim=0)  # weight of all down to each score, and of the new part
-        if above[-1] <= allowed:
-            return -math.inf
-        return scores[int((above <= allowed).sum())].item()
-
-    def _combined_score(self, worst, timesteps):
-        subset = self._subset(timesteps)
-        standardized = (worst - self.part_score_mean[subset]) / self.part_score_std[subset]
-        counting = [component for component, counts in enumerate(self.image_parts) if counts]
-        return combine(standardized[..., counting], self.config.image_rule)
-
-    def _column(self, table, alpha, timesteps):
-        """Largest map values of the good images for one alpha and subset of timesteps, (n,).
-
-        Between two alphas of the table they are interpolated. The maximum is convex in alpha, so that this can only
-        overstate the good images' values: the promise holds for every alpha.
-        """
-        rows = table[self._subset(timesteps)]
-        place = alpha * (NUM_ALPHAS - 1)
-        lower = min(int(place), NUM_ALPHAS - 2)
-        return torch.lerp(rows[lower], rows[lower + 1], place - lower)
-
-    def _subset(self, timesteps):
-        return timestep_subsets(self.config.timesteps).index(tuple(sorted(timesteps)))
-
-    def _indices(self, timesteps):
-        return [list(self.config.timesteps).index(timestep) for timestep in timesteps]
-
-
-def combine(part_scores, rule):
-    """The score of an image, (…), from those of its components, (…, components), by one of `IMAGE_RULES`."""
-    return part_scores.amax(dim=-1) if rule == "max" else part_scores.mean(dim=-1)
-
-
-def timestep_subsets(timesteps):
-    """Every non-empty subset of the timesteps, each sorted, in the order of the score tables."""
-    ordered = sorted(timesteps)
-    return [subset for size in range(1, len(ordered) + 1) for subset in combinations(ordered, size)]
-
-
-# %% category_bank: needs config_checks, feature_gaussian, feature_memory, float32_component, score_calibration
-"""What a checkpoint for several categories of parts keeps for each: references, calibration, brightness and contrast.
-
-The UNet and the feature extractor are shared, the category goes into the UNet as its class label (paper, Table 3).
-"""
-
-import inspect
-from typing import ClassVar
-
-import torch
-from diffusers import ConfigMixin
-from diffusers.configuration_utils import register_to_config
-
-
-MAX_CATEGORIES = 200
-MODULES = (*REFERENCES, "calibration")
-"""Components that every category has its own of."""
-
-
-class CategoryBank(Float32Component, ConfigMixin):
-    """References and calibration of several categories, in the order of the UNet's class labels.
-
-    Args:
-        names (`list[str]`): the categories.
-        data_mean, data_std (`list[float]`): brightness and contrast of each category's good images in [-1, 1].
-        gaussian_configs, memory_configs, coarse_gaussian_configs, calibration_configs (`list[dict]`): each category's
-            configuration of `FeatureGaussian`, `FeatureMemory`, the coarse `FeatureGaussian` and `ScoreCalibration`.
-
-    Raises:
-        ValueError: if the lists are not of one length, or a name or configuration cannot be used.
-    """
-
-    _keep_in_fp32_modules: ClassVar = [*MODULES]
-
-    @register_to_config
-    def __init__(
-        self,
-        names: list[str],
-        data_mean: list[float],
-        data_std: list[float],
-        gaussian_configs: list[dict],
-        memory_configs: list[dict],
-        coarse_gaussian_configs: list[dict],
-        calibration_configs: list[dict],
-    ):
-        super().__init__()
-        check_list("names", names, 1, MAX_CATEGORIES)
-        for name in names:
-            check_category_name(name)
-        if len(set(names)) < len(names):
-            raise ValueError(f"names are {shown(names)}; each is accepted once.")
-        for name, values, low in (("data_mean", data_mean, -1), ("data_std", data_std, 1e-4)):
-            check_list(name, values, len(names), len(names))
-            for value in values:
-                check_number(name, value, low, 1)
-        self.gaussian = _modules(FeatureGaussian, "gaussian_configs", gaussian_configs, len(names))
-        self.memory = _modules(FeatureMemory, "memory_configs", memory_configs, len(names))
-        self.coarse_gaussian = _modules(FeatureGaussian, "coarse_gaussian_configs", coarse_gaussian_configs, len(names))
-        self.calibration = _modules(ScoreCalibration, "calibration_configs", calibration_configs, len(names))
-
-    def check_values(self):
-        """As that of `ScoreCalibration`, for each of them."""
-        for calibration in self.calibration:
-            calibration.check_values()
-
-    @classmethod
-    def from_pipelines(cls, pipelines):
-        """Take over references and calibration of one pipeline for each category, `dict[str, AnomalyScoringPipeline]`.
-
-        They are shared, not copied.
-        """
-        components = {name: [getattr(pipe, name) for pipe in pipelines.values()] for name in MODULES}
-        bank = cls(
-            names=list(pipelines),
-            data_mean=[pipe.config.data_mean for pipe in pipelines.values()],
-            data_std=[pipe.config.data_std for pipe in pipelines.values()],
-            **{f"{name}_configs": [dict(module.config) for module in modules] for name, modules in components.items()},
-        )
-        for name, modules in components.items():
-            setattr(bank, name, torch.nn.ModuleList(modules))
-        return bank
-
-    def of(self, name):
-        """Arguments of `AnomalyScoringPipeline` that belong to one category.
-
-        Raises:
-            ValueError: if there is no such category.
-        """
-        label = self._label(name)
-        return {
-            "class_label": label,
-            "data_mean": self.config.data_mean[label],
-            "data_std": self.config.data_std[label],
-            **{name: getattr(self, name)[label] for name in MODULES},
-        }
-
-    def set_calibration(self, name, calibration):
-        """Replace one category's calibration.
-
-        Raises:
-            ValueError: if there is no such category.
-        """
-        label = self._label(name)
-        self.calibration[label] = calibration
-        self.register_to_config(calibration_configs=[dict(module.config) for module in self.calibration])
-
-    def _label(self, name):
-        names = list(self.config.names)
-        if name not in names:
-            asked = "no category is named" if name is None else f"there is no category {name!r}"
-            raise ValueError(f"{asked}, but this checkpoint has several: choose one of {', '.join(names)}.")
-        return names.index(name)
-
-
-def check_category_name(name):
-    """Check that what a category is called can be read wherever it is named.
-
-    Raises:
-        ValueError: if it is no text, or too long, or has letters that cannot be seen.
-    """
-    if not isinstance(name, str) or not 0 < len(name) <= MAX_TEXT or not name.isprintable():
-        raise ValueError(f"a category is named {shown(name)}; up to {MAX_TEXT} visible letters are accepted.")
-
-
-def _modules(module_class, name, configs, count):
-    check_list(name, configs, count, count)
-    known = inspect.signature(module_class.__init__).parameters
-    modules = []
-    for config in configs:
-        if not isinstance(config, dict) or not all(key in known or key.startswith("_") for key in config):
-            raise ValueError(f"{name} holds {shown(config)}; settings of {module_class.__name__} are accepted.")
-        modules.append(module_class(**{key: value for key, value in config.items() if not key.startswith("_")}))
-    return torch.nn.ModuleList(modules)
-
-
-# %% checkpoint_names: needs score_calibration
-"""What a checkpoint is made of: components, files, and the formats that were."""
-
-
-FORMAT_VERSION = 5
-"""Written to `model_index.json`; a checkpoint of a later format is refused by name."""
-
-CALIBRATION_VERSION = 3
-"""A calibration of an earlier format ranks another score: it is left out, and the checkpoint asks to be calibrated."""
-
-GAUSSIAN_VERSION = 4
-"""A Gaussian of an earlier format is laid out differently: its checkpoint has to be trained again."""
-
-HALF_PRECISION_COMPONENTS = ("unet", "feature_extractor", *REFERENCES, "categories")
-"""Stored in float16 where half precision is asked for; training rounds them before they are calibrated."""
-
-FLOAT32_TENSORS = ("feature_", "pixel_", "calibration.")
-"""What begins like this stays in float32 all the same: statistics of pixels, features and scores."""
-
-ENTRY_MODULES = {
-    "pipeline_anomaly_scoring": "AnomalyScoringPipeline",
-    "pipeline_gradient_denoise": "GradientDenoisePipeline",
-}
-"""Modules of the pipelines, and their classes. A checkpoint carries both: the second is loaded by `custom_pipeline`."""
-
-SAVING = ".saving-"
-"""A folder beside the checkpoint that begins like this is being written, or was left by a process that was killed."""
-
-COMPONENTS = ("unet", "scheduler", "feature_extractor", *REFERENCES, "calibration", "categories")
-
-MODEL_INDEX = "model_index.json"
-
-EVALUATION = "evaluation.json"
-
-TRAINING_RECORD = "training.json"
-
-IMAGE_RECORD = "training_images.safetensors"
-"""Digests of the images that were trained on and held out; see `training/records/image_record.py`."""
-
-CARD = "README.md"
-
-WEIGHTS = "diffusion_pytorch_model.safetensors"
-
-HALF_PRECISION_VARIANT = "fp16"
-
-HALF_PRECISION_WEIGHTS = f"diffusion_pytorch_model.{HALF_PRECISION_VARIANT}.safetensors"
-"""A second name of half-precision weights. diffusers refuses `variant="fp16"` where no component has such a file, and
-takes the plain name of those that have none: in a folder the smallest component that all checkpoints have does."""
-
-CONFIGS = ("config.json", "scheduler_config.json")
-"""One of them is in every component's folder."""
-
-COMPONENT_FILES = (*CONFIGS, WEIGHTS, HALF_PRECISION_WEIGHTS)
 
 
 # %% gaussian_diffusion: needs nothing
@@ -1562,6 +524,1182 @@ class _SharedSetting:
 
 
 _TF32 = _SharedSetting()
+
+
+# %% image_preprocessing: needs nothing
+"""Images as they come (PIL, arrays, tensors; grey, 16-bit, alpha, CMYK, rotated by EXIF) to samples in [-1, 1].
+
+Images are squashed to the model's square, as the paper does, and maps are brought back to each image's own size.
+"""
+
+import logging
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+WHITE_LEVELS = (1023, 4095, 16383, 65535)
+"""The largest value of images of 10, 12, 14 and 16 bits. Cameras store any of them in 16."""
+
+DARKER = 16
+"""A 16-bit image whose largest value is below the white level by more than this factor was stored by other bits."""
+
+MAX_PIXELS = 64_000_000
+"""Largest image accepted, in pixels: beyond it the maps at the image's own size would fill a laptop's memory."""
+
+logger = logging.getLogger(__name__)
+
+
+def preprocess(images, resolution, white_level=65535):
+    """Bring one image or a list of them to the model's square.
+
+    Args:
+        images: a PIL image, an array, a tensor, or a list of them, each of its own size and mode. Arrays are
+            (height, width) or (height, width, channel), uint8, uint16 or float in [0, 1]; tensors
+            (channel, height, width), uint8 or float in [0, 1]; four axes mean a batch.
+        resolution (`int`): height and width of the model's square, in pixels.
+        white_level (`int`): the value of white in 16-bit images. What is brighter is cut, with a warning.
+
+    Returns:
+        `tuple[torch.Tensor, list[tuple[int, int]]]`: samples, float32 in [-1, 1], (batch, 3, resolution, resolution),
+        and each image's own (height, width).
+
+    Raises:
+        TypeError: for something that is not an image.
+        ValueError: for an image that cannot be read as one: no pixels, too many, NaN, values out of range.
+    """
+    arrays = read_images(images)
+    return to_samples(arrays, resolution, white_level), [array.shape[:2] for array in arrays]
+
+
+def read_images(images):
+    """Images as `preprocess` takes them, each to RGB at its own size: uint8, uint16 or float32 in [0, 1].
+
+    Returns:
+        `list[np.ndarray]`: (height, width, 3) each.
+    """
+    return [_to_array(image, f"image {index}") for index, image in enumerate(_as_list(images))]
+
+
+def to_samples(images, resolution, white_level=65535):
+    """Squash what `read_images` returned: float32 in [-1, 1], (batch, 3, resolution, resolution)."""
+    squares = [_squash(image, resolution) for image in scale_depth(images, white_level)]
+    return squares_to_samples(torch.from_numpy(np.stack(squares)))
+
+
+def scale_depth(images, white_level):
+    """Images of `read_images` with those of 16 bits as float32 in [0, 1]; one that does not fit is warned of."""
+    scaled = []
+    for index, image in enumerate(images):
+        if misfit := misfit_of(image, white_level):
+            logger.warning("image %d %s", index, misfit)
+        scaled.append(_unit_values(image, white_level) if image.dtype == np.uint16 else image)
+    return scaled
+
+
+def white_level_of(brightest):
+    """The one of `WHITE_LEVELS` that 16-bit images with this largest value were stored by."""
+    return next((level for level in WHITE_LEVELS if brightest <= level), WHITE_LEVELS[-1])
+
+
+def misfit_of(image, white_level):
+    """Why an image of `read_images` was not stored by a white level, the end of a sentence; None if it may be."""
+    if image.dtype != np.uint16:
+        return None
+    brightest = int(image.max())
+    if brightest > white_level:
+        return (
+            f"has values up to {brightest}, and this model takes {white_level} for white in 16-bit images: what is "
+            "brighter is cut."
+        )
+    if brightest * DARKER < white_level and brightest > 0:
+        return (
+            f"has values up to {brightest} only, and this model takes {white_level} for white in 16-bit images: it may "
+            "have been stored with fewer bits, and is then far too dark."
+        )
+    return None
+
+
+def squares_to_samples(squares):
+    """Squashed images, (batch, resolution, resolution, 3) in [0, 1], as samples, (batch, 3, …) in [-1, 1]."""
+    return squares.permute(0, 3, 1, 2).contiguous() * 2 - 1
+
+
+def normalize_contrast(sample, data_mean, data_std):
+    """Shift and scale x_0 so that good images have mean 0 and standard deviation 0.5, as in Karras et al.
+
+    Noise of a given timestep is then measured in units of the product's own contrast; `data_mean` 0 and `data_std`
+    0.5 leave the paper's [-1, 1].
+    """
+    return (sample - data_mean) * contrast_scale(data_std)
+
+
+def restore_contrast(sample, data_mean, data_std):
+    """The inverse of `normalize_contrast`."""
+    return sample / contrast_scale(data_std) + data_mean
+
+
+def contrast_limits(data_mean, data_std):
+    """Black and white, -1 and 1, after `normalize_contrast`."""
+    return normalize_contrast(-1, data_mean, data_std), normalize_contrast(1, data_mean, data_std)
+
+
+def contrast_scale(data_std):
+    """The factor by which `normalize_contrast` stretches grey levels."""
+    return 0.5 / data_std
+
+
+def to_rgb(image, name="image"):
+    """Read a PIL image as RGB, upright by its EXIF orientation, alpha laid over white.
+
+    Returns:
+        `np.ndarray`: (height, width, 3), uint8, uint16 for grey of 16 bits, or float32 in [0, 1] for float images.
+    """
+    _check_size(image.height, image.width, name)
+    try:
+        image = ImageOps.exif_transpose(image)
+        if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+            return _deep_grey_to_rgb(image, name)
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        return np.asarray(image.convert("RGB"))
+    except (OSError, SyntaxError) as error:
+        raise ValueError(f"{name} cannot be decoded: {error}.") from error
+
+
+def as_uint8(image, white_level=65535):
+    """An image of `to_rgb` as uint8: more levels are rounded to 256, `white_level` of 16 bits being white."""
+    return image if image.dtype == np.uint8 else (_unit_values(image, white_level) * 255).round().astype(np.uint8)
+
+
+def read_mask(mask, size, name="mask"):
+    """A mask of the caller's: what is neither 0 nor False is marked.
+
+    Args:
+        mask (`PIL.Image.Image`, `np.ndarray` or `torch.Tensor`): (height, width), a grey or binary image.
+        size (`tuple[int, int]`): height and width of the image it belongs to.
+
+    Returns:
+        `torch.Tensor`: bool, (height, width).
+
+    Raises:
+        ValueError: if it has another size than the image, or more than one channel.
+    """
+    if isinstance(mask, torch.Tensor):
+        values = mask.detach().cpu().numpy() if mask.dtype != torch.bfloat16 else mask.detach().cpu().float().numpy()
+    elif isinstance(mask, (np.ndarray, Image.Image)):
+        values = np.asarray(mask)
+    else:
+        raise TypeError(f"{name} is a {type(mask).__name__}; a PIL image, an array or a tensor is accepted.")
+    if values.ndim == 3 and 1 in (values.shape[0], values.shape[-1]):
+        values = values[0] if values.shape[0] == 1 else values[..., 0]
+    if values.ndim != 2:
+        raise ValueError(f"{name} has shape {values.shape}; one channel, (height, width), is accepted.")
+    if values.shape != tuple(size):
+        given = f"{values.shape[1]}×{values.shape[0]}"
+        raise ValueError(f"{name} is {given} pixels, its image {size[1]}×{size[0]}; give it the image's own size.")
+    return torch.from_numpy(values != 0)
+
+
+def _as_list(images):
+    if isinstance(images, (list, tuple)):
+        if not images:
+            raise ValueError("the list of images is empty; pass at least one image.")
+        return list(images)
+    if isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim == 4:
+        if len(images) == 0:
+            raise ValueError("the batch of images is empty; pass at least one image.")
+        return list(images)
+    return [images]
+
+
+def _to_array(image, name):
+    """(height, width, 3) as uint8, or as uint16 or float32 in [0, 1] where 8 bits would lose something."""
+    if isinstance(image, Image.Image):
+        return to_rgb(image, name)
+    if isinstance(image, torch.Tensor):
+        if image.ndim not in (2, 3):
+            raise ValueError(f"{name} is a tensor of shape {tuple(image.shape)}; (channel, height, width) is accepted.")
+        image = image.detach().cpu()
+        image = (image.float() if image.dtype in (torch.bfloat16, torch.float16) else image).numpy()
+        image = np.moveaxis(image, 0, -1) if image.ndim == 3 else image
+    if not isinstance(image, np.ndarray):
+        raise TypeError(f"{name} is a {type(image).__name__}; a PIL image, an array or a tensor is accepted.")
+    if image.ndim == 2:
+        image = image[..., None]
+    if image.ndim != 3 or image.shape[-1] not in (1, 3):
+        raise ValueError(f"{name} has shape {image.shape}; one (grey) or three (RGB) channels are accepted.")
+    _check_size(*image.shape[:2], name)
+    return np.broadcast_to(_scale_values(image, name), (*image.shape[:2], 3))
+
+
+def _scale_values(values, name):
+    """uint8 and uint16 as they are, everything else as float32 in [0, 1]."""
+    values = values.astype(values.dtype.newbyteorder("="), copy=False)
+    if values.dtype in (np.uint8, np.uint16):
+        return values
+    if values.dtype == np.bool_:
+        return values.astype(np.float32)
+    if not np.issubdtype(values.dtype, np.floating):
+        raise ValueError(f"{name} holds {values.dtype} values; uint8, uint16 or float in [0, 1] are accepted.")
+    if not np.isfinite(values).all():
+        raise ValueError(f"{name} holds NaN or infinite values; every value must lie in [0, 1].")
+    if values.min() < 0 or values.max() > 1:
+        low, high = float(values.min()), float(values.max())
+        raise ValueError(f"{name} has values from {low:.3g} to {high:.3g}; floats must lie in [0, 1].")
+    return values.astype(np.float32)
+
+
+def _deep_grey_to_rgb(image, name):
+    """16-bit and 32-bit grey to (height, width, 3) uint16, float images to float32 in [0, 1]."""
+    values = np.asarray(image)
+    if image.mode == "I":
+        if values.min() < 0 or values.max() > 65535:
+            raise ValueError(f"{name} has 32-bit values beyond 16 bits; convert it to 16-bit grey first.")
+        values = values.astype(np.uint16)
+    return np.repeat(_scale_values(values[..., None], name), 3, axis=-1)
+
+
+def _check_size(height, width, name):
+    if height < 1 or width < 1:
+        raise ValueError(f"{name} has no pixels ({width}×{height}).")
+    if height * width > MAX_PIXELS:
+        raise ValueError(
+            f"{name} has {width}×{height} pixels; at most {MAX_PIXELS // 1_000_000} million are accepted: "
+            "crop it or scale it down first."
+        )
+
+
+def _unit_values(image, white_level):
+    """uint16 or float32 values as float32 in [0, 1]; what is above white is white."""
+    if image.dtype != np.uint16:
+        return image
+    return np.minimum(image.astype(np.float32) / white_level, 1)
+
+
+def _squash(image, resolution):
+    """Resize to (resolution, resolution, 3), float32 in [0, 1], with an antialiasing bilinear filter."""
+    size = (resolution, resolution)
+    if image.dtype == np.uint8:
+        resized = Image.fromarray(np.ascontiguousarray(image)).resize(size, Image.Resampling.BILINEAR)
+        return np.asarray(resized, dtype=np.float32) / 255
+    channels = [Image.fromarray(np.ascontiguousarray(channel)) for channel in np.moveaxis(image, -1, 0)]
+    return np.stack([np.asarray(c.resize(size, Image.Resampling.BILINEAR)) for c in channels], axis=-1)
+
+
+# %% safetensors_only: needs nothing
+"""Weights come from safetensors or not at all: whoever loads a component, no pickle in its folder is read."""
+
+from pathlib import Path
+
+from diffusers import UNet2DModel
+
+PICKLES = (".bin", ".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".joblib", ".dill")
+"""Loading one of these can run any code."""
+
+WEIGHT_LISTS = ".index.json"
+"""Ends the name of a list of weights in several files, which could name pickles; checkpoints here have one file."""
+
+
+class SafetensorsOnly:
+    """Base of a component, beside `ModelMixin`: diffusers would fall back to a pickle where it finds no safetensors."""
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+        """As `ModelMixin.from_pretrained`.
+
+        Raises:
+            ValueError: if there is a pickle in the folder.
+        """
+        refuse_pickles(pretrained_model_name_or_path)
+        return super().from_pretrained(pretrained_model_name_or_path, **(kwargs | {"use_safetensors": True}))
+
+
+def is_pickle(name):
+    """Whether a file's name, `str`, is that of a pickle."""
+    return name.lower().endswith(PICKLES)
+
+
+def refuse_pickles(folder):
+    """Check the names of the files in a component's folder.
+
+    Raises:
+        ValueError: with the name of the first pickle, or of a list of weights that could name some.
+    """
+    folder = Path(folder)
+    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+        if is_pickle(path.name):
+            raise ValueError(
+                f"{folder.name}/{path.name} is a pickle, which is never read, for it can run any code; delete it, or "
+                "ask for weights as safetensors."
+            )
+        if path.name.endswith(WEIGHT_LISTS):
+            raise ValueError(f"{folder.name}/{path.name} splits the weights into several files; one is accepted.")
+
+
+class SafetensorsUNet(UNet2DModel):
+    """What diffusers is told to load instead of a `UNet2DModel`: the same, but from safetensors or not at all."""
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+        """A `UNet2DModel`; a folder with a pickle in it is a `ValueError`."""
+        refuse_pickles(pretrained_model_name_or_path)
+        return UNet2DModel.from_pretrained(pretrained_model_name_or_path, **(kwargs | {"use_safetensors": True}))
+
+
+# %% float32_component: needs safetensors_only
+"""A component that stays in float32 whatever dtype its pipeline is cast to: statistics lose their meaning in half."""
+
+import torch
+from diffusers import ModelMixin
+
+
+
+class Float32Component(SafetensorsOnly, ModelMixin):
+    """Buffers follow a move to another device, but no change of dtype."""
+
+    def _apply(self, fn, recurse=True):
+        before = dict(self.named_buffers(recurse=False))
+        super()._apply(fn, recurse)
+        for name, buffer in before.items():
+            moved = getattr(self, name)
+            if buffer.is_floating_point() and moved.dtype != torch.float32:
+                setattr(self, name, buffer.to(device=moved.device, dtype=torch.float32))
+        return self
+
+
+# %% feature_familiarity: needs config_checks, float32_component
+"""Is this the kind of image that the model was trained on at all? Mean and spread of its features as a whole tell.
+
+A defect is local; another part, another camera or an image of nothing changes the features nearly everywhere. Mean and
+standard deviation of each feature channel over the image sum up what it looks like as a whole (the "style" of Huang and
+Belongie 2017), and the Mahalanobis distance from those of good images says how far it is from all of them (Lee et al.
+2018). Fitted by `training/fitting/familiarity.py`; the limit is that of `ScoreCalibration`.
+"""
+
+from typing import ClassVar
+
+import torch
+from diffusers import ConfigMixin
+from diffusers.configuration_utils import register_to_config
+
+
+FLAT = 0.75
+"""An image whose features vary less than this share of the flattest image that was trained on shows next to nothing."""
+
+
+MIN_SPREAD = 1e-3
+
+
+class FeatureFamiliarity(Float32Component, ConfigMixin):
+    """Mahalanobis distance of an image's feature statistics from those of the images that were trained on.
+
+    Their covariance is a ridge in every direction plus what a few principal axes have beyond it. Where good parts
+    differ much, an image of nothing may be nearer to their mean than any of them; so the distance of one that is
+    flatter than `FLAT` allows grows with the square of how much flatter it is.
+
+    Args:
+        num_features (`int`): channels C of the features.
+        num_axes (`int`): principal axes that are kept.
+
+    Raises:
+        ValueError: if one of them is out of range.
+    """
+
+    _keep_in_fp32_modules: ClassVar = ["mean", "axes", "axis_variances", "ridge", "flattest"]
+
+    @register_to_config
+    def __init__(self, num_features: int = 192, num_axes: int = 64):
+        super().__init__()
+        check_whole("num_features", num_features, 1, 8192)
+        check_whole("num_axes", num_axes, 0, 2 * num_features)
+        self.register_buffer("mean", torch.zeros(2 * num_features))
+        self.register_buffer("axes", torch.zeros(num_axes, 2 * num_features))
+        self.register_buffer("axis_variances", torch.ones(num_axes))
+        self.register_buffer("ridge", torch.ones(1))
+        self.register_buffer("flattest", torch.ones(1))
+
+    def check_values(self):
+        """Check what was loaded.
+
+        Raises:
+            ValueError: if something would be divided by what is not above 0.
+        """
+        if not (self.axis_variances > 0).all() or not (self.ridge > 0).all():
+            raise ValueError("axis_variances or ridge holds a variance that is not above 0.")
+
+    def forward(self, features):
+        """Distance of each image.
+
+        Args:
+            features (`torch.Tensor`): standardised, float32, (batch, C, height, width).
+
+        Returns:
+            `torch.Tensor`: Mahalanobis distance divided by sqrt(2 C), float32, (batch,), about 1 for a good image.
+        """
+        return self.distance(image_statistics(features))
+
+    def distance(self, statistics):
+        """As `forward`, of `image_statistics`, (batch, 2 C)."""
+        deviation = statistics - self.mean
+        along = deviation @ self.axes.T
+        across = deviation - along @ self.axes
+        squared = (along.square() / self.axis_variances).sum(dim=1) + across.square().sum(dim=1) / self.ridge
+        flatter = FLAT * self.flattest / spread_of(statistics).clamp(min=MIN_SPREAD)
+        return (squared / deviation.shape[1]).sqrt() * flatter.clamp(min=1).square()
+
+
+def image_statistics(features):
+    """Mean and standard deviation of each channel over the image, (batch, 2 C), of features, (batch, C, …), float32."""
+    std, mean = torch.std_mean(features.float().flatten(2), dim=2, correction=0)
+    return torch.cat([mean, std], dim=1)
+
+
+def spread_of(statistics):
+    """How much the features vary within an image, on average over the channels, (batch,), of `image_statistics`."""
+    return statistics[:, statistics.shape[1] // 2 :].mean(dim=1)
+
+
+# %% feature_gaussian: needs config_checks, float32_component
+"""Multivariate Gaussian of the features of good parts, one for each place of the image (PaDiM, Defard et al. 2020).
+
+It goes beyond PaDiM where few good images are at hand: neighbouring places may share a covariance, and all of them
+are shrunk towards the common one. Fitted by `training/fitting/feature_references.py`.
+"""
+
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from diffusers import ConfigMixin
+from diffusers.configuration_utils import register_to_config
+
+
+LARGEST_CODE = 127
+"""Whitening matrices are stored as whole numbers up to this one: half the space of float16. On tiles, screws and boards
+it moves image AUROC by at most 0.002."""
+
+
+class FeatureGaussian(Float32Component, ConfigMixin):
+    """Mahalanobis distance of features from those of good parts at the same place.
+
+    Args:
+        num_features (`int`): channels C that are looked at: of features with more, the last ones, which are those of
+            the coarsest strides.
+        grid_size (`int`): height and width of the grid of means; finer features are average-pooled to it.
+        num_cells (`int`): height and width of the coarser grid of covariances; divides `grid_size`.
+
+    Raises:
+        ValueError: if one of them is out of range.
+    """
+
+    _keep_in_fp32_modules: ClassVar = ["mean", "whitening_scale"]
+
+    @register_to_config
+    def __init__(self, num_features: int = 192, grid_size: int = 32, num_cells: int = 16):
+        super().__init__()
+        check_whole("num_features", num_features, 1, 8192)
+        check_whole("grid_size", grid_size, 1, 1024)
+        check_whole("num_cells", num_cells, 1, 1024)
+        if grid_size % num_cells:
+            raise ValueError(f"num_cells {num_cells} does not divide grid_size {grid_size}.")
+        self.register_buffer("mean", torch.zeros(num_features, grid_size, grid_size))
+        packed = num_features * (num_features + 1) // 2
+        self.register_buffer("packed_whitening", torch.zeros(num_cells**2, packed, dtype=torch.int8))
+        self.register_buffer("whitening_scale", torch.ones(num_cells**2, num_features))
+        self._whitening = None
+
+    def set_covariance(self, covariance):
+        """Keep the inverse Cholesky factor L^-1 of each cell's covariance L L^T, as whole numbers and a scale a row.
+
+        Args:
+            covariance (`torch.Tensor`): positive definite, (num_cells^2, C, C), cells in row-major order.
+        """
+        factor = torch.linalg.cholesky(covariance.double())
+        identity = torch.eye(factor.shape[-1], dtype=torch.float64, device=factor.device).expand_as(factor)
+        whitening = torch.linalg.solve_triangular(factor, identity, upper=False)
+        scale = (whitening.abs().amax(dim=2) / LARGEST_CODE).half()  # as checkpoints store it
+        self.whitening_scale.copy_(scale)
+        codes = (whitening / scale.double()[..., None]).round().clamp(-LARGEST_CODE, LARGEST_CODE)
+        rows, columns = torch.tril_indices(*whitening.shape[-2:])
+        self.packed_whitening.copy_(codes[:, rows, columns])
+        self._whitening = None
+
+    def forward(self, features):
+        """Distance of each place.
+
+        Args:
+            features (`torch.Tensor`): standardised, float32, (batch, C or more, height, width), a multiple of the grid.
+
+        Returns:
+            `torch.Tensor`: Mahalanobis distance divided by sqrt(C), about 1 for a good part, float32,
+            (batch, grid_size, grid_size).
+        """
+        cells, size = self.config.num_cells, self.config.grid_size
+        features = features[:, -self.config.num_features :].float()
+        deviation = F.adaptive_avg_pool2d(features, size) - self.mean
+        white = self._unpacked() @ by_cell(deviation, cells)
+        inside = size // cells
+        distance = white.square().mean(dim=1).sqrt().view(cells, cells, features.shape[0], inside, inside)
+        return distance.permute(2, 0, 3, 1, 4).reshape(-1, size, size)
+
+    def _unpacked(self):
+        """L^-1 of each cell, (num_cells^2, C, C), unpacked once."""
+        if self._whitening is None or self._whitening.device != self.packed_whitening.device:
+            channels = self.config.num_features
+            with torch.inference_mode(False), torch.no_grad():  # kept beyond a call that may be one of inference
+                codes, scale = self.packed_whitening, self.whitening_scale
+                whitening = scale.new_zeros(len(codes), channels, channels)
+                rows, columns = torch.tril_indices(channels, channels, device=whitening.device)
+                whitening[:, rows, columns] = codes.to(scale.dtype)
+                self._whitening = whitening.mul_(scale[..., None])
+        return self._whitening
+
+
+def by_cell(features, num_cells):
+    """Sort places by cell: (batch, C, size, size) to (num_cells^2, C, batch * places in a cell), row-major cells."""
+    batch, channels, size, _ = features.shape
+    inside = size // num_cells
+    places = features.reshape(batch, channels, num_cells, inside, num_cells, inside).permute(2, 4, 1, 0, 3, 5)
+    return places.reshape(num_cells**2, channels, -1)
+
+
+# %% feature_memory: needs config_checks, float32_component
+"""Memory of features of good parts: how far is the nearest one? (PatchCore, Roth et al. 2022, on whitened features).
+
+Where parts lie in any pose, no Gaussian for a place of the image can know what is normal there; the nearest good
+feature anywhere can. Filled by `training/fitting/feature_references.py` with a greedy coreset.
+"""
+
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from diffusers import ConfigMixin
+from diffusers.configuration_utils import register_to_config
+
+
+KEPT_AT_ONCE = 512
+"""Kept features that all places of a batch are compared with at once: with all of them, the distances fill memory."""
+
+
+class FeatureMemory(Float32Component, ConfigMixin):
+    """Distance of features from the nearest feature of a good part, at any place.
+
+    Args:
+        num_features (`int`): channels C of the features.
+        grid_size (`int`): height and width of the grid; finer features are average-pooled to it.
+        size (`int`): features kept.
+
+    Raises:
+        ValueError: if one of them is out of range.
+    """
+
+    _keep_in_fp32_modules: ClassVar = ["whitening", "bank"]
+
+    @register_to_config
+    def __init__(self, num_features: int = 192, grid_size: int = 32, size: int = 3000):
+        super().__init__()
+        check_whole("num_features", num_features, 1, 8192)
+        check_whole("grid_size", grid_size, 1, 1024)
+        check_whole("size", size, 1, 1_000_000)
+        self.register_buffer("whitening", torch.eye(num_features))
+        self.register_buffer("bank", torch.zeros(size, num_features))
+
+    def whitened(self, features):
+        """Pooled, decorrelated features, one a row: (batch, C, height, width) to (batch * grid_size^2, C)."""
+        pooled = F.adaptive_avg_pool2d(features.float(), self.config.grid_size)
+        return pooled.permute(0, 2, 3, 1).reshape(-1, pooled.shape[1]) @ self.whitening
+
+    def forward(self, features):
+        """Distance of each place.
+
+        Args:
+            features (`torch.Tensor`): standardised, float32, (batch, C, height, width), a multiple of the grid.
+
+        Returns:
+            `torch.Tensor`: Euclidean distance in the whitened space, divided by sqrt(C), float32,
+            (batch, grid_size, grid_size).
+        """
+        size = self.config.grid_size
+        rows = self.whitened(features)
+        distances = [torch.cdist(rows, kept).amin(dim=1) for kept in self.bank.split(KEPT_AT_ONCE)]
+        return torch.stack(distances).amin(dim=0).view(-1, size, size) / self.bank.shape[1] ** 0.5
+
+
+# %% calibration_checks: needs config_checks
+"""Settings of a calibration, which may come from anywhere: checked before a table is made for them."""
+
+
+IMAGE_RULES = ("max", "mean")
+"""How the scores that components give an image become one."""
+
+
+def check_calibration_settings(config):
+    """Check the settings of a `ScoreCalibration`.
+
+    Args:
+        config (`FrozenDict`): all of them, by name.
+
+    Raises:
+        ValueError: with the first that is out of range.
+    """
+    check_timesteps(config.timesteps)
+    check_whole("resolution", config.resolution, 1, 4096)
+    check_whole("grid_size", config.grid_size, 1, 1024)
+    check_number("alpha", config.alpha, 0, 1)
+    check_list("map_weights", config.map_weights, 1, 8)
+    for weight in config.map_weights:
+        check_number("map_weights", weight, 0, 1)
+    _check_score_components(config)
+    for name in ("planted_pro", "planted_image_auroc"):
+        if config[name] is not None:
+            check_number(name, config[name], 0, 1 + 1e-6)  # a mean of ones may be rounded up
+    for name in ("unfamiliar_share", "synthetic_rejected"):
+        if config[name] is not None:
+            check_number(name, config[name], 0, 1)
+    for name in ("unfamiliar_distance", "first_unfamiliar_distance"):
+        if config[name] is not None:
+            check_number(name, config[name], 1e-6, 1e9)
+    for images, groups in (("num_ranked", "num_groups"), ("num_fitted", "num_fitted_groups")):
+        check_whole(images, config[images], 1, 1_000_000)
+        if config[groups] is not None:
+            check_whole(groups, config[groups], 1, config[images])
+    for name in ("cross_fitted", "ranks_bfloat16"):
+        if not isinstance(config[name], bool):
+            raise ValueError(f"{name} is {shown(config[name])}; true and false are accepted.")
+    if config.bfloat16_deviation is not None:
+        check_number("bfloat16_deviation", config.bfloat16_deviation, 0, 1e9)
+
+
+def _check_score_components(config):
+    if config.image_rule not in IMAGE_RULES:
+        raise ValueError(f"image_rule is {shown(config.image_rule)}; {' and '.join(IMAGE_RULES)} are accepted.")
+    deciding = config.image_parts
+    if deciding is not None:
+        components = 1 + len(config.map_weights)
+        check_list("image_parts", deciding, components, components)
+        if not all(isinstance(counts, bool) for counts in deciding) or not any(deciding):
+            raise ValueError(f"image_parts is {shown(deciding)}; true and false are accepted, true at least once.")
+
+
+# %% score_calibration: needs anomaly_maps, calibration_checks, float32_component
+"""What good images look like to the score: normalisation of Eq. 11 and conformal p-values, as a component.
+
+Fitted by `training/calibration.py` on held-out good images alone, in two disjoint halves: the first gives mean and
+standard deviation of the maps, the second only ranks scores. Where each image shows another part, a new one's rank
+among those is uniform, so p-values and thresholds hold for any number of images (Vovk et al., "Algorithmic Learning
+in a Random World"): of good parts, at most `false_alarm_rate` are rejected. Where parts have several images, one of a
+new part is exchangeable with parts, not with images: each ranked part weighs one, and its images share that weight
+(Lee, Barber and Willett, "Distribution-free inference with hierarchical data"; Dunn, Wasserman and Ramdas,
+"Distribution-free prediction sets for two-layer hierarchical models").
+
+An image is measured in several components: KL (Eq. 9), feature error (Eq. 10) and, beyond the paper, its distance from
+each reference of good features. Each is standardised, then the maps are blended as in Eq. 11. An image's
+score is the largest that the deciding components give it, or their mean.
+"""
+
+import math
+from itertools import combinations
+from typing import ClassVar
+
+import torch
+from diffusers import ConfigMixin
+from diffusers.configuration_utils import register_to_config
+
+
+SLACK = 1e-9
+"""p-values are sums of weights: a rate is compared with them up to rounding."""
+
+NUM_ALPHAS = 21
+"""The largest map values of good images are kept for alpha = 0, 0.05, …, 1 and every subset of the timesteps."""
+
+REFERENCES = {
+    "gaussian": "the Gaussian of good features",
+    "memory": "the memory of good features",
+    "coarse_gaussian": "the coarse Gaussian of good features",
+}
+"""Components that the features of an image are compared with, in their order, and what they are called.
+"""
+
+
+class ScoreCalibration(Float32Component, ConfigMixin):
+    """Noise fields, normalisation of the maps and the scores of good images; always float32.
+
+    Args:
+        timesteps (`list[int]`): the calibrated T of Eq. 11.
+        resolution (`int`): height and width of the model's square.
+        grid_size (`int`): height and width of the score grid.
+        alpha (`float`): weight of the pixel component in the map (Eq. 11), unless a caller asks for another.
+        map_weights (`list[float]`): shares of the feature component in the map, adding to 1: feature error (Eq. 10),
+            then each reference of good features that the image is compared with.
+        image_parts (`list[bool]`, *optional*): whether KL, feature error and each reference may decide the score of the
+            whole image; by default all of them.
+        image_rule (`str`): "max" if the score is the largest that those components give, "mean" if it is their mean.
+        planted_pro, planted_image_auroc (`float`, *optional*): PRO and image AUROC of these choices on the synthetic
+            defects that they were made on.
+        num_ranked (`int`): good images whose scores are ranked.
+        num_fitted (`int`): good images that the normalisation was fitted on.
+        num_groups (`int`, *optional*): parts that the ranked images show, where some show the same; None where each
+            shows a part of its own.
+        num_fitted_groups (`int`, *optional*): the same of the images that the normalisation was fitted on.
+        cross_fitted (`bool`): both sets are the same images, normalised in turn by the others. The rate is then an
+            estimate, not a guarantee.
+        unfamiliar_distance (`float`, *optional*): an image whose distance (`FeatureFamiliarity`) is larger is unlike
+            all that the model was calibrated on; None where that is not known.
+        first_unfamiliar_distance (`float`, *optional*): the same of the calibration that the model was trained with,
+            which a recalibration is held against.
+        unfamiliar_share (`float`, *optional*): of the images of a recalibration, the share that lies beyond that.
+        synthetic_rejected (`float`, *optional*): share of good images with a synthetic defect that are rejected at the
+            default rate.
+        bfloat16_deviation (`float`, *optional*): largest difference of a good image's score between bfloat16 and
+            float32, in standard deviations of the good scores; None if not measured.
+        ranks_bfloat16 (`bool`): whether the ranked images were scored in bfloat16 as well, so that verdicts in that
+            precision are ranked among scores in it.
+
+    Raises:
+        ValueError: if one of them is out of range.
+    """
+
+    _keep_in_fp32_modules: ClassVar = [
+        "noise",
+        "kl_mean",
+        "kl_std",
+        "feature_error_mean",
+        "feature_error_std",
+        "reference_mean",
+        "reference_std",
+        "part_score_mean",
+        "part_score_std",
+        "part_scores",
+        "map_maxima",
+        "bfloat16_part_scores",
+        "bfloat16_map_maxima",
+    ]
+
+    @register_to_config
+    def __init__(
+        self,
+        timesteps: list[int] = (5, 50, 100),
+        resolution: int = 256,
+        grid_size: int = 32,
+        alpha: float = 0.5,
+        map_weights: list[float] = (1.0,),
+        image_parts: list[bool] | None = None,
+        image_rule: str = "max",
+        planted_pro: float | None = None,
+        planted_image_auroc: float | None = None,
+        num_ranked: int = 1,
+        num_fitted: int = 1,
+        num_groups: int | None = None,
+        num_fitted_groups: int | None = None,
+        cross_fitted: bool = False,
+        unfamiliar_distance: float | None = None,
+        first_unfamiliar_distance: float | None = None,
+        unfamiliar_share: float | None = None,
+        synthetic_rejected: float | None = None,
+        bfloat16_deviation: float | None = None,
+        ranks_bfloat16: bool = False,
+    ):
+        super().__init__()
+        check_calibration_settings(self.config)
+        num_references = len(map_weights) - 1
+        count, subsets, components = len(timesteps), 2 ** len(timesteps) - 1, 2 + num_references
+        self.register_buffer("noise", torch.zeros(count, 3, resolution, resolution))
+        for name in ("kl", "feature_error"):
+            self.register_buffer(f"{name}_mean", torch.zeros(count, grid_size, grid_size))
+            self.register_buffer(f"{name}_std", torch.ones(count, grid_size, grid_size))
+        self.register_buffer("reference_mean", torch.zeros(num_references))
+        self.register_buffer("reference_std", torch.ones(num_references))
+        self.register_buffer("part_score_mean", torch.zeros(subsets, components))
+        self.register_buffer("part_score_std", torch.ones(subsets, components))
+        for prefix in ("", "bfloat16_") if ranks_bfloat16 else ("",):
+            self.register_buffer(f"{prefix}part_scores", torch.zeros(subsets, num_ranked, components))
+            self.register_buffer(f"{prefix}map_maxima", torch.zeros(subsets, NUM_ALPHAS, num_ranked))
+        if num_groups is not None:
+            self.register_buffer("ranked_groups", torch.arange(num_ranked).clamp(max=num_groups - 1))
+
+    def check_values(self):
+        """Check what was loaded.
+
+        Raises:
+            ValueError: if a map or a score would be divided by what is not above 0, or a part has no image.
+        """
+        for name in ("kl_std", "feature_error_std", "reference_std", "part_score_std"):
+            if not (getattr(self, name) > 0).all():
+                raise ValueError(f"{name} holds a standard deviation that is not above 0.")
+        count = self.config.num_groups
+        if count is not None and self.ranked_groups.unique().tolist() != list(range(count)):
+            raise ValueError(f"ranked_groups does not number {count} parts from 0.")
+
+    @property
+    def num_ranked_groups(self):
+        """Parts that the ranked images show: what a promise can rest on."""
+        return self.config.num_ranked if self.config.num_groups is None else self.config.num_groups
+
+    @property
+    def weights(self):
+        """Weight of each ranked image, float64, (n,): those of a part share 1 evenly."""
+        if self.config.num_groups is None:
+            return torch.ones(self.config.num_ranked, dtype=torch.float64, device=self.part_scores.device)
+        return 1 / (self.ranked_groups[:, None] == self.ranked_groups).sum(dim=1).double()
+
+    @property
+    def image_parts(self):
+        """Whether each component (KL, feature error, references) may decide the image's score, `list[bool]`."""
+        return list(self.config.image_parts or [True] * self.part_scores.shape[-1])
+
+    @property
+    def map_shares(self):
+        """Weight of KL, feature error and each reference in the map at the calibrated alpha, adding to 1."""
+        return [self.config.alpha, *((1 - self.config.alpha) * weight for weight in self.config.map_weights)]
+
+    def noise_fields(self, timesteps):
+        """The fixed standard normal noise of each timestep, float32, (len(timesteps), 3, resolution, resolution)."""
+        return self.noise[self._indices(timesteps)]
+
+    def standardize(self, measured, timesteps):
+        """Subtract the mean of good images, divide by their standard deviation, average over timesteps (Eq. 11).
+
+        KL and feature error have a mean and standard deviation for each timestep and place; a reference knows the place
+        already, and has one for all.
+
+        Args:
+            measured (`Measurement`): at `timesteps`.
+            timesteps (`list[int]`): a subset of the calibrated ones.
+
+        Returns:
+            `torch.Tensor`: (batch, components, grid, grid), in standard deviations of good images.
+        """
+        indices = self._indices(timesteps)
+        kl = (measured.kl - self.kl_mean[indices]) / self.kl_std[indices]
+        error = (measured.feature_error - self.feature_error_mean[indices]) / self.feature_error_std[indices]
+        mean, std = self.reference_mean.view(-1, 1, 1), self.reference_std.view(-1, 1, 1)
+        reference = (measured.reference - mean) / std
+        return torch.cat([kl.mean(dim=1, keepdim=True), error.mean(dim=1, keepdim=True), reference], dim=1)
+
+    def two_components(self, components):
+        """Pixel component, and feature error with the references as one: (batch, components, …) to (batch, 2, …)."""
+        weights = torch.tensor(self.config.map_weights, device=components.device).view(-1, 1, 1)
+        return torch.stack([components[:, 0], (components[:, 1:] * weights).sum(dim=1)], dim=1)
+
+    def image_score(self, components, timesteps):
+        """Anomaly score of each image: the worst places of each component, standardised, and of these `image_rule`.
+
+        Args:
+            components (`torch.Tensor`): from `standardize`, (batch, components, grid, grid).
+            timesteps (`list[int]`): what they were measured at.
+
+        Returns:
+            `torch.Tensor`: (batch,), in standard deviations of good images.
+        """
+        return self._combined_score(worst_mean(components), timesteps)
+
+    def unfamiliarity(self, distance):
+        """How unlike all that the model was calibrated on images are, float32, (batch,); above 1, another kind.
+
+        Args:
+            distance (`torch.Tensor`): of `Measurement`, (batch,).
+
+        Returns:
+            `torch.Tensor`: NaN where it is not known.
+        """
+        limit = self.config.unfamiliar_distance
+        return distance / limit if limit is not None else torch.full_like(distance, torch.nan)
+
+    def effective_rate(self, false_alarm_rate=None):
+        """The promised false alarm rate: the one asked for, but no smaller than 1 / (g + 1), g the ranked parts.
+
+        By default 1 %.
+        """
+        rate = 0.01 if false_alarm_rate is None else float(false_alarm_rate)
+        return max(rate, 1 / (self.num_ranked_groups + 1))
+
+    def p_value(self, anomaly_score, timesteps, bfloat16=False):
+        """Share of good parts whose images score at least as high, the image's own part counted among them.
+
+        Args:
+            anomaly_score (`torch.Tensor`): (batch,).
+            timesteps (`list[int]`): the timesteps it was computed with.
+            bfloat16 (`bool`): whether the network computed in bfloat16, so that it is ranked among such scores.
+
+        Returns:
+            `torch.Tensor`: float64, (batch,), from 1 / (g + 1) to 1. An image of a new good part has a p-value of at
+            most p with probability at most p.
+        """
+        ranked = self.ranked_scores(timesteps, bfloat16)
+        anomaly_score = anomaly_score.to(device=ranked.device, dtype=ranked.dtype)
+        at_least = ((ranked[None] >= anomaly_score[:, None]) * self.weights).sum(dim=1)
+        return (1 + at_least) / (self.num_ranked_groups + 1)
+
+    def ranked_scores(self, timesteps, bfloat16=False):
+        """Scores of the good images that a new one is ranked among, float32, (n,)."""
+        return self._combined_score(self._table("part_scores", bfloat16)[self._subset(timesteps)], timesteps)
+
+    def independent_scores(self, timesteps, bfloat16=False):
+        """Scores of one good image of each part, float32, (g,): what tests of independent scores may look at."""
+        ranked = self.ranked_scores(timesteps, bfloat16)
+        if self.config.num_groups is None:
+            return ranked
+        groups = self.ranked_groups.tolist()
+        return ranked[[groups.index(group) for group in range(self.config.num_groups)]]
+
+    def image_threshold(self, false_alarm_rate, timesteps, bfloat16=False):
+        """An image whose score is above this has a p-value of at most the (effective) rate."""
+        return self.quantile_of_good(self.ranked_scores(timesteps, bfloat16), false_alarm_rate)
+
+    def pixel_threshold(self, false_alarm_rate, alpha, timesteps, bfloat16=False):
+        """Conformal quantile of the largest value in each good image's anomaly map."""
+        maxima = self._column(self._table("map_maxima", bfloat16), alpha, timesteps)
+        return self.quantile_of_good(maxima, false_alarm_rate)
+
+    def _table(self, name, bfloat16):
+        return getattr(self, f"bfloat16_{name}" if bfloat16 else name)
+
+    def quantile_of_good(self, values, false_alarm_rate=None):
+        """Conformal quantile: the smallest value that at most the effective rate of new good parts lies above.
+
+        Args:
+            values (`torch.Tensor`): something measured of each ranked image, (n,).
+            false_alarm_rate (`float`, *optional*): by default 1 %.
+        """
+        allowed = self.effective_rate(false_alarm_rate) * (self.num_ranked_groups + 1) + SLACK
+        scores, order = values.sort(descending=True)
+        above = 1 + self.weights[order].cumsum(dim=0)  # weight of all down to each score, and of the new part
+        if above[-1] <= allowed:
+            return -math.inf
+        return scores[int((above <= allowed).sum())].item()
+
+    def _combined_score(self, worst, timesteps):
+        subset = self._subset(timesteps)
+        standardized = (worst - self.part_score_mean[subset]) / self.part_score_std[subset]
+        counting = [component for component, counts in enumerate(self.image_parts) if counts]
+        return combine(standardized[..., counting], self.config.image_rule)
+
+    def _column(self, table, alpha, timesteps):
+        """Largest map values of the good images for one alpha and subset of timesteps, (n,).
+
+        Between two alphas of the table they are interpolated. The maximum is convex in alpha, so that this can only
+        overstate the good images' values: the promise holds for every alpha.
+        """
+        rows = table[self._subset(timesteps)]
+        place = alpha * (NUM_ALPHAS - 1)
+        lower = min(int(place), NUM_ALPHAS - 2)
+        return torch.lerp(rows[lower], rows[lower + 1], place - lower)
+
+    def _subset(self, timesteps):
+        return timestep_subsets(self.config.timesteps).index(tuple(sorted(timesteps)))
+
+    def _indices(self, timesteps):
+        return [list(self.config.timesteps).index(timestep) for timestep in timesteps]
+
+
+def combine(part_scores, rule):
+    """The score of an image, (…), from those of its components, (…, components), by one of `IMAGE_RULES`."""
+    return part_scores.amax(dim=-1) if rule == "max" else part_scores.mean(dim=-1)
+
+
+def timestep_subsets(timesteps):
+    """Every non-empty subset of the timesteps, each sorted, in the order of the score tables."""
+    ordered = sorted(timesteps)
+    return [subset for size in range(1, len(ordered) + 1) for subset in combinations(ordered, size)]
+
+
+# %% category_bank: needs config_checks, feature_familiarity, feature_gaussian, feature_memory, float32_component, score_calibration
+"""What a checkpoint for several categories of parts keeps for each: references, calibration, brightness and contrast.
+
+The UNet and the feature extractor are shared, the category goes into the UNet as its class label (paper, Table 3).
+"""
+
+import inspect
+from typing import ClassVar
+
+import torch
+from diffusers import ConfigMixin
+from diffusers.configuration_utils import register_to_config
+
+
+MAX_CATEGORIES = 200
+MODULES = (*REFERENCES, "familiarity", "calibration")
+"""Components that every category has its own of."""
+
+
+class CategoryBank(Float32Component, ConfigMixin):
+    """References and calibration of several categories, in the order of the UNet's class labels.
+
+    Args:
+        names (`list[str]`): the categories.
+        data_mean, data_std (`list[float]`): brightness and contrast of each category's good images in [-1, 1].
+        gaussian_configs, memory_configs, coarse_gaussian_configs, calibration_configs (`list[dict]`): each category's
+            configuration of `FeatureGaussian`, `FeatureMemory`, the coarse `FeatureGaussian` and `ScoreCalibration`.
+        familiarity_configs (`list[dict]`, *optional*): that of `FeatureFamiliarity`; earlier checkpoints have none.
+
+    Raises:
+        ValueError: if the lists are not of one length, or a name or configuration cannot be used.
+    """
+
+    _keep_in_fp32_modules: ClassVar = [*MODULES]
+
+    @register_to_config
+    def __init__(
+        self,
+        names: list[str],
+        data_mean: list[float],
+        data_std: list[float],
+        gaussian_configs: list[dict],
+        memory_configs: list[dict],
+        coarse_gaussian_configs: list[dict],
+        calibration_configs: list[dict],
+        familiarity_configs: list[dict] | None = None,
+    ):
+        super().__init__()
+        check_list("names", names, 1, MAX_CATEGORIES)
+        for name in names:
+            check_category_name(name)
+        if len(set(names)) < len(names):
+            raise ValueError(f"names are {shown(names)}; each is accepted once.")
+        for name, values, low in (("data_mean", data_mean, -1), ("data_std", data_std, 1e-4)):
+            check_list(name, values, len(names), len(names))
+            for value in values:
+                check_number(name, value, low, 1)
+        self.gaussian = _modules(FeatureGaussian, "gaussian_configs", gaussian_configs, len(names))
+        self.memory = _modules(FeatureMemory, "memory_configs", memory_configs, len(names))
+        self.coarse_gaussian = _modules(FeatureGaussian, "coarse_gaussian_configs", coarse_gaussian_configs, len(names))
+        if familiarity_configs is not None:
+            self.familiarity = _modules(FeatureFamiliarity, "familiarity_configs", familiarity_configs, len(names))
+        self.calibration = _modules(ScoreCalibration, "calibration_configs", calibration_configs, len(names))
+
+    def check_values(self):
+        """As those of `ScoreCalibration` and `FeatureFamiliarity`, for each of them."""
+        for component in (*self.calibration, *(getattr(self, "familiarity", None) or ())):
+            component.check_values()
+
+    @classmethod
+    def from_pipelines(cls, pipelines):
+        """Take over references and calibration of one pipeline for each category, `dict[str, AnomalyScoringPipeline]`.
+
+        They are shared, not copied.
+        """
+        components = {name: [getattr(pipe, name) for pipe in pipelines.values()] for name in MODULES}
+        if None in components["familiarity"]:
+            del components["familiarity"]
+        bank = cls(
+            names=list(pipelines),
+            data_mean=[pipe.config.data_mean for pipe in pipelines.values()],
+            data_std=[pipe.config.data_std for pipe in pipelines.values()],
+            **{f"{name}_configs": [dict(module.config) for module in modules] for name, modules in components.items()},
+        )
+        for name, modules in components.items():
+            setattr(bank, name, torch.nn.ModuleList(modules))
+        return bank
+
+    def of(self, name):
+        """Arguments of `AnomalyScoringPipeline` that belong to one category.
+
+        Raises:
+            ValueError: if there is no such category.
+        """
+        label = self._label(name)
+        return {
+            "class_label": label,
+            "data_mean": self.config.data_mean[label],
+            "data_std": self.config.data_std[label],
+            **{name: getattr(self, name)[label] for name in MODULES if hasattr(self, name)},
+        }
+
+    def set_calibration(self, name, calibration):
+        """Replace one category's calibration.
+
+        Raises:
+            ValueError: if there is no such category.
+        """
+        label = self._label(name)
+        self.calibration[label] = calibration
+        self.register_to_config(calibration_configs=[dict(module.config) for module in self.calibration])
+
+    def _label(self, name):
+        names = list(self.config.names)
+        if name not in names:
+            asked = "no category is named" if name is None else f"there is no category {name!r}"
+            raise ValueError(f"{asked}, but this checkpoint has several: choose one of {', '.join(names)}.")
+        return names.index(name)
+
+
+def check_category_name(name):
+    """Check that what a category is called can be read wherever it is named.
+
+    Raises:
+        ValueError: if it is no text, or too long, or has letters that cannot be seen.
+    """
+    if not isinstance(name, str) or not 0 < len(name) <= MAX_TEXT or not name.isprintable():
+        raise ValueError(f"a category is named {shown(name)}; up to {MAX_TEXT} visible letters are accepted.")
+
+
+def _modules(module_class, name, configs, count):
+    check_list(name, configs, count, count)
+    known = inspect.signature(module_class.__init__).parameters
+    modules = []
+    for config in configs:
+        if not isinstance(config, dict) or not all(key in known or key.startswith("_") for key in config):
+            raise ValueError(f"{name} holds {shown(config)}; settings of {module_class.__name__} are accepted.")
+        modules.append(module_class(**{key: value for key, value in config.items() if not key.startswith("_")}))
+    return torch.nn.ModuleList(modules)
+
+
+# %% checkpoint_names: needs score_calibration
+"""What a checkpoint is made of: components, files, and the formats that were."""
+
+
+FORMAT_VERSION = 5
+"""Written to `model_index.json`; a checkpoint of a later format is refused by name."""
+
+CALIBRATION_VERSION = 3
+"""A calibration of an earlier format ranks another score: it is left out, and the checkpoint asks to be calibrated."""
+
+GAUSSIAN_VERSION = 4
+"""A Gaussian of an earlier format is laid out differently: its checkpoint has to be trained again."""
+
+HALF_PRECISION_COMPONENTS = ("unet", "feature_extractor", *REFERENCES, "categories")
+"""Stored in float16 where half precision is asked for; training rounds them before they are calibrated."""
+
+FLOAT32_TENSORS = ("feature_", "pixel_", "calibration.", "familiarity.")
+"""What begins like this stays in float32 all the same: statistics of pixels, features and scores."""
+
+ENTRY_MODULES = {
+    "pipeline_anomaly_scoring": "AnomalyScoringPipeline",
+    "pipeline_gradient_denoise": "GradientDenoisePipeline",
+}
+"""Modules of the pipelines, and their classes. A checkpoint carries both: the second is loaded by `custom_pipeline`."""
+
+SAVING = ".saving-"
+"""A folder beside the checkpoint that begins like this is being written, or was left by a process that was killed."""
+
+COMPONENTS = ("unet", "scheduler", "feature_extractor", *REFERENCES, "familiarity", "calibration", "categories")
+
+MODEL_INDEX = "model_index.json"
+
+EVALUATION = "evaluation.json"
+
+TRAINING_RECORD = "training.json"
+
+IMAGE_RECORD = "training_images.safetensors"
+"""Digests of the images that were trained on and held out; see `training/records/image_record.py`."""
+
+CARD = "README.md"
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+HALF_PRECISION_VARIANT = "fp16"
+
+HALF_PRECISION_WEIGHTS = f"diffusion_pytorch_model.{HALF_PRECISION_VARIANT}.safetensors"
+"""A second name of half-precision weights. diffusers refuses `variant="fp16"` where no component has such a file, and
+takes the plain name of those that have none: in a folder the smallest component that all checkpoints have does."""
+
+CONFIGS = ("config.json", "scheduler_config.json")
+"""One of them is in every component's folder."""
+
+COMPONENT_FILES = (*CONFIGS, WEIGHTS, HALF_PRECISION_WEIGHTS)
 
 
 # %% checkpoint_reading: needs checkpoint_names, config_checks, denoising_network, safetensors_only
@@ -2556,12 +2694,26 @@ class Measurement(NamedTuple):
     """Maps of a batch before any normalisation, float32, on the score grid.
 
     kl (nats per channel) and feature_error (mean squared error of standardised features) have the shape
-    (batch, timesteps, grid, grid); reference, (batch, references, grid, grid), the distances from good features.
+    (batch, timesteps, grid, grid); reference, (batch, references, grid, grid), the distances from good features;
+    distance, (batch,), that of the whole image from those of the trained kind, NaN where the checkpoint cannot tell.
     """
 
     kl: torch.Tensor
     feature_error: torch.Tensor
     reference: torch.Tensor
+    distance: torch.Tensor
+
+
+class ScoredSamples(NamedTuple):
+    """Scores of a batch, float32, in standard deviations of good images.
+
+    score, (batch,); components, (batch, 2, grid, grid), pixel and feature component on the score grid; unfamiliarity,
+    (batch,), above 1 for an image that is unlike all that the model knows, NaN where it cannot tell.
+    """
+
+    score: torch.Tensor
+    components: torch.Tensor
+    unfamiliarity: torch.Tensor
 
 
 def measure(pipe, samples, timesteps, noise, mixed_precision=None):
@@ -2571,6 +2723,7 @@ def measure(pipe, samples, timesteps, noise, mixed_precision=None):
     sample = samples.to(device)
     features = pipe.feature_extractor(sample)
     distances = [resize_map(reference(features), (grid, grid)) for reference in pipe.references]
+    of_image = features.new_full((batch,), torch.nan) if pipe.familiarity is None else pipe.familiarity(features)
     sample = normalize_contrast(sample, pipe.config.data_mean, pipe.config.data_std)
     sample = sample.repeat_interleave(count, dim=0)
     t = torch.tensor(timesteps, device=device).repeat(batch)
@@ -2592,6 +2745,7 @@ def measure(pipe, samples, timesteps, noise, mixed_precision=None):
         F.adaptive_avg_pool2d(kl.unflatten(0, (batch, count)), grid),
         F.adaptive_avg_pool2d(feature_error, grid),
         torch.stack(distances, dim=1) if distances else kl.new_zeros(batch, 0, grid, grid),
+        of_image,
     )
 
 
@@ -2643,16 +2797,18 @@ def check_fit(pipe):
     check_whole("the resolution, sample_size times patch_size,", pipe.resolution, 1, MAX_RESOLUTION)
     check_timesteps(pipe.config.timesteps, len(alphas_cumprod))
     if pipe.categories is None:
-        _check_category_fit(pipe, *(pipe.components[name] for name in REFERENCES), pipe.calibration)
+        _check_category_fit(pipe, *(pipe.components[name] for name in REFERENCES), pipe.familiarity, pipe.calibration)
         return
     bank = pipe.categories
     if classes != len(bank.config.names):
         raise ValueError(f"the unet knows {classes} categories, but there are {len(bank.config.names)}.")
-    for components in zip(*(getattr(bank, name) for name in REFERENCES), bank.calibration, strict=True):
+    familiarities = getattr(bank, "familiarity", [None] * len(bank.config.names))
+    references = (getattr(bank, name) for name in REFERENCES)
+    for components in zip(*references, familiarities, bank.calibration, strict=True):
         _check_category_fit(pipe, *components)
 
 
-def _check_category_fit(pipe, gaussian, memory, coarse_gaussian, calibration):
+def _check_category_fit(pipe, gaussian, memory, coarse_gaussian, familiarity, calibration):
     features = pipe.feature_extractor.num_features
     for name, reference in zip(REFERENCES, (gaussian, memory, coarse_gaussian), strict=True):
         if reference is None or (name == "coarse_gaussian" and reference.config.num_features <= features):
@@ -2661,8 +2817,15 @@ def _check_category_fit(pipe, gaussian, memory, coarse_gaussian, calibration):
             raise ValueError(
                 f"the {name} is one of {reference.config.num_features} features, the feature_extractor has {features}."
             )
+    if familiarity is not None and familiarity.config.num_features != features:
+        raise ValueError(
+            f"the familiarity is one of {familiarity.config.num_features} features, the feature_extractor has "
+            f"{features}."
+        )
     if calibration is None:
         return
+    if familiarity is None and calibration.config.unfamiliar_distance is not None:
+        raise ValueError("the calibration has a limit for unfamiliar images, but there is no familiarity to measure.")
     config = calibration.config
     if (config.resolution, config.grid_size) != (pipe.resolution, pipe.config.score_grid):
         raise ValueError(
@@ -2673,7 +2836,7 @@ def _check_category_fit(pipe, gaussian, memory, coarse_gaussian, calibration):
         check_whole("the calibration's timesteps", timestep, 0, len(pipe.scheduler.alphas_cumprod) - 1)
 
 
-# %% pipeline_base: needs anomaly_maps, category_bank, checkpoint_loading, checkpoint_saving, config_checks, denoising_network, feature_extraction, feature_gaussian, feature_memory, image_preprocessing, measurement, model_checks, safetensors_only, score_calibration
+# %% pipeline_base: needs anomaly_maps, category_bank, checkpoint_loading, checkpoint_saving, config_checks, denoising_network, feature_extraction, feature_familiarity, feature_gaussian, feature_memory, image_preprocessing, measurement, model_checks, safetensors_only, score_calibration
 """What every pipeline of a checkpoint does alike: load, save, choose a category, measure an image (Eq. 9 and 10)."""
 
 import logging
@@ -2706,8 +2869,10 @@ class TrainedModel:
         memory (`FeatureMemory`, *optional*): features of good parts at any place.
         coarse_gaussian (`FeatureGaussian`, *optional*): as the other Gaussian, of the coarsest features on a coarser
             grid: what is odd only as a whole.
+        familiarity (`FeatureFamiliarity`, *optional*): what images of the trained kind look like as a whole; without it
+            `is_unfamiliar` is always False.
         calibration (`ScoreCalibration`, *optional*): what good images score; without it only `measure` works.
-        categories (`CategoryBank`, *optional*): for several categories, what belongs to each; the other four are then
+        categories (`CategoryBank`, *optional*): for several categories, what belongs to each; the other five are then
             left out.
         patch_size (`int`): pixel-unshuffle factor of the UNet.
         data_mean, data_std (`float`): brightness and contrast of good images in [-1, 1]; see `normalize_contrast`.
@@ -2726,7 +2891,7 @@ class TrainedModel:
     _warned_of_precision = False
     model_cpu_offload_seq = "feature_extractor->unet"
     _exclude_from_cpu_offload: ClassVar = ["calibration", "categories"]  # their tables are read, no network is run
-    _optional_components: ClassVar = [*REFERENCES, "calibration", "categories"]
+    _optional_components: ClassVar = [*REFERENCES, "familiarity", "calibration", "categories"]
 
     def __init__(
         self,
@@ -2736,6 +2901,7 @@ class TrainedModel:
         gaussian: ModelMixin | None = None,
         memory: ModelMixin | None = None,
         coarse_gaussian: ModelMixin | None = None,
+        familiarity: ModelMixin | None = None,
         calibration: ModelMixin | None = None,
         categories: ModelMixin | None = None,
         patch_size: int = 4,
@@ -2764,6 +2930,7 @@ class TrainedModel:
             gaussian=gaussian,
             memory=memory,
             coarse_gaussian=coarse_gaussian,
+            familiarity=familiarity,
             calibration=calibration,
             categories=categories,
         )
@@ -2834,12 +3001,18 @@ class TrainedModel:
 
     @torch.inference_mode()
     def score(self, samples, timesteps, noise):
-        """Anomaly score of each sample, (batch,), and both components on the score grid, (batch, 2, grid, grid).
+        """Judge samples by the calibration; arguments are those of `measure`.
 
-        Arguments are those of `measure`.
+        Returns:
+            `ScoredSamples`.
         """
-        components = self.calibration.standardize(self.measure(samples, timesteps, noise), timesteps)
-        return self.calibration.image_score(components, timesteps), self.calibration.two_components(components)
+        measured, calibration = self.measure(samples, timesteps, noise), self.calibration
+        components = calibration.standardize(measured, timesteps)
+        return ScoredSamples(
+            calibration.image_score(components, timesteps),
+            calibration.two_components(components),
+            calibration.unfamiliarity(measured.distance),
+        )
 
     def predict(self, noisy_sample, timesteps, mixed_precision=None):
         """Noise, variance and features that the UNet predicts for x_t; see `denoising_network.predict`.
@@ -2878,6 +3051,7 @@ class TrainedModel:
             "gaussian": FeatureGaussian,
             "memory": FeatureMemory,
             "coarse_gaussian": FeatureGaussian,
+            "familiarity": FeatureFamiliarity,
             "calibration": ScoreCalibration,
             "categories": CategoryBank,
         }
@@ -2988,13 +3162,14 @@ def decide(calibration, anomaly_maps, scores, alpha, timesteps, false_alarm_rate
     }
 
 
-# %% pipeline_anomaly_scoring: needs anomaly_maps, anomaly_scoring_output, image_preprocessing, pipeline_base, verdicts
+# %% pipeline_anomaly_scoring: needs anomaly_maps, anomaly_scoring_output, denoising_network, image_preprocessing, pipeline_base, verdicts
 """AnomalyScoringPipeline: is there a defect, and where? (paper, section 3.2, Eq. 9 to 11).
 
 Noise of several scales is added to an image; where the diffusion model, trained on good parts alone, is wrong about
 the image (Eq. 9) and about its features (Eq. 10), there is a defect.
 """
 
+import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 
@@ -3073,13 +3248,14 @@ class AnomalyScoringPipeline(TrainedModel, DiffusionPipeline):
         noise = self._noise_fields(timesteps, generator)
 
         # 2. Scores, and both components on the score grid, in batches
-        scores, both = [], []
+        scores, both, unfamiliarity = [], [], []
         batches = samples.split(batch_size)
         for batch in self.progress_bar(batches) if len(batches) > 1 else batches:
-            batch_scores, grids = self.score(batch, timesteps, noise)
-            scores.append(batch_scores.cpu())
-            both.append(grids.cpu())
-        scores, both = torch.cat(scores), torch.cat(both)
+            scored = self.score(batch, timesteps, noise)
+            scores.append(scored.score.cpu())
+            both.append(scored.components.cpu())
+            unfamiliarity.append(scored.unfamiliarity.cpu())
+        scores, both, unfamiliarity = torch.cat(scores), torch.cat(both), torch.cat(unfamiliarity).numpy()
 
         # 3. Maps at each image's own size
         kl_maps, feature_maps, anomaly_maps = [], [], []
@@ -3100,6 +3276,8 @@ class AnomalyScoringPipeline(TrainedModel, DiffusionPipeline):
             pred_mask=[postprocess(m, output_type) for m in verdicts.pop("pred_mask")],
             kl_map=[postprocess(m, output_type) for m in kl_maps],
             feature_map=[postprocess(m, output_type) for m in feature_maps],
+            unfamiliarity=unfamiliarity,
+            is_unfamiliar=unfamiliarity > 1,
             **verdicts,
         )
         return output if return_dict else output.to_tuple()
@@ -3114,6 +3292,29 @@ class AnomalyScoringPipeline(TrainedModel, DiffusionPipeline):
         timesteps = self.config.timesteps if timesteps is None else timesteps
         rate, bfloat16 = false_alarm_rate, self.uses_bfloat16()
         return decide(self.calibration, anomaly_maps, scores, alpha, timesteps, rate, bfloat16)
+
+    @torch.inference_mode()
+    @without_tf32()
+    def unfamiliarity(self, image):
+        """How unlike all that a calibrated pipeline knows images are; no UNet runs.
+
+        Args:
+            image: an image or a list of them, as a call takes them.
+
+        Returns:
+            `np.ndarray`: float32, (n,), as in `AnomalyScoringOutput`; or, of a checkpoint for several categories, a
+            `dict` of these by category: the smallest says which fits best.
+        """
+        samples, _ = preprocess(image, self.resolution, self.config.white_level)
+        features = self.feature_extractor(samples.to(self._execution_device))
+        if self.categories is None:
+            return self._unfamiliarity_of(features)
+        return {name: self.for_category(name)._unfamiliarity_of(features) for name in self.categories.config.names}
+
+    def _unfamiliarity_of(self, features):
+        if self.familiarity is None or self.calibration is None:
+            return np.full(len(features), np.nan, np.float32)
+        return self.calibration.unfamiliarity(self.familiarity(features)).cpu().numpy()
 
     def check_inputs(self, timesteps, alpha, false_alarm_rate, batch_size, output_type):
         """Check arguments of a call before anything is measured.

@@ -1,11 +1,11 @@
-"""GradientDenoisePipeline, in one file made of 31 modules; change those, not this copy.
+"""GradientDenoisePipeline, in one file made of 32 modules; change those, not this copy.
 
 Each after those that it needs: gradient_denoise_output, image_preprocessing, anomaly_maps, config_checks,
-safetensors_only, float32_component, feature_gaussian, feature_memory, calibration_checks, score_calibration,
-category_bank, checkpoint_names, gaussian_diffusion, denoising_network, checkpoint_reading, checkpoint_card,
-code_bundle, checkpoint_saving, hub_errors, checkpoint_loading, feature_extraction, measurement, model_checks,
-pipeline_base, repair_settings, repair_masks, repaired_image, defect_search, reverse_process, square_repair,
-pipeline_gradient_denoise.
+safetensors_only, float32_component, feature_familiarity, feature_gaussian, feature_memory, calibration_checks,
+score_calibration, category_bank, checkpoint_names, gaussian_diffusion, denoising_network, checkpoint_reading,
+checkpoint_card, code_bundle, checkpoint_saving, hub_errors, checkpoint_loading, feature_extraction, measurement,
+model_checks, pipeline_base, repair_settings, repair_masks, repaired_image, defect_search, reverse_process,
+square_repair, pipeline_gradient_denoise.
 """
 
 
@@ -560,6 +560,98 @@ class Float32Component(SafetensorsOnly, ModelMixin):
         return self
 
 
+# %% feature_familiarity: needs config_checks, float32_component
+"""Is this the kind of image that the model was trained on at all? Mean and spread of its features as a whole tell.
+
+A defect is local; another part, another camera or an image of nothing changes the features nearly everywhere. Mean and
+standard deviation of each feature channel over the image sum up what it looks like as a whole (the "style" of Huang and
+Belongie 2017), and the Mahalanobis distance from those of good images says how far it is from all of them (Lee et al.
+2018). Fitted by `training/fitting/familiarity.py`; the limit is that of `ScoreCalibration`.
+"""
+
+from typing import ClassVar
+
+import torch
+from diffusers import ConfigMixin
+from diffusers.configuration_utils import register_to_config
+
+
+FLAT = 0.75
+"""An image whose features vary less than this share of the flattest image that was trained on shows next to nothing."""
+
+
+MIN_SPREAD = 1e-3
+
+
+class FeatureFamiliarity(Float32Component, ConfigMixin):
+    """Mahalanobis distance of an image's feature statistics from those of the images that were trained on.
+
+    Their covariance is a ridge in every direction plus what a few principal axes have beyond it. Where good parts
+    differ much, an image of nothing may be nearer to their mean than any of them; so the distance of one that is
+    flatter than `FLAT` allows grows with the square of how much flatter it is.
+
+    Args:
+        num_features (`int`): channels C of the features.
+        num_axes (`int`): principal axes that are kept.
+
+    Raises:
+        ValueError: if one of them is out of range.
+    """
+
+    _keep_in_fp32_modules: ClassVar = ["mean", "axes", "axis_variances", "ridge", "flattest"]
+
+    @register_to_config
+    def __init__(self, num_features: int = 192, num_axes: int = 64):
+        super().__init__()
+        check_whole("num_features", num_features, 1, 8192)
+        check_whole("num_axes", num_axes, 0, 2 * num_features)
+        self.register_buffer("mean", torch.zeros(2 * num_features))
+        self.register_buffer("axes", torch.zeros(num_axes, 2 * num_features))
+        self.register_buffer("axis_variances", torch.ones(num_axes))
+        self.register_buffer("ridge", torch.ones(1))
+        self.register_buffer("flattest", torch.ones(1))
+
+    def check_values(self):
+        """Check what was loaded.
+
+        Raises:
+            ValueError: if something would be divided by what is not above 0.
+        """
+        if not (self.axis_variances > 0).all() or not (self.ridge > 0).all():
+            raise ValueError("axis_variances or ridge holds a variance that is not above 0.")
+
+    def forward(self, features):
+        """Distance of each image.
+
+        Args:
+            features (`torch.Tensor`): standardised, float32, (batch, C, height, width).
+
+        Returns:
+            `torch.Tensor`: Mahalanobis distance divided by sqrt(2 C), float32, (batch,), about 1 for a good image.
+        """
+        return self.distance(image_statistics(features))
+
+    def distance(self, statistics):
+        """As `forward`, of `image_statistics`, (batch, 2 C)."""
+        deviation = statistics - self.mean
+        along = deviation @ self.axes.T
+        across = deviation - along @ self.axes
+        squared = (along.square() / self.axis_variances).sum(dim=1) + across.square().sum(dim=1) / self.ridge
+        flatter = FLAT * self.flattest / spread_of(statistics).clamp(min=MIN_SPREAD)
+        return (squared / deviation.shape[1]).sqrt() * flatter.clamp(min=1).square()
+
+
+def image_statistics(features):
+    """Mean and standard deviation of each channel over the image, (batch, 2 C), of features, (batch, C, …), float32."""
+    std, mean = torch.std_mean(features.float().flatten(2), dim=2, correction=0)
+    return torch.cat([mean, std], dim=1)
+
+
+def spread_of(statistics):
+    """How much the features vary within an image, on average over the channels, (batch,), of `image_statistics`."""
+    return statistics[:, statistics.shape[1] // 2 :].mean(dim=1)
+
+
 # %% feature_gaussian: needs config_checks, float32_component
 """Multivariate Gaussian of the features of good parts, one for each place of the image (PaDiM, Defard et al. 2020).
 
@@ -755,6 +847,12 @@ def check_calibration_settings(config):
     for name in ("planted_pro", "planted_image_auroc"):
         if config[name] is not None:
             check_number(name, config[name], 0, 1 + 1e-6)  # a mean of ones may be rounded up
+    for name in ("unfamiliar_share", "synthetic_rejected"):
+        if config[name] is not None:
+            check_number(name, config[name], 0, 1)
+    for name in ("unfamiliar_distance", "first_unfamiliar_distance"):
+        if config[name] is not None:
+            check_number(name, config[name], 1e-6, 1e9)
     for images, groups in (("num_ranked", "num_groups"), ("num_fitted", "num_fitted_groups")):
         check_whole(images, config[images], 1, 1_000_000)
         if config[groups] is not None:
@@ -839,6 +937,13 @@ class ScoreCalibration(Float32Component, ConfigMixin):
         num_fitted_groups (`int`, *optional*): the same of the images that the normalisation was fitted on.
         cross_fitted (`bool`): both sets are the same images, normalised in turn by the others. The rate is then an
             estimate, not a guarantee.
+        unfamiliar_distance (`float`, *optional*): an image whose distance (`FeatureFamiliarity`) is larger is unlike
+            all that the model was calibrated on; None where that is not known.
+        first_unfamiliar_distance (`float`, *optional*): the same of the calibration that the model was trained with,
+            which a recalibration is held against.
+        unfamiliar_share (`float`, *optional*): of the images of a recalibration, the share that lies beyond that.
+        synthetic_rejected (`float`, *optional*): share of good images with a synthetic defect that are rejected at the
+            default rate.
         bfloat16_deviation (`float`, *optional*): largest difference of a good image's score between bfloat16 and
             float32, in standard deviations of the good scores; None if not measured.
         ranks_bfloat16 (`bool`): whether the ranked images were scored in bfloat16 as well, so that verdicts in that
@@ -881,6 +986,10 @@ class ScoreCalibration(Float32Component, ConfigMixin):
         num_groups: int | None = None,
         num_fitted_groups: int | None = None,
         cross_fitted: bool = False,
+        unfamiliar_distance: float | None = None,
+        first_unfamiliar_distance: float | None = None,
+        unfamiliar_share: float | None = None,
+        synthetic_rejected: float | None = None,
         bfloat16_deviation: float | None = None,
         ranks_bfloat16: bool = False,
     ):
@@ -978,6 +1087,18 @@ class ScoreCalibration(Float32Component, ConfigMixin):
         """
         return self._combined_score(worst_mean(components), timesteps)
 
+    def unfamiliarity(self, distance):
+        """How unlike all that the model was calibrated on images are, float32, (batch,); above 1, another kind.
+
+        Args:
+            distance (`torch.Tensor`): of `Measurement`, (batch,).
+
+        Returns:
+            `torch.Tensor`: NaN where it is not known.
+        """
+        limit = self.config.unfamiliar_distance
+        return distance / limit if limit is not None else torch.full_like(distance, torch.nan)
+
     def effective_rate(self, false_alarm_rate=None):
         """The promised false alarm rate: the one asked for, but no smaller than 1 / (g + 1), g the ranked parts.
 
@@ -1017,20 +1138,25 @@ class ScoreCalibration(Float32Component, ConfigMixin):
 
     def image_threshold(self, false_alarm_rate, timesteps, bfloat16=False):
         """An image whose score is above this has a p-value of at most the (effective) rate."""
-        return self._conformal_quantile(self.ranked_scores(timesteps, bfloat16), false_alarm_rate)
+        return self.quantile_of_good(self.ranked_scores(timesteps, bfloat16), false_alarm_rate)
 
     def pixel_threshold(self, false_alarm_rate, alpha, timesteps, bfloat16=False):
         """Conformal quantile of the largest value in each good image's anomaly map."""
         maxima = self._column(self._table("map_maxima", bfloat16), alpha, timesteps)
-        return self._conformal_quantile(maxima, false_alarm_rate)
+        return self.quantile_of_good(maxima, false_alarm_rate)
 
     def _table(self, name, bfloat16):
         return getattr(self, f"bfloat16_{name}" if bfloat16 else name)
 
-    def _conformal_quantile(self, scores, false_alarm_rate):
-        """The smallest score that leaves whatever is above it with a p-value of at most the effective rate."""
+    def quantile_of_good(self, values, false_alarm_rate=None):
+        """Conformal quantile: the smallest value that at most the effective rate of new good parts lies above.
+
+        Args:
+            values (`torch.Tensor`): something measured of each ranked image, (n,).
+            false_alarm_rate (`float`, *optional*): by default 1 %.
+        """
         allowed = self.effective_rate(false_alarm_rate) * (self.num_ranked_groups + 1) + SLACK
-        scores, order = scores.sort(descending=True)
+        scores, order = values.sort(descending=True)
         above = 1 + self.weights[order].cumsum(dim=0)  # weight of all down to each score, and of the new part
         if above[-1] <= allowed:
             return -math.inf
@@ -1071,7 +1197,7 @@ def timestep_subsets(timesteps):
     return [subset for size in range(1, len(ordered) + 1) for subset in combinations(ordered, size)]
 
 
-# %% category_bank: needs config_checks, feature_gaussian, feature_memory, float32_component, score_calibration
+# %% category_bank: needs config_checks, feature_familiarity, feature_gaussian, feature_memory, float32_component, score_calibration
 """What a checkpoint for several categories of parts keeps for each: references, calibration, brightness and contrast.
 
 The UNet and the feature extractor are shared, the category goes into the UNet as its class label (paper, Table 3).
@@ -1086,7 +1212,7 @@ from diffusers.configuration_utils import register_to_config
 
 
 MAX_CATEGORIES = 200
-MODULES = (*REFERENCES, "calibration")
+MODULES = (*REFERENCES, "familiarity", "calibration")
 """Components that every category has its own of."""
 
 
@@ -1098,6 +1224,7 @@ class CategoryBank(Float32Component, ConfigMixin):
         data_mean, data_std (`list[float]`): brightness and contrast of each category's good images in [-1, 1].
         gaussian_configs, memory_configs, coarse_gaussian_configs, calibration_configs (`list[dict]`): each category's
             configuration of `FeatureGaussian`, `FeatureMemory`, the coarse `FeatureGaussian` and `ScoreCalibration`.
+        familiarity_configs (`list[dict]`, *optional*): that of `FeatureFamiliarity`; earlier checkpoints have none.
 
     Raises:
         ValueError: if the lists are not of one length, or a name or configuration cannot be used.
@@ -1115,6 +1242,7 @@ class CategoryBank(Float32Component, ConfigMixin):
         memory_configs: list[dict],
         coarse_gaussian_configs: list[dict],
         calibration_configs: list[dict],
+        familiarity_configs: list[dict] | None = None,
     ):
         super().__init__()
         check_list("names", names, 1, MAX_CATEGORIES)
@@ -1129,12 +1257,14 @@ class CategoryBank(Float32Component, ConfigMixin):
         self.gaussian = _modules(FeatureGaussian, "gaussian_configs", gaussian_configs, len(names))
         self.memory = _modules(FeatureMemory, "memory_configs", memory_configs, len(names))
         self.coarse_gaussian = _modules(FeatureGaussian, "coarse_gaussian_configs", coarse_gaussian_configs, len(names))
+        if familiarity_configs is not None:
+            self.familiarity = _modules(FeatureFamiliarity, "familiarity_configs", familiarity_configs, len(names))
         self.calibration = _modules(ScoreCalibration, "calibration_configs", calibration_configs, len(names))
 
     def check_values(self):
-        """As that of `ScoreCalibration`, for each of them."""
-        for calibration in self.calibration:
-            calibration.check_values()
+        """As those of `ScoreCalibration` and `FeatureFamiliarity`, for each of them."""
+        for component in (*self.calibration, *(getattr(self, "familiarity", None) or ())):
+            component.check_values()
 
     @classmethod
     def from_pipelines(cls, pipelines):
@@ -1143,6 +1273,8 @@ class CategoryBank(Float32Component, ConfigMixin):
         They are shared, not copied.
         """
         components = {name: [getattr(pipe, name) for pipe in pipelines.values()] for name in MODULES}
+        if None in components["familiarity"]:
+            del components["familiarity"]
         bank = cls(
             names=list(pipelines),
             data_mean=[pipe.config.data_mean for pipe in pipelines.values()],
@@ -1164,7 +1296,7 @@ class CategoryBank(Float32Component, ConfigMixin):
             "class_label": label,
             "data_mean": self.config.data_mean[label],
             "data_std": self.config.data_std[label],
-            **{name: getattr(self, name)[label] for name in MODULES},
+            **{name: getattr(self, name)[label] for name in MODULES if hasattr(self, name)},
         }
 
     def set_calibration(self, name, calibration):
@@ -1222,7 +1354,7 @@ GAUSSIAN_VERSION = 4
 HALF_PRECISION_COMPONENTS = ("unet", "feature_extractor", *REFERENCES, "categories")
 """Stored in float16 where half precision is asked for; training rounds them before they are calibrated."""
 
-FLOAT32_TENSORS = ("feature_", "pixel_", "calibration.")
+FLOAT32_TENSORS = ("feature_", "pixel_", "calibration.", "familiarity.")
 """What begins like this stays in float32 all the same: statistics of pixels, features and scores."""
 
 ENTRY_MODULES = {
@@ -1234,7 +1366,7 @@ ENTRY_MODULES = {
 SAVING = ".saving-"
 """A folder beside the checkpoint that begins like this is being written, or was left by a process that was killed."""
 
-COMPONENTS = ("unet", "scheduler", "feature_extractor", *REFERENCES, "calibration", "categories")
+COMPONENTS = ("unet", "scheduler", "feature_extractor", *REFERENCES, "familiarity", "calibration", "categories")
 
 MODEL_INDEX = "model_index.json"
 
@@ -2549,12 +2681,26 @@ class Measurement(NamedTuple):
     """Maps of a batch before any normalisation, float32, on the score grid.
 
     kl (nats per channel) and feature_error (mean squared error of standardised features) have the shape
-    (batch, timesteps, grid, grid); reference, (batch, references, grid, grid), the distances from good features.
+    (batch, timesteps, grid, grid); reference, (batch, references, grid, grid), the distances from good features;
+    distance, (batch,), that of the whole image from those of the trained kind, NaN where the checkpoint cannot tell.
     """
 
     kl: torch.Tensor
     feature_error: torch.Tensor
     reference: torch.Tensor
+    distance: torch.Tensor
+
+
+class ScoredSamples(NamedTuple):
+    """Scores of a batch, float32, in standard deviations of good images.
+
+    score, (batch,); components, (batch, 2, grid, grid), pixel and feature component on the score grid; unfamiliarity,
+    (batch,), above 1 for an image that is unlike all that the model knows, NaN where it cannot tell.
+    """
+
+    score: torch.Tensor
+    components: torch.Tensor
+    unfamiliarity: torch.Tensor
 
 
 def measure(pipe, samples, timesteps, noise, mixed_precision=None):
@@ -2564,6 +2710,7 @@ def measure(pipe, samples, timesteps, noise, mixed_precision=None):
     sample = samples.to(device)
     features = pipe.feature_extractor(sample)
     distances = [resize_map(reference(features), (grid, grid)) for reference in pipe.references]
+    of_image = features.new_full((batch,), torch.nan) if pipe.familiarity is None else pipe.familiarity(features)
     sample = normalize_contrast(sample, pipe.config.data_mean, pipe.config.data_std)
     sample = sample.repeat_interleave(count, dim=0)
     t = torch.tensor(timesteps, device=device).repeat(batch)
@@ -2585,6 +2732,7 @@ def measure(pipe, samples, timesteps, noise, mixed_precision=None):
         F.adaptive_avg_pool2d(kl.unflatten(0, (batch, count)), grid),
         F.adaptive_avg_pool2d(feature_error, grid),
         torch.stack(distances, dim=1) if distances else kl.new_zeros(batch, 0, grid, grid),
+        of_image,
     )
 
 
@@ -2636,16 +2784,18 @@ def check_fit(pipe):
     check_whole("the resolution, sample_size times patch_size,", pipe.resolution, 1, MAX_RESOLUTION)
     check_timesteps(pipe.config.timesteps, len(alphas_cumprod))
     if pipe.categories is None:
-        _check_category_fit(pipe, *(pipe.components[name] for name in REFERENCES), pipe.calibration)
+        _check_category_fit(pipe, *(pipe.components[name] for name in REFERENCES), pipe.familiarity, pipe.calibration)
         return
     bank = pipe.categories
     if classes != len(bank.config.names):
         raise ValueError(f"the unet knows {classes} categories, but there are {len(bank.config.names)}.")
-    for components in zip(*(getattr(bank, name) for name in REFERENCES), bank.calibration, strict=True):
+    familiarities = getattr(bank, "familiarity", [None] * len(bank.config.names))
+    references = (getattr(bank, name) for name in REFERENCES)
+    for components in zip(*references, familiarities, bank.calibration, strict=True):
         _check_category_fit(pipe, *components)
 
 
-def _check_category_fit(pipe, gaussian, memory, coarse_gaussian, calibration):
+def _check_category_fit(pipe, gaussian, memory, coarse_gaussian, familiarity, calibration):
     features = pipe.feature_extractor.num_features
     for name, reference in zip(REFERENCES, (gaussian, memory, coarse_gaussian), strict=True):
         if reference is None or (name == "coarse_gaussian" and reference.config.num_features <= features):
@@ -2654,8 +2804,15 @@ def _check_category_fit(pipe, gaussian, memory, coarse_gaussian, calibration):
             raise ValueError(
                 f"the {name} is one of {reference.config.num_features} features, the feature_extractor has {features}."
             )
+    if familiarity is not None and familiarity.config.num_features != features:
+        raise ValueError(
+            f"the familiarity is one of {familiarity.config.num_features} features, the feature_extractor has "
+            f"{features}."
+        )
     if calibration is None:
         return
+    if familiarity is None and calibration.config.unfamiliar_distance is not None:
+        raise ValueError("the calibration has a limit for unfamiliar images, but there is no familiarity to measure.")
     config = calibration.config
     if (config.resolution, config.grid_size) != (pipe.resolution, pipe.config.score_grid):
         raise ValueError(
@@ -2666,7 +2823,7 @@ def _check_category_fit(pipe, gaussian, memory, coarse_gaussian, calibration):
         check_whole("the calibration's timesteps", timestep, 0, len(pipe.scheduler.alphas_cumprod) - 1)
 
 
-# %% pipeline_base: needs anomaly_maps, category_bank, checkpoint_loading, checkpoint_saving, config_checks, denoising_network, feature_extraction, feature_gaussian, feature_memory, image_preprocessing, measurement, model_checks, safetensors_only, score_calibration
+# %% pipeline_base: needs anomaly_maps, category_bank, checkpoint_loading, checkpoint_saving, config_checks, denoising_network, feature_extraction, feature_familiarity, feature_gaussian, feature_memory, image_preprocessing, measurement, model_checks, safetensors_only, score_calibration
 """What every pipeline of a checkpoint does alike: load, save, choose a category, measure an image (Eq. 9 and 10)."""
 
 import logging
@@ -2699,8 +2856,10 @@ class TrainedModel:
         memory (`FeatureMemory`, *optional*): features of good parts at any place.
         coarse_gaussian (`FeatureGaussian`, *optional*): as the other Gaussian, of the coarsest features on a coarser
             grid: what is odd only as a whole.
+        familiarity (`FeatureFamiliarity`, *optional*): what images of the trained kind look like as a whole; without it
+            `is_unfamiliar` is always False.
         calibration (`ScoreCalibration`, *optional*): what good images score; without it only `measure` works.
-        categories (`CategoryBank`, *optional*): for several categories, what belongs to each; the other four are then
+        categories (`CategoryBank`, *optional*): for several categories, what belongs to each; the other five are then
             left out.
         patch_size (`int`): pixel-unshuffle factor of the UNet.
         data_mean, data_std (`float`): brightness and contrast of good images in [-1, 1]; see `normalize_contrast`.
@@ -2719,7 +2878,7 @@ class TrainedModel:
     _warned_of_precision = False
     model_cpu_offload_seq = "feature_extractor->unet"
     _exclude_from_cpu_offload: ClassVar = ["calibration", "categories"]  # their tables are read, no network is run
-    _optional_components: ClassVar = [*REFERENCES, "calibration", "categories"]
+    _optional_components: ClassVar = [*REFERENCES, "familiarity", "calibration", "categories"]
 
     def __init__(
         self,
@@ -2729,6 +2888,7 @@ class TrainedModel:
         gaussian: ModelMixin | None = None,
         memory: ModelMixin | None = None,
         coarse_gaussian: ModelMixin | None = None,
+        familiarity: ModelMixin | None = None,
         calibration: ModelMixin | None = None,
         categories: ModelMixin | None = None,
         patch_size: int = 4,
@@ -2757,6 +2917,7 @@ class TrainedModel:
             gaussian=gaussian,
             memory=memory,
             coarse_gaussian=coarse_gaussian,
+            familiarity=familiarity,
             calibration=calibration,
             categories=categories,
         )
@@ -2827,12 +2988,18 @@ class TrainedModel:
 
     @torch.inference_mode()
     def score(self, samples, timesteps, noise):
-        """Anomaly score of each sample, (batch,), and both components on the score grid, (batch, 2, grid, grid).
+        """Judge samples by the calibration; arguments are those of `measure`.
 
-        Arguments are those of `measure`.
+        Returns:
+            `ScoredSamples`.
         """
-        components = self.calibration.standardize(self.measure(samples, timesteps, noise), timesteps)
-        return self.calibration.image_score(components, timesteps), self.calibration.two_components(components)
+        measured, calibration = self.measure(samples, timesteps, noise), self.calibration
+        components = calibration.standardize(measured, timesteps)
+        return ScoredSamples(
+            calibration.image_score(components, timesteps),
+            calibration.two_components(components),
+            calibration.unfamiliarity(measured.distance),
+        )
 
     def predict(self, noisy_sample, timesteps, mixed_precision=None):
         """Noise, variance and features that the UNet predicts for x_t; see `denoising_network.predict`.
@@ -2871,6 +3038,7 @@ class TrainedModel:
             "gaussian": FeatureGaussian,
             "memory": FeatureMemory,
             "coarse_gaussian": FeatureGaussian,
+            "familiarity": FeatureFamiliarity,
             "calibration": ScoreCalibration,
             "categories": CategoryBank,
         }
@@ -3746,8 +3914,8 @@ def eq12_gradient(pipe, sample, use_memory):
 def score_square(pipe, square):
     """Score of a square in [-1, 1], `float`, and its components, as `pipe.score` returns them."""
     timesteps = list(pipe.config.timesteps)
-    score, components = pipe.score(square, timesteps, pipe.calibration.noise_fields(timesteps))
-    return score.item(), components
+    scored = pipe.score(square, timesteps, pipe.calibration.noise_fields(timesteps))
+    return scored.score.item(), scored.components
 
 
 def accepts(pipe, score, rate):

@@ -51,6 +51,12 @@ class LoadedCheckpoints:
                 found = self._find(folder) or self._read(folder, folder.name)
         return found[category]
 
+    def find(self, folder, category):
+        """`Pipelines` as `pipelines` returns them, or None if they would have to be read."""
+        with self._looking:
+            found = self._kept.get(folder)
+        return None if found is None else found.get(category)
+
     def read(self, folder, name):
         """Read a checkpoint (`Path`) that people know as `name` (`str`), also if it is here already.
 

@@ -145,6 +145,23 @@ class ModelShelf:
             raise ValueError(f"there is no model {str(name)[:100]!r}; choose one of {', '.join(self.names)}.")
         return self._models[name]
 
+    def models_that_know(self, image, unlike):
+        """Names of models to which an image is familiar, those first to which it is most; only ones that are in memory.
+
+        Args:
+            image (`np.ndarray`): as `to_rgb` makes it.
+            unlike (`Model`): one that it is not familiar to.
+        """
+        found = {}
+        for model in list(self._models.values()):
+            pipelines = self._loaded.find(model.folder, model.category)
+            if model is unlike or pipelines is None:
+                continue
+            unfamiliarity = pipelines.scoring.unfamiliarity(image)[0]
+            if unfamiliarity <= 1:
+                found[model.name] = unfamiliarity
+        return sorted(found, key=found.get)
+
     def add(self, source, name=None):
         """Load a checkpoint folder or Hub id. Returns the names of its models: one, or one for each category.
 

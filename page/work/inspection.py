@@ -15,6 +15,7 @@ from pipelines.image_preprocessing import as_uint8, misfit_of
 from pipelines.verdicts import decide
 from rendering.heat_map import outline, overlay, saturation_of, shrink
 from rendering.regions import find_regions
+from training.inference.score_table import known_number
 
 KEPT_INSPECTIONS = 48
 KEPT_PIXELS = 12_000_000
@@ -39,6 +40,9 @@ class Verdict(TypedDict):
 
     `warning` says what makes the answer doubtful, such as a depth that the model does not know; "" if nothing does. At
     most `MAX_REGIONS` regions are listed, the largest. Where every part is rejected, at 100 %, thresholds are None.
+    `is_unfamiliar` says that the image is unlike anything the model was calibrated on, so that nothing else means
+    anything; then `fitting_models` are others that know such images. `unfamiliarity` is above 1 for these, and None
+    where the model cannot tell.
     """
 
     file: str
@@ -55,6 +59,9 @@ class Verdict(TypedDict):
     height: int
     regions: list[Region]
     warning: str
+    is_unfamiliar: bool
+    unfamiliarity: float | None
+    fitting_models: list[str]
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +77,8 @@ class Inspection:
         anomaly_map, kl_map, feature_map (`np.ndarray`): float32, (height, width).
         score (`float`): the anomaly score.
         warning (`str`): what makes it doubtful; "" if nothing does.
+        unfamiliarity (`float`, *optional*): as in `AnomalyScoringOutput`; None where the model cannot tell.
+        fitting_models (`tuple[str]`): of an unfamiliar image, other models that know such images.
     """
 
     model: str
@@ -86,6 +95,13 @@ class Inspection:
     feature_map: np.ndarray
     score: float
     warning: str
+    unfamiliarity: float | None
+    fitting_models: tuple
+
+    @property
+    def is_unfamiliar(self):
+        """Whether the image is unlike anything that the model was calibrated on."""
+        return self.unfamiliarity is not None and self.unfamiliarity > 1
 
     @property
     def scale(self):
@@ -126,7 +142,8 @@ class Inspector:
                 return self._kept[key]
         with self.shelf.turns.take():
             output = model.score(image, timesteps=list(timesteps), alpha=alpha)
-        inspection = _drawn(model, image, file, output, timesteps, alpha)
+            fitting = self.shelf.models_that_know(image, model) if output.is_unfamiliar[0] else ()
+        inspection = _drawn(model, image, file, output, timesteps, alpha, fitting=fitting)
         with self._lock:
             self._kept[key] = inspection
             while len(self._kept) > KEPT_INSPECTIONS or self._kept_pixels() > KEPT_PIXELS:
@@ -150,9 +167,13 @@ class Inspector:
         model = self.shelf.get(model_name)
         with self.shelf.turns.take():
             output = model.score(list(images), batch_size=len(images))
+            fitting = [
+                self.shelf.models_that_know(image, model) if unfamiliar else ()
+                for image, unfamiliar in zip(images, output.is_unfamiliar, strict=True)
+            ]
         settings = (tuple(sorted(model.timesteps)), model.alpha)
         return [
-            _drawn(model, image, file, output, *settings, index)
+            _drawn(model, image, file, output, *settings, index, fitting[index])
             for index, (image, file) in enumerate(zip(images, files, strict=True))
         ]
 
@@ -192,6 +213,9 @@ class Inspector:
             "height": inspection.size[0],
             "regions": regions[:MAX_REGIONS],
             "warning": inspection.warning,
+            "is_unfamiliar": inspection.is_unfamiliar,
+            "unfamiliarity": inspection.unfamiliarity,
+            "fitting_models": list(inspection.fitting_models),
         }
         return numbers, mask
 
@@ -216,7 +240,7 @@ def check_percent(percent):
     return percent
 
 
-def _drawn(model, image, file, output, timesteps, alpha, index=0):
+def _drawn(model, image, file, output, timesteps, alpha, index=0, fitting=()):
     scoring = model.scoring
     maps = [output.anomaly_map[index], output.kl_map[index], output.feature_map[index]]
     size = maps[0].shape
@@ -229,7 +253,9 @@ def _drawn(model, image, file, output, timesteps, alpha, index=0):
     maps = (anomaly_map, kl_map, feature_map)
     score, warning = float(output.anomaly_score[index]), f"{file} {misfit}" if misfit else ""
     computed = (alpha, timesteps, scoring.uses_bfloat16())
-    return Inspection(model.name, file, size, *computed, drawn, heat, saturation, *maps, score, warning)
+    unfamiliarity = known_number(output.unfamiliarity[index])
+    found = (score, warning, unfamiliarity, tuple(fitting))
+    return Inspection(model.name, file, size, *computed, drawn, heat, saturation, *maps, *found)
 
 
 def _finite(threshold):

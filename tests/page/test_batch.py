@@ -182,7 +182,7 @@ def test_no_cell_is_a_formula(text):
 
 def test_plain_text_and_negative_scores_are_written_as_they_are():
     cells = ScoreRow("a-1=2.png", "good", -0.25, 0.5, 3, 0.125).cells()
-    assert cells == dict(zip(COLUMNS, ["a-1=2.png", "good", "-0.2500", "0.5000", "3", "0.125000", ""], strict=True))
+    assert cells == dict(zip(COLUMNS, ["a-1=2.png", "good", "-0.2500", "0.5000", "3", "0.125000", "", ""], strict=True))
 
 
 # Drift

@@ -25,6 +25,7 @@ COMPONENTS = {
     "feature_extractor": ("feature_extraction", "TimmFeatureExtractor"),
     "gaussian": ("feature_gaussian", "FeatureGaussian"),
     "coarse_gaussian": ("feature_gaussian", "FeatureGaussian"),
+    "familiarity": ("feature_familiarity", "FeatureFamiliarity"),
     "memory": ("feature_memory", "FeatureMemory"),
     "calibration": ("score_calibration", "ScoreCalibration"),
     "categories": ("category_bank", "CategoryBank"),

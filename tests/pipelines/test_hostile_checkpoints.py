@@ -200,6 +200,10 @@ CONFIGS = {
     "a stride that is none": (changed(EXTRACTOR, feature_strides=["x"]), ["feature_extractor", "feature_strides"]),
     "deviation 0 of pixels": (changed(EXTRACTOR, image_std=[0, 1, 1]), ["feature_extractor", "image_std"]),
     "a huge grid": (changed(EXTRACTOR, grid_size=HUGE), ["feature_extractor", "grid_size"]),
+    "a familiarity of more axes than it has directions": (
+        changed("familiarity/config.json", num_axes=1000),
+        ["familiarity", "num_axes"],
+    ),
     "a bank without rows": (changed(MEMORY, size=0), ["memory", "size"]),
     "a bank of 10**9 rows": (changed(MEMORY, size=HUGE), ["memory", "size"]),
     "a bank of 10**6 rows": (changed(MEMORY, size=10**6), ["memory", "bank", "1000000"]),
@@ -332,6 +336,10 @@ FILES = {
     "deviation 0 of features": (
         tensors("feature_extractor", feature_std=lambda t: t * 0),
         ["feature_extractor", "feature_std"],
+    ),
+    "a familiarity without variance": (
+        tensors("familiarity", ridge=lambda t: 0 * t),
+        ["familiarity", "not above 0"],
     ),
     "an empty bank": (tensors("memory", bank=lambda t: t[:0]), ["memory", "bank", "0×192"]),
     "a list of weights": (

@@ -65,10 +65,11 @@ def check_sensitivity(replaced, calibration):
 
     Raises:
         ValueError: if it finds less than `MIN_KEPT` of what the one that it replaces found, or, where that is not
-            known, hardly more than it rejects of good parts.
+            known, hardly more than it rejects of good parts. A model that was blind before has nothing to lose.
     """
     before, after = replaced.config.synthetic_rejected, calibration.config.synthetic_rejected
-    if after >= (MIN_LIFT * calibration.effective_rate() if before is None else MIN_KEPT * before):
+    blind, was_blind = MIN_LIFT * calibration.effective_rate(), MIN_LIFT * replaced.effective_rate()
+    if after >= (blind if before is None else MIN_KEPT * before if before >= was_blind else 0):
         return
     formerly = "" if before is None else f" (of {before:.0%} before)"
     raise ValueError(

@@ -57,7 +57,7 @@ class ScoreRow:
 
 def scored_row(file, output, index, misfit=None):
     """The row of one image of an `AnomalyScoringOutput`, which holds arrays; `misfit` is that of `misfit_of`."""
-    mask, unfamiliarity = output.pred_mask[index], float(output.unfamiliarity[index])
+    mask = output.pred_mask[index]
     verdict = "defect" if output.is_anomalous[index] else "good"
     return ScoreRow(
         file,
@@ -67,8 +67,13 @@ def scored_row(file, output, index, misfit=None):
         int(mask.sum()),
         float(mask.mean()),
         f"{file} {misfit}" if misfit else "",
-        None if math.isnan(unfamiliarity) else unfamiliarity,
+        known_number(output.unfamiliarity[index]),
     )
+
+
+def known_number(value):
+    """A number as `float`, or None where it is NaN: neither JSON nor a table has that."""
+    return None if math.isnan(value) else float(value)
 
 
 def unreadable_row(file, error):

@@ -197,6 +197,12 @@ def check_calibration_settings(config):
     for name in ("planted_pro", "planted_image_auroc"):
         if config[name] is not None:
             check_number(name, config[name], 0, 1 + 1e-6)  # a mean of ones may be rounded up
+    for name in ("unfamiliar_share", "synthetic_rejected"):
+        if config[name] is not None:
+            check_number(name, config[name], 0, 1)
+    for name in ("unfamiliar_distance", "first_unfamiliar_distance"):
+        if config[name] is not None:
+            check_number(name, config[name], 1e-6, 1e9)
     for images, groups in (("num_ranked", "num_groups"), ("num_fitted", "num_fitted_groups")):
         check_whole(images, config[images], 1, 1_000_000)
         if config[groups] is not None:
@@ -362,6 +368,13 @@ class ScoreCalibration(Float32Component, ConfigMixin):
         num_fitted_groups (`int`, *optional*): the same of the images that the normalisation was fitted on.
         cross_fitted (`bool`): both sets are the same images, normalised in turn by the others. The rate is then an
             estimate, not a guarantee.
+        unfamiliar_distance (`float`, *optional*): an image whose distance (`FeatureFamiliarity`) is larger is unlike
+            all that the model was calibrated on; None where that is not known.
+        first_unfamiliar_distance (`float`, *optional*): the same of the calibration that the model was trained with,
+            which a recalibration is held against.
+        unfamiliar_share (`float`, *optional*): of the images of a recalibration, the share that lies beyond that.
+        synthetic_rejected (`float`, *optional*): share of good images with a synthetic defect that are rejected at the
+            default rate.
         bfloat16_deviation (`float`, *optional*): largest difference of a good image's score between bfloat16 and
             float32, in standard deviations of the good scores; None if not measured.
         ranks_bfloat16 (`bool`): whether the ranked images were scored in bfloat16 as well, so that verdicts in that
@@ -404,6 +417,10 @@ class ScoreCalibration(Float32Component, ConfigMixin):
         num_groups: int | None = None,
         num_fitted_groups: int | None = None,
         cross_fitted: bool = False,
+        unfamiliar_distance: float | None = None,
+        first_unfamiliar_distance: float | None = None,
+        unfamiliar_share: float | None = None,
+        synthetic_rejected: float | None = None,
         bfloat16_deviation: float | None = None,
         ranks_bfloat16: bool = False,
     ):
@@ -501,6 +518,18 @@ class ScoreCalibration(Float32Component, ConfigMixin):
         """
         return self._combined_score(worst_mean(components), timesteps)
 
+    def unfamiliarity(self, distance):
+        """How unlike all that the model was calibrated on images are, float32, (batch,); above 1, another kind.
+
+        Args:
+            distance (`torch.Tensor`): of `Measurement`, (batch,).
+
+        Returns:
+            `torch.Tensor`: NaN where it is not known.
+        """
+        limit = self.config.unfamiliar_distance
+        return distance / limit if limit is not None else torch.full_like(distance, torch.nan)
+
     def effective_rate(self, false_alarm_rate=None):
         """The promised false alarm rate: the one asked for, but no smaller than 1 / (g + 1), g the ranked parts.
 
@@ -540,20 +569,25 @@ class ScoreCalibration(Float32Component, ConfigMixin):
 
     def image_threshold(self, false_alarm_rate, timesteps, bfloat16=False):
         """An image whose score is above this has a p-value of at most the (effective) rate."""
-        return self._conformal_quantile(self.ranked_scores(timesteps, bfloat16), false_alarm_rate)
+        return self.quantile_of_good(self.ranked_scores(timesteps, bfloat16), false_alarm_rate)
 
     def pixel_threshold(self, false_alarm_rate, alpha, timesteps, bfloat16=False):
         """Conformal quantile of the largest value in each good image's anomaly map."""
         maxima = self._column(self._table("map_maxima", bfloat16), alpha, timesteps)
-        return self._conformal_quantile(maxima, false_alarm_rate)
+        return self.quantile_of_good(maxima, false_alarm_rate)
 
     def _table(self, name, bfloat16):
         return getattr(self, f"bfloat16_{name}" if bfloat16 else name)
 
-    def _conformal_quantile(self, scores, false_alarm_rate):
-        """The smallest score that leaves whatever is above it with a p-value of at most the effective rate."""
+    def quantile_of_good(self, values, false_alarm_rate=None):
+        """Conformal quantile: the smallest value that at most the effective rate of new good parts lies above.
+
+        Args:
+            values (`torch.Tensor`): something measured of each ranked image, (n,).
+            false_alarm_rate (`float`, *optional*): by default 1 %.
+        """
         allowed = self.effective_rate(false_alarm_rate) * (self.num_ranked_groups + 1) + SLACK
-        scores, order = scores.sort(descending=True)
+        scores, order = values.sort(descending=True)
         above = 1 + self.weights[order].cumsum(dim=0)  # weight of all down to each score, and of the new part
         if above[-1] <= allowed:
             return -math.inf
