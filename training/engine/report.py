@@ -23,6 +23,7 @@ from rendering.words import count_of, duration
 from training.cli.repeat_command import repeat_command
 from training.engine.validation import image_of
 from training.fitting.promise import describe_promise
+from training.fitting.recalibration import warning_of
 from training.records.checkpoint_contents import REPORT
 from training.records.progress import loss_curve, read_progress, separation_curve
 from training.records.training_record import settings_to_record
@@ -192,7 +193,7 @@ def _category_section(pipe, images, validated, sheet, seed):
     calibration, timesteps = pipe.calibration, list(pipe.config.timesteps)
     rate, bfloat16 = calibration.effective_rate(), pipe.uses_bfloat16()
     threshold = calibration.image_threshold(None, timesteps, bfloat16)
-    yield html.paragraph(f"It was {describe_promise(calibration)}")
+    yield html.paragraph(f"It was {describe_promise(calibration)} {warning_of(calibration)}".strip())
     good = calibration.ranked_scores(timesteps, bfloat16).cpu().numpy()
     synthetic = np.empty(0) if validated is None else _synthetic_scores(pipe, validated)
     caption = (

@@ -10,6 +10,7 @@ import re
 from rendering.words import one_line
 from training.cli.repeat_command import repeat_command
 from training.fitting.promise import describe_promise
+from training.fitting.recalibration import warning_of
 from training.hub.card_front_matter import TITLES
 from training.records.measured_results import ALL
 
@@ -114,7 +115,7 @@ def promise_section(calibrations):
     lines = ["## What is promised", ""]
     for category, calibration in calibrations.items():
         said = (
-            describe_promise(calibration)
+            f"{describe_promise(calibration)} {warning_of(calibration)}".strip()
             if calibration is not None
             else "not calibrated: it gives maps, but no verdict."
         )
@@ -122,8 +123,8 @@ def promise_section(calibrations):
     lines += [
         "",
         "The promise is about good parts, pictured like those of the calibration: same kind of part, camera, light and "
-        "framing. It is an average over calibrations, not a bound for each single one; after a change, recalibrate on "
-        "new good images. Nothing is promised about how many defects are found: see the results.",
+        "framing. `result.is_unfamiliar[0]` says where an image shows something else. The promise is an average over "
+        "calibrations, not a bound for each single one; after a change, recalibrate on new good images. Nothing is promised about how many defects are found: see the results.",
     ]
     return "\n".join(lines)
 
