@@ -124,7 +124,8 @@ def promise_section(calibrations):
         "",
         "The promise is about good parts, pictured like those of the calibration: same kind of part, camera, light and "
         "framing. `result.is_unfamiliar[0]` says where an image shows something else. The promise is an average over "
-        "calibrations, not a bound for each single one; after a change, recalibrate on new good images. Nothing is promised about how many defects are found: see the results.",
+        "calibrations, not a bound for each single one; after a change, recalibrate on new good images. "
+        "Nothing is promised about how many defects are found: see the results.",
     ]
     return "\n".join(lines)
 
