@@ -78,12 +78,12 @@ def write_image(path, content, name):
 
 
 def save_image(path, image, quality):
-    """Encode an image as the path's suffix says, JPEG with a quality; errors are those of `write_new`."""
+    """Encode an image as the suffix says, JPEG without subsampling of colour; errors are those of `write_new`."""
     stream = io.BytesIO()
     if path.suffix == ".png":
         image.save(stream, "PNG", optimize=True)
     else:
-        image.save(stream, "JPEG", quality=quality)
+        image.save(stream, "JPEG", quality=quality, subsampling=0)
     write_new(path, stream.getvalue())
 
 

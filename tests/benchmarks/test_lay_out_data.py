@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from archives import encoded, write_archive
 from PIL import Image
+from PIL.JpegImagePlugin import get_sampling
 from sentences import refused
 
 from benchmarks.data_sets import CATEGORIES, counted
@@ -63,6 +64,7 @@ def test_colour_images_become_jpeg_files(tmp_path):
     lay_out(write_archive(tmp_path / "bottle.tar.xz", files), tmp_path, [SCREW, BOTTLE])
     image = Image.open(tmp_path / "bottle/train/good/000.jpg")
     assert (image.size, image.mode, image.format) == ((5, 5), "RGB", "JPEG")
+    assert get_sampling(image) == 0  # colour as fine as brightness
     assert np.abs(np.asarray(image).astype(int) - (200, 100, 50)).max() < 4
     assert pixels(tmp_path / "bottle/ground_truth/contamination/000_mask.png").min() == 255
 
