@@ -9,15 +9,16 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from page.context import Page
-from page.server.gradio_internals import answer_mcp_in_json, mcp_is_possible, refuse_urls
+from page.server.gradio_internals import answer_mcp_in_json, describe_endpoints, mcp_is_possible, refuse_urls
 from page.server.request_limits import REFUSALS, RequestLimits
 from page.server.settings import KEPT_SECONDS
 from page.server.user_errors import answer_in_one_sentence
-from page.service import build_service
+from page.service import IMAGE_ARGUMENTS, build_service
 from page.style import CSS, HEAD, THEME
 from page.tabs.batch_tab import build_batch_tab
-from page.tabs.how_it_works import build_how_it_works_tab
-from page.tabs.inspect_tab import build_inspect_tab, inspect_examples
+from page.tabs.examples import inspect_examples
+from page.tabs.how_it_works import build_how_it_works_tab, source_links
+from page.tabs.inspect_tab import build_inspect_tab
 from page.tabs.models_tab import build_models_tab
 from page.tabs.repair_tab import build_repair_tab
 from page.tabs.train_tab import build_train_tab
@@ -44,7 +45,7 @@ def build_page(settings, shelf, training_options=()):
     with gr.Blocks(title="Defect inspection", analytics_enabled=False, delete_cache=kept) as demo:
         with gr.Row():
             with gr.Column(scale=3, min_width=320):
-                gr.Markdown(TITLE)
+                gr.Markdown(f"{TITLE} {source_links()}")
             with gr.Column(scale=2, min_width=280):
                 page.model = gr.Dropdown(
                     shelf.names,
@@ -55,7 +56,7 @@ def build_page(settings, shelf, training_options=()):
                 )
         with gr.Tabs(selected="inspect") as page.tabs:
             with gr.Tab("Inspect", id="inspect"):
-                build_inspect_tab(page)
+                build_inspect_tab(page, demo)
             with gr.Tab("Repair", id="repair") as repair:
                 build_repair_tab(page, repair)
             with gr.Tab("Batch", id="batch"):
@@ -70,8 +71,11 @@ def build_page(settings, shelf, training_options=()):
         build_service(page)
         demo.load(functools.partial(_offer_models, page), None, page.model, api_visibility="private")
     refuse_urls(demo)
+    describe_endpoints(demo, IMAGE_ARGUMENTS)
     demo.shelf = shelf
-    threading.Thread(target=inspect_examples, args=(page,), daemon=True).start()  # a click then answers at once
+    threading.Thread(
+        target=inspect_examples, args=(page,), name="examples", daemon=True
+    ).start()  # a click then answers at once
     return demo.queue(default_concurrency_limit=4, max_size=64)
 
 

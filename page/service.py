@@ -11,11 +11,15 @@ import gradio as gr
 import numpy as np
 from gradio.data_classes import FileData
 
+from page.server.gradio_internals import EXAMPLE_FILE
 from page.server.settings import IMAGES_AT_ONCE, PIXELS_AT_ONCE
 from page.server.uploads import as_png, keep_answer, uploaded_image
 from page.server.user_errors import answer_in_one_sentence
 from page.work.inspection import Verdict, check_percent
 from page.work.repairing import Repair
+
+IMAGE_ARGUMENTS = {"picture": EXAMPLE_FILE, "pictures": [EXAMPLE_FILE], "mask": EXAMPLE_FILE}
+"""What takes an image, with an example of it, for `describe_endpoints`."""
 
 
 class ImageMeta(TypedDict):
@@ -87,12 +91,12 @@ class Service:
         The model has seen good parts only. Of good parts, at most the chosen share is rejected.
 
         Args:
-            picture: "data:image/png;base64,…" or the path of an upload (gradio_client: handle_file). No web address.
+            picture: the image, handle_file("part.png") from Python; also "data:image/png;base64,…". No web address.
             model: what kind of part it is, a name that the endpoint models lists; "" takes the first.
             false_alarm_percent: share of good parts that may be rejected, above 0 to 100; the model's default without.
 
         Returns:
-            verdict: numbers; is_anomalous, p_value (share of good parts that score as high), regions in pixels
+            verdict: numbers; is_anomalous, p_value (share of good parts scoring at least as high), regions in pixels
             overlay: PNG, the image under its heat map with the defect outlined, at most 1024 pixels long
             mask: PNG of the same size, 255 where the defect is
         """
@@ -110,7 +114,7 @@ class Service:
         """Find defects in many images of one kind of part. An image that cannot be read is an entry with its reason.
 
         Args:
-            pictures: each as the endpoint inspect takes it.
+            pictures: images, [handle_file("1.png"), handle_file("2.png")] from Python; also data: URIs as in inspect.
             model: what kind of part it is, a name that the endpoint models lists; "" takes the first.
             false_alarm_percent: share of good parts that may be rejected, above 0 to 100; the model's default without.
 
@@ -141,10 +145,10 @@ class Service:
         Takes seconds; inspections of others go first.
 
         Args:
-            picture: "data:image/png;base64,…" or the path of an upload (gradio_client: handle_file). No web address.
+            picture: the image, handle_file("part.png") from Python; also "data:image/png;base64,…". No web address.
             model: what kind of part it is, a name that the endpoint models lists; "" takes the first.
             false_alarm_percent: share of good parts that may be rejected, above 0 to 100; the model's default without.
-            mask: the region to repaint, an image of the same size, not black there; without it what inspect finds.
+            mask: the region to repaint, an image of the same size, not black there; without it, what inspect finds.
 
         Returns:
             answer: is_accepted says whether the repaired image passes for a good part

@@ -42,6 +42,33 @@ table.regions tr + tr { border-top: 1px solid var(--border-color-primary) !impor
 table.results td { white-space: nowrap }
 table.results td:not(:first-child), table.results th:not(:first-child) { text-align: right }
 .wide { overflow-x: auto }
+.verdict details { margin-top: 4px }
+.verdict summary { cursor: pointer }
+.clear > label { position: static !important; border: 0; box-shadow: none }
+.clear .icon-button-wrapper { top: 0; right: 0; border: 0 }
+#comparison .image-container { position: static }
+#part { display: flex; flex-direction: column }
+#part .image-container { flex: 1; min-height: 0; height: auto }
+:has(> #view) { background: none; border: 0 }
+#view { display: flex; flex-wrap: wrap; align-items: center; gap: 4px 12px; padding: 0; border: 0; background: none }
+#view > span { margin: 0 }
+#examples .grid-wrap { min-height: 0; padding: 4px 8px 8px }
+#examples .grid-container { grid-template-columns: repeat(5, 1fr); grid-auto-rows: auto; grid-template-rows: none }
+#examples .caption-label { position: static; display: block; max-width: none; border: 0; padding: 2px 4px }
+#examples .thumbnail-item { display: flex; flex-direction: column; height: auto; aspect-ratio: auto }
+#examples img { aspect-ratio: 1; object-fit: cover; width: 100%; height: auto }
+@media (max-width: 767px) {
+  #inspect { flex-direction: column }
+  #part { height: 220px !important; min-height: 0 }
+  #question, #answer { display: contents }
+  #example-box { order: 1 }
+  #verdict { order: 2 }
+  #rate { order: 3 }
+  #found { order: 4 }
+  #more { order: 5 }
+  #examples .grid-container { display: flex; overflow-x: auto }
+  #examples .gallery-item { flex: 0 0 76px }
+}
 .scale .mark { width: fit-content; position: relative; transform: translateX(-50%); white-space: nowrap }
 """
 
@@ -77,7 +104,18 @@ document.addEventListener("drop", (event) => {
   input.files = event.dataTransfer.files
   input.dispatchEvent(new Event("change", { bubbles: true }))
 }, true)
+
+const ofArgument = /^The input value that is provided in the ".*?" \\S+\\s+component\\.\\s*/s
+const ofAnswer = /^The output value that appears in the "(.*)" \\S+\\s+component\\.\\s*$/s
+new MutationObserver(() => {
+  for (const words of document.querySelectorAll(".api-docs p.desc")) {
+    const said = words.textContent.trim()
+    const plain = said.replace(ofArgument, "").replace(ofAnswer, "$1")
+    if (plain !== said) words.firstChild.nodeValue = plain
+  }
+}).observe(document, { childList: true, subtree: true })
 </script>
 """.replace("NAMES", "|".join(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES))
 """Browsers show no TIFF, and no damaged file: say so instead of a broken image. Many know no type for HEIC, JPEG 2000
-or TGA, so that Gradio would take the file for no image: it is told the type that the file's name says."""
+or TGA, so that Gradio would take the file for no image: it is told the type that the file's name says. "Use via API"
+speaks of components, of which endpoints have none: what remains is what `describe_endpoints` says."""

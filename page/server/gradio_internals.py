@@ -4,18 +4,21 @@
   input with a traceback. There is no setting for either.
 - `postprocess_output_data` of its MCP server is wrapped (`answer_mcp_in_json`): it writes numbers as Python does, and
   MCP clients read JSON.
+- `get_api_info` is wrapped (`describe_endpoints`): "Use via API" would describe the arguments of endpoints without
+  widgets as those of "the 1st Api component", and would show no way to give an image. `gr.api` takes no descriptions.
 - `FnIndexInferError` is what a call by a name that there is not ends in; `request_limits.py` answers it.
 - `get_upload_folder` and `is_in_or_equal` say where uploads lie, so that no other file is served or read.
 """
 
 import contextlib
+import functools
 import json
 
 import gradio as gr
 from gradio.components.api_component import Api
 from gradio.exceptions import InvalidPathError
 from gradio.route_utils import FnIndexInferError
-from gradio.utils import get_upload_folder, is_in_or_equal
+from gradio.utils import get_function_description, get_upload_folder, is_in_or_equal
 from gradio_client.utils import is_file_obj_with_meta, is_http_url_like
 from PIL import Image
 
@@ -24,6 +27,7 @@ from page.server.user_errors import MISFIT, NO_IMAGE, NOT_UPLOADED, URLS_REFUSED
 __all__ = [
     "FnIndexInferError",
     "answer_mcp_in_json",
+    "describe_endpoints",
     "get_upload_folder",
     "is_http_url_like",
     "is_in_or_equal",
@@ -65,6 +69,46 @@ def _names_address(value):
         path = value.get("path")
         return is_http_url_like(path) or any(map(_names_address, value.values()))
     return isinstance(value, (list, tuple)) and any(map(_names_address, value))
+
+
+EXAMPLE_FILE = {"path": "part.png", "url": "part.png", "meta": {"_type": "gradio.FileData"}}
+
+
+def describe_endpoints(demo, images):
+    """Let "Use via API" say of arguments and answers what the functions' docstrings do, and give images as files.
+
+    JSON schemas, which clients hold arguments against, stay as they are: this is for reading alone.
+
+    Args:
+        demo (`gr.Blocks`): with its endpoints.
+        images (`dict[str, object]`): arguments that take an image, or a list of images, each with its example.
+    """
+    get_api_info = demo.get_api_info
+
+    @functools.wraps(get_api_info)
+    def described(*args, **kwargs):
+        info = get_api_info(*args, **kwargs)
+        functions = {f"/{function.api_name}": function.fn for function in demo.fns.values()}
+        for name, endpoint in info["named_endpoints"].items():
+            _, described, answers = get_function_description(functions[name])
+            for argument in endpoint["parameters"]:
+                _describe(argument, described.get(argument["parameter_name"], ""), images)
+            for answer, words in zip(endpoint["returns"], answers, strict=False):
+                answer["label"] = words
+        return info
+
+    demo.get_api_info = described
+
+
+def _describe(argument, words, images):
+    name = argument["parameter_name"]
+    argument["label"], argument["python_type"]["description"] = name, words
+    if name in images:
+        example = images[name]
+        is_list = isinstance(example, list)
+        argument["example_input"] = example
+        argument["python_type"]["type"] = "list[filepath | str]" if is_list else "filepath | str"
+        argument["component"] = argument["component"] if is_list else "Image"
 
 
 def mcp_is_possible():

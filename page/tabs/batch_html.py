@@ -91,14 +91,19 @@ def drift_words(batch, p_value):
         batch (`Batch`): ended.
         p_value (`float`, *optional*): of its drift test.
     """
-    defects, scored = batch.count("defect"), len(batch.scores)
+    defects, scored, details = batch.count("defect"), len(batch.scores), ""
+    if p_value is not None:
+        details = (
+            f"<details><summary>Details</summary><p><b>p-value {p_value:.2g}</b> of a two-sample Kolmogorov-Smirnov "
+            "test: the scores of the images that are accepted, against those of the calibration's good images.</p>"
+            "</details>"
+        )
     if p_value is not None and p_value < SIGNIFICANT:
         css, title = "rejected", "Warning: this batch does not look like the calibration's images"
         text = (
-            f"<b>p-value {p_value:.2g}.</b> The images that are accepted score unlike the good images that the "
-            "model was calibrated on (two-sample Kolmogorov-Smirnov test). Either defects are among them that "
-            "were not found, or camera, light or part have changed: then the promise on false alarms no longer holds, "
-            "and recalibrating on images of good parts restores it."
+            "The images that are accepted score unlike the good images that the model was calibrated on. Either "
+            "defects are among them that were not found, or camera, light or part have changed: then the promise on "
+            "false alarms no longer holds, and recalibrating on images of good parts restores it."
         )
     elif scored >= MIN_SCORES and defects > scored / 2:
         css, title = "rejected", "Most images are rejected"
@@ -106,14 +111,10 @@ def drift_words(batch, p_value):
             "If most of these parts are good, camera, light or the part have changed since the model was calibrated: "
             "recalibrate on images of good parts."
         )
-        text += f" <b>p-value {p_value:.2g}</b> for those that are accepted." if p_value is not None else ""
     elif p_value is None:
         css, title = "unknown", "Too few images to tell whether camera or light have changed"
         text = f"{scored - defects} are accepted; at least {MIN_SCORES} are needed for a comparison."
     else:
         css, title = "accepted", "No sign that camera or light have changed"
-        text = (
-            f"<b>p-value {p_value:.2g}.</b> The images that are accepted score as the good images do that the "
-            "model was calibrated on (two-sample Kolmogorov-Smirnov test)."
-        )
-    return f'<div class="verdict {css}"><h3>{title}</h3><p>{text}</p></div>'
+        text = "The images that are accepted score as the good images do that the model was calibrated on."
+    return f'<div class="verdict {css}"><h3>{title}</h3><p>{text}</p>{details}</div>'

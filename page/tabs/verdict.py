@@ -7,16 +7,13 @@ import math
 
 from PIL import Image
 
-from page.work.inspection import MAX_REGIONS
+from page.work.inspection import MAX_NUMBERED, MAX_REGIONS
 from rendering.heat_map import legend
 from rendering.words import count_of
 
-MAX_LISTED = 5
-HINT = "<p>Choose an image, or click an example.</p>"
-
 
 def verdict(numbers, calibration):
-    """Whether the part is accepted, and why.
+    """Whether the part is accepted, and why; what only a statistician asks for is folded away.
 
     Args:
         numbers (`Verdict`): of `page.work.inspection`.
@@ -25,25 +22,40 @@ def verdict(numbers, calibration):
     Returns:
         `str`: HTML.
     """
+    css, title, place = _headline(numbers)
     count, threshold = calibration.num_groups or calibration.num_ranked, numbers["image_threshold"]
     limit = "every part is" if threshold is None else f"parts above {threshold:.2f} are"
     images = "," if calibration.num_groups is None else f", in {count_of(calibration.num_ranked, 'image')},"
-    if not numbers["is_anomalous"]:
-        css, title, place = "accepted", "Accepted: this looks like a good part", "Nothing is outlined."
-    else:
-        css, title = "rejected", "Rejected: this does not look like a good part"
-        listed = len(numbers["regions"])
-        places = ("at least " if listed == MAX_REGIONS else "") + count_of(listed, "place")
-        area = f"{count_of(numbers['defect_pixels'], 'pixel')} or {_share(numbers['defect_share'])} of the image"
-        place = f"The outlined area, {area}, in {places}, is where it differs."
-        if numbers["defect_share"] == 0:
-            place = "No single place stands out enough to be outlined; the colours show where it differs most."
+    compared = f"Of {count} good parts measured for comparison{images} {_as_high(numbers['p_value'], count)}"
     return (
         f'<div class="verdict {css}" role="status"><h2>{title}</h2>{_warning(numbers)}<p>{place}</p>'
-        f"<p><b>Score {numbers['anomaly_score']:.2f}.</b> At this setting, {limit} rejected.</p>"
-        f"<p><b>p-value {numbers['p_value']:.2g}.</b> Of {count} good parts measured for comparison{images} "
-        f"{_as_high(numbers['p_value'], count)} scored as high.</p>"
-        f"<p>{promise(numbers['false_alarm_rate'], calibration)}</p></div>"
+        f"<p><b>Score {numbers['anomaly_score']:.2f}.</b> At this setting, {limit} rejected. {compared} scored at "
+        f"least as high.</p><p>{promise(numbers['false_alarm_rate'], calibration)}</p>"
+        f"<details><summary>Details</summary><p><b>p-value {numbers['p_value']:.2g}:</b> the share of good parts that "
+        f"score at least as high, this part counted among them.</p>{_foundation(calibration)}</details></div>"
+    )
+
+
+def _headline(numbers):
+    """Class of the box, title, and a sentence on where it differs."""
+    if not numbers["is_anomalous"]:
+        return "accepted", "Accepted: this looks like a good part", "Nothing is outlined."
+    listed = len(numbers["regions"])
+    places = ("at least " if listed == MAX_REGIONS else "") + count_of(listed, "place")
+    area = f"{count_of(numbers['defect_pixels'], 'pixel')} or {_share(numbers['defect_share'])} of the image"
+    place = f"The outlined area, {area}, in {places}, is where it differs."
+    if numbers["defect_share"] == 0:
+        place = "No single place stands out enough to be outlined; the colours show where it differs most."
+    return "rejected", "Rejected: this does not look like a good part", place
+
+
+def invitation(model, has_examples):
+    """What stands in place of a verdict before there is an image, as HTML; `model` is the chosen one's name."""
+    examples = " Or click one of the examples." if has_examples else ""
+    return (
+        '<div class="verdict unknown"><h2>Show it a part</h2><p>Drop an image here, choose a file, paste one or take '
+        f"a photograph.{examples}</p><p>The chosen model, <b>{html.escape(model)}</b>, knows one kind of part: the "
+        "image must show one such part, taken like the images that the model has learned from.</p></div>"
     )
 
 
@@ -95,32 +107,38 @@ def promise(false_alarm_rate, calibration):
             f"<b>Estimate:</b> of {base} good parts, about {rejected}. The model was compared with only "
             f"{calibration.num_groups or calibration.num_ranked} good parts, too few for a guarantee."
         )
-    new_parts = ""
-    if calibration.num_groups is not None:
-        new_parts = (
-            f" It holds for new parts and rests on the {calibration.num_groups} that were compared, each of which "
-            "counts once however many images it has."
-        )
     return (
         f"<b>Promise:</b> of {base} good parts, at most {rejected} on average, while part, camera and light stay as "
-        f"they were when the model was calibrated.{new_parts}"
+        "they were when the model was calibrated."
+    )
+
+
+def _foundation(calibration):
+    """What the promise rests on where parts have several images; "" elsewhere."""
+    if calibration.cross_fitted or calibration.num_groups is None:
+        return ""
+    return (
+        f"<p>The promise holds for new parts and rests on the {calibration.num_groups} that were compared, each of "
+        "which counts once however many images it has.</p>"
     )
 
 
 def list_regions(numbers):
-    """The outlined places, the largest first, as an HTML table; "" where there are none."""
+    """The outlined places, numbered as in the image, the largest first, as an HTML table; "" where there are none."""
     rows = "".join(
-        f"<tr><td>{index}</td><td>{region['x']}, {region['y']}</td><td>{region['width']} × {region['height']}</td>"
+        f"<tr><td><b>{index}</b></td><td>{region['x']}, {region['y']}</td>"
+        f"<td>{region['width']} × {region['height']}</td>"
         f"<td>{region['area']:,}</td><td>{region['area'] / (numbers['width'] * numbers['height']):.2%}</td>"
         f"<td>{region['peak']:.1f}</td></tr>"
-        for index, region in enumerate(numbers["regions"][:MAX_LISTED], 1)
+        for index, region in enumerate(numbers["regions"][:MAX_NUMBERED], 1)
     )
     if not rows:
         return ""
     head = "".join(
-        f"<th>{title}</th>" for title in ("", "left, top", "width × height", "area in pixels", "share", "worst value")
+        f"<th>{title}</th>"
+        for title in ("no.", "left, top", "width × height", "area in pixels", "share", "worst value")
     )
-    more = len(numbers["regions"]) - MAX_LISTED
+    more = len(numbers["regions"]) - MAX_NUMBERED
     or_more = " or more" if len(numbers["regions"]) == MAX_REGIONS else ""
     return f'<table class="regions"><tr>{head}</tr>{rows}</table>' + (
         f"<p>and {more}{or_more} smaller.</p>" if more > 0 else ""

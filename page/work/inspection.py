@@ -14,6 +14,7 @@ from page.server.settings import MAX_SIDE
 from pipelines.image_preprocessing import as_uint8, misfit_of
 from pipelines.verdicts import decide
 from rendering.heat_map import outline, overlay, saturation_of, shrink
+from rendering.numbering import draw_numbers
 from rendering.regions import find_regions
 from training.inference.score_table import known_number
 
@@ -22,6 +23,14 @@ KEPT_PIXELS = 12_000_000
 """So many inspections, or drawn pixels (18 bytes each), are remembered."""
 
 MAX_REGIONS = 20
+MAX_NUMBERED = 5
+"""So many of them, the largest, have a number in the image and a row in the table."""
+
+READABLE_SIDE = 256
+"""A smaller image is shown enlarged, or the numbers on it could not be read."""
+
+HEAT_MAP = "heat_map"
+COMPONENTS = ("kl_map", "feature_map")
 
 
 class Region(TypedDict):
@@ -102,6 +111,10 @@ class Inspection:
     def is_unfamiliar(self):
         """Whether the image is unlike anything that the model was calibrated on."""
         return self.unfamiliarity is not None and self.unfamiliarity > 1
+
+    def __deepcopy__(self, memo):
+        """Itself: Gradio copies what a session begins with, and nothing changes an inspection."""
+        return self
 
     @property
     def scale(self):
@@ -223,9 +236,28 @@ class Inspector:
         """The heat map with the mask's outline, uint8 RGB."""
         return outline(inspection.heat, mask)
 
-    def component(self, inspection, name):
-        """The image under one component of the map alone, "kl_map" or "feature_map", in the same colours, uint8 RGB."""
-        return overlay(inspection.image, getattr(inspection, name), inspection.saturation)
+    def compared(self, inspection, view, mask, regions):
+        """The image, and what it is compared with: the map or one component of it, outlined, its places numbered.
+
+        Args:
+            inspection (`Inspection`): what was found.
+            view (`str`): `HEAT_MAP`, or one of `COMPONENTS`, drawn in the same colours.
+            mask, regions: of `judge`.
+
+        Returns:
+            `tuple[np.ndarray, np.ndarray]`: uint8 RGB, of one size: small images are enlarged by a whole factor.
+        """
+        heat = inspection.heat
+        if view in COMPONENTS:
+            heat = overlay(inspection.image, getattr(inspection, view), inspection.saturation)
+        factor = math.ceil(READABLE_SIDE / max(mask.shape))
+        image, heat, mask = (each.repeat(factor, 0).repeat(factor, 1) for each in (inspection.image, heat, mask))
+        return image, draw_numbers(outline(heat, mask), mask, numbered_places(regions, inspection.scale / factor))
+
+
+def numbered_places(regions, scale=1.0):
+    """Regions that have a number, as `draw_numbers` takes them; a drawn pixel is `scale` pixels of the image."""
+    return [tuple(region[key] / scale for key in ("x", "y", "width", "height")) for region in regions[:MAX_NUMBERED]]
 
 
 def check_percent(percent):

@@ -230,6 +230,11 @@ def test_drift_is_said_in_plain_words_with_its_p_value():
     assert "p-value 0.002" in drift_words(batch, 0.002)
     assert "No sign" in drift_words(batch, 0.3)
     assert "p-value 0.3" in drift_words(batch, 0.3)
+    for p_value in (0.002, 0.3):
+        first_level, details = drift_words(batch, p_value).split("<details>")
+        assert "p-value" not in first_level
+        assert "Kolmogorov" not in first_level
+        assert f"p-value {p_value}" in details
     assert "Too few" in drift_words(_EndedBatch(np.zeros(5), 0), None)
     assert "Most images are rejected" in drift_words(_EndedBatch(np.zeros(30), 28), None)
 

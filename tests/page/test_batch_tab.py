@@ -41,6 +41,8 @@ def test_twenty_files_with_a_broken_one_in_a_browser(url, browser, tiny_pipeline
     page.locator("#batch-words h2").wait_for()
     assert "1 unreadable" in page.inner_text("#batch-words")
     assert "20 images" in page.inner_text("#batch-words")
+    assert "p-value" not in page.inner_text("#drift")
+    page.click("#drift summary")
     assert "p-value" in page.inner_text("#drift")
     assert page.locator("#histogram svg").count() == 1
     assert page.locator("#batch-table [role=grid]").get_attribute("aria-rowcount") == "21"

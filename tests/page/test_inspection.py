@@ -9,9 +9,9 @@ from PIL import Image
 from sentences import refused
 from serving import assert_same_verdict
 
-from page.server.uploads import file_stem
+from page.server.uploads import file_stem, keep_drawing
 from page.tabs.verdict import colour_scale, verdict
-from page.work.inspection import Inspector
+from page.work.inspection import COMPONENTS, HEAT_MAP, Inspector
 from pipelines.image_preprocessing import to_rgb
 from rendering.heat_map import OUTLINE_COLOR, outline, overlay, saturation_of
 from rendering.regions import find_regions
@@ -44,6 +44,36 @@ def test_verdict_is_the_pipelines_own_at_every_rate(inspector, shelf, scratched)
         assert (numbers["height"], numbers["width"]) == scratched.shape[:2]
         assert sum(region["area"] for region in numbers["regions"]) == numbers["defect_pixels"]
     assert numbers["defect_pixels"] > 0
+
+
+@pytest.mark.parametrize("view", [HEAT_MAP, *COMPONENTS])
+def test_image_is_compared_with_outlined_and_numbered_places(inspector, scratched, view):
+    inspection = inspector.inspect("tiny", scratched, "scratched.png")
+    numbers, mask = inspector.judge(inspection, 20)
+    image, beside = inspector.compared(inspection, view, mask, numbers["regions"])
+    np.testing.assert_array_equal(image, inspection.image)
+    values = inspection.anomaly_map if view == HEAT_MAP else getattr(inspection, view)
+    outlined = outline(overlay(inspection.image, values, inspection.saturation), mask)
+    np.testing.assert_array_equal(beside[mask], outlined[mask])
+    assert (beside != outlined).any()  # the number
+
+
+def test_small_images_are_shown_enlarged_so_that_numbers_can_be_read(inspector, scratched):
+    small = scratched[90:150, 30:90]
+    inspection = inspector.inspect("tiny", small, "small.png")
+    numbers, mask = inspector.judge(inspection, 100)
+    image, beside = inspector.compared(inspection, HEAT_MAP, mask, numbers["regions"])
+    assert image.shape == beside.shape == (300, 300, 3)
+    np.testing.assert_array_equal(image[::5, ::5], small)
+
+
+def test_drawings_are_kept_once_under_their_names(upload_folder):
+    pixels = np.full((4, 6, 3), 7, np.uint8)
+    path = keep_drawing(pixels, "tile-heat-map.png")
+    assert path.endswith("/tile-heat-map.png")
+    np.testing.assert_array_equal(np.asarray(Image.open(path)), pixels)
+    assert keep_drawing(pixels, "tile-heat-map.png") == path
+    assert keep_drawing(pixels.reshape(6, 4, 3), "tile-heat-map.png") != path
 
 
 def test_everything_is_rejected_at_a_hundred_per_cent_and_the_numbers_are_json(inspector, scratched):

@@ -1,6 +1,7 @@
 """The tabs Inspect and Repair as a user meets them: a real browser, real files in and out."""
 
 import json
+import zipfile
 
 import numpy as np
 import pytest
@@ -56,22 +57,35 @@ def test_slider_moves_verdict_and_files_hold_what_is_shown(browser_page, shelf, 
     links.first.wait_for()
     files = {path.name: path for path in (saved(browser_page, link, tmp_path) for link in links.all())}
     assert sorted(files) == [
-        f"scratched tile{ending}" for ending in ("-map-16bit.png", "-map.npy", "-mask.png", "-overlay.png", ".json")
+        f"scratched tile-{content}"
+        for content in (
+            "anomaly-map-16-bit.png",
+            "anomaly-map.npy",
+            "defect-mask.png",
+            "heat-map.png",
+            "inspection.zip",
+            "verdict.json",
+        )
     ]
-    mask = np.asarray(Image.open(files["scratched tile-mask.png"]))
+    with zipfile.ZipFile(files.pop("scratched tile-inspection.zip")) as archive:
+        assert {name: archive.read(name) for name in archive.namelist()} == {
+            name: path.read_bytes() for name, path in files.items()
+        }
+    mask = np.asarray(Image.open(files["scratched tile-defect-mask.png"]))
     np.testing.assert_array_equal(mask > 0, output.pred_mask[0])
-    anomaly_map = np.load(files["scratched tile-map.npy"])
+    anomaly_map = np.load(files["scratched tile-anomaly-map.npy"])
     np.testing.assert_allclose(anomaly_map, output.anomaly_map[0], atol=1e-5)
-    numbers = json.loads(files["scratched tile.json"].read_text())
+    numbers = json.loads(files["scratched tile-verdict.json"].read_text())
     assert numbers["anomaly_score"] == pytest.approx(output.anomaly_score[0], abs=1e-5)
-    deep = np.asarray(Image.open(files["scratched tile-map-16bit.png"])).astype(float)
+    deep = np.asarray(Image.open(files["scratched tile-anomaly-map-16-bit.png"])).astype(float)
     restored = deep / 65535 * numbers["map_16_bit_maximum"]
     inside = (anomaly_map > 0) & (anomaly_map < numbers["map_16_bit_maximum"])
     np.testing.assert_allclose(restored[inside], anomaly_map[inside], atol=1e-3)
 
 
 def test_good_part_is_accepted_and_nothing_is_offered_before_an_image(browser_page):
-    assert browser_page.locator("#to-repair").is_disabled()
+    assert "Show it a part" in browser_page.locator("#verdict").inner_text()
+    assert not browser_page.locator("#to-repair, #comparison, #view").count()
     choose(browser_page, TILE)
     assert "Accepted" in browser_page.locator("#verdict").inner_text()
     assert browser_page.locator("#to-repair").is_enabled()
@@ -132,3 +146,47 @@ def test_page_is_used_by_keyboard(browser_page, scratched_file):
     browser_page.keyboard.press("Tab")
     browser_page.keyboard.press("Enter")
     browser_page.wait_for_selector("#mask")
+
+
+def test_whatever_is_new_is_shown_whole_and_another_rate_leaves_the_slider_alone(browser_page, scratched_file):
+    choose(browser_page, scratched_file)
+    assert uncovered(browser_page)
+    drag_slider(browser_page)
+    set_percent(browser_page, 20)
+    browser_page.wait_for_selector("#verdict >> text=about 20 are rejected")
+    assert not uncovered(browser_page)
+    for view, name in [("Pixel component (KL)", "pixel-component"), ("Feature component", "feature-component")]:
+        browser_page.get_by_label(view).check()
+        browser_page.wait_for_selector(f"#comparison a[download='scratched tile-{name}.png']")
+        assert uncovered(browser_page)
+        drag_slider(browser_page)
+    choose(browser_page, TILE)
+    browser_page.wait_for_selector(f"#comparison a[download='{TILE.stem}-feature-component.png']")
+    assert uncovered(browser_page)
+
+
+def test_use_via_api_speaks_of_no_components(browser_page, page_url):
+    browser_page.goto(f"{page_url}?view=api")
+    browser_page.wait_for_selector("text=share of good parts that may be rejected, above 0 to 100")
+    described = browser_page.locator(".api-docs p.desc").all_inner_texts()
+    assert len(described) > 8
+    assert not any("component" in words for words in described)
+    assert "handle_file('part.png')" in browser_page.locator(".api-docs").inner_text()
+
+
+def uncovered(page):
+    """Whether the slider hides nothing of what the image is compared with."""
+    slider = page.locator("#comparison .outer").bounding_box()
+    image = page.locator("#comparison img").last.bounding_box()
+    return abs(slider["x"] + slider["width"] / 2 - image["x"]) < 2
+
+
+def drag_slider(page):
+    """Drag the slider by 100 pixels to the right."""
+    slider = page.locator("#comparison .outer").bounding_box()
+    x, y = slider["x"] + slider["width"] / 2, slider["y"] + slider["height"] / 2
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(x + 100, y, steps=4)
+    page.mouse.up()
+    assert not uncovered(page)

@@ -184,3 +184,19 @@ def test_data_uris_are_checked(url):
         too_large: "32 MB",
     }.items():
         assert_sentence(ask(url, "inspect", uri, "", 20), words)
+
+
+def test_use_via_api_describes_arguments_and_gives_images_as_files(url):
+    endpoints = httpx.get(f"{url}gradio_api/info", timeout=60).json()["named_endpoints"]
+    snippets = {name: endpoint["code_snippets"]["python"] for name, endpoint in endpoints.items()}
+    for name in ("/inspect", "/repair"):
+        assert "picture=handle_file('part.png')" in snippets[name]
+    assert "pictures=[handle_file('part.png')]" in snippets["/inspect_batch"]
+    for name, endpoint in endpoints.items():
+        for argument in endpoint["parameters"]:
+            assert argument["python_type"]["description"], (name, argument)
+            assert "additional_description" not in argument["type"]
+        assert all(len(answer["label"]) > 10 for answer in endpoint["returns"]), name
+    picture, *_ = endpoints["/inspect"]["parameters"]
+    assert picture["type"] == {"type": "string"}  # what clients are held to
+    assert endpoints["/inspect"]["returns"][1]["label"].startswith("overlay: PNG")

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from page.tabs.verdict import list_regions, promise, repair_verdict, verdict
+from page.tabs.verdict import invitation, list_regions, promise, repair_verdict, verdict
 from page.work.inspection import MAX_REGIONS
 
 CALIBRATION = SimpleNamespace(cross_fitted=False, num_ranked=99, num_groups=None)
@@ -48,10 +48,22 @@ def test_cross_fitted_calibration_promises_nothing():
 def test_verdict_counts_the_good_parts_that_scored_as_high():
     accepted = verdict(NUMBERS | {"is_anomalous": False, "p_value": 0.08}, CALIBRATION)
     assert "Accepted" in accepted
-    assert "Of 99 good parts measured for comparison, 7 scored as high" in accepted
+    assert "Of 99 good parts measured for comparison, 7 scored at least as high" in accepted
     rejected = verdict(NUMBERS, CALIBRATION)
-    assert "none scored as high" in rejected
+    assert "none scored at least as high" in rejected
     assert "No single place stands out" in rejected
+
+
+def test_what_a_statistician_asks_for_is_folded_away():
+    first_level, details = verdict(NUMBERS, CALIBRATION).split("<details>")
+    assert "p-value" not in first_level
+    assert "p-value 0.01" in details
+
+
+def test_invitation_shows_a_models_name_as_it_is_and_offers_examples_only_where_there_are_some():
+    assert "&lt;b&gt;screws" in invitation("<b>screws", has_examples=False)
+    assert "example" not in invitation("screws", has_examples=False)
+    assert "examples" in invitation("magnetic-tile", has_examples=True)
 
 
 def test_verdict_names_what_is_outlined():
@@ -66,7 +78,7 @@ def test_verdict_names_what_is_outlined():
 def test_regions_are_listed_up_to_five_with_their_share():
     assert list_regions(NUMBERS) == ""
     table = list_regions(NUMBERS | {"regions": [REGION] * 7})
-    assert table.count("<td>1, 2</td><td>3 × 4</td><td>5</td><td>2.50%</td><td>6.2</td>") == 5
+    assert table.count("</b></td><td>1, 2</td><td>3 × 4</td><td>5</td><td>2.50%</td><td>6.2</td>") == 5
     assert "and 2 smaller" in table
 
 

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from sentences import assert_sentence, refused
 
-from page.tabs.verdict import promise, verdict
+from page.tabs.verdict import verdict
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from pipelines.score_calibration import ScoreCalibration
 from training.data.splits import part_numbers
@@ -134,8 +134,6 @@ def test_too_few_parts_are_cross_fitted_part_by_part_however_many_images(tiny_ch
 
 def test_the_words_of_the_page_speak_of_parts(pipe):
     config = pipe.calibration.config
-    assert "new parts" in promise(0.1, config)
-    assert f"the {config.num_groups} that were compared" in promise(0.1, config)
     numbers = {
         "image_threshold": 1.0,
         "p_value": 2.5 / (config.num_groups + 1),
@@ -146,7 +144,8 @@ def test_the_words_of_the_page_speak_of_parts(pipe):
     }
     said = verdict(numbers, config)
     assert f"Of {config.num_groups} good parts" in said
-    assert f"in {config.num_ranked} images, about 1.5 scored as high" in said
+    assert f"in {config.num_ranked} images, about 1.5 scored at least as high" in said
+    assert f"holds for new parts and rests on the {config.num_groups} that were compared" in said
 
 
 # precision
