@@ -15,6 +15,9 @@ DIGITS_IN_SIDE = 30
 SMALLEST_DIGIT = 9
 """In pixels."""
 
+EDGE = 3
+"""So many pixels from the edge of its box a place counts as touching it."""
+
 DISTANCES = (0, 0.5, 1, 2)
 """How far from its place a number is tried, in heights of its box."""
 
@@ -39,7 +42,7 @@ def draw_numbers(image, mask, places):
         left, top, right, bottom = drawing.textbbox((0, 0), str(number), font=font)
         width, height = (round(length) + 2 * margin for length in (right - left, bottom - top))
         width = max(width, height)
-        x, y = _free_corner(hidden, place, width, height, margin)
+        x, y = _free_corner(hidden, _extremes(mask, place), width, height, margin)
         hidden[y : y + height, x : x + width] += mask.size  # no number lies on another if it can be helped
         box = (x, y, x + width - 1, y + height - 1)
         drawing.rounded_rectangle(box, radius=margin, fill=PAPER, outline=OUTLINE_COLOR, width=max(1, digit // 14))
@@ -48,18 +51,40 @@ def draw_numbers(image, mask, places):
     return np.asarray(canvas)
 
 
-def _free_corner(hidden, place, width, height, margin):
+def _extremes(mask, place):
+    """Where a place begins and ends: its box, clipped, and for each of its edges where on it the place touches it."""
+    rows, columns = mask.shape
+    left, top, width, height = place
+    left, top = (int(min(max(start, 0), length - 1)) for start, length in ((left, columns), (top, rows)))
+    right, bottom = (
+        min(round(start + length), limit) for start, length, limit in ((left, width, columns), (top, height, rows))
+    )
+    inside = mask[top:bottom, left:right]
+    touched = {
+        "right": inside[:, -EDGE:].any(axis=1),
+        "left": inside[:, :EDGE].any(axis=1),
+        "above": inside[:EDGE].any(axis=0),
+        "below": inside[-EDGE:].any(axis=0),
+    }
+    starts = {"right": top, "left": top, "above": left, "below": left}
+    middles = {
+        side: starts[side] + (np.median(np.flatnonzero(line)) if line.any() else len(line) / 2)
+        for side, line in touched.items()
+    }
+    return (left, top, right, bottom), middles
+
+
+def _free_corner(hidden, extremes, width, height, margin):
     """Left and top of a box near a place, inside the image, where least would be hidden; the nearest of those."""
     rows, columns = hidden.shape
-    left, top, place_width, place_height = place
+    (left, top, right, bottom), middles = extremes
     candidates = []
     for distance in DISTANCES:
-        gap = margin + distance * height
-        beside = (left + place_width + gap, left - width - gap)
-        over = (top - height - gap, top + place_height + gap)
-        middle = (left + (place_width - width) / 2, top + (place_height - height) / 2)
-        candidates += [(x, y) for y in (top, middle[1], top + place_height - height) for x in beside]
-        candidates += [(x, y) for x in (middle[0], *beside) for y in over]
+        gap = round(margin + distance * height)
+        over, under, before, after = top - height - gap, bottom + gap, left - width - gap, right + gap
+        candidates += [(after, middles["right"] - height / 2), (before, middles["left"] - height / 2)]
+        candidates += [(middles["above"] - width / 2, over), (middles["below"] - width / 2, under)]
+        candidates += [(after, over), (before, over), (after, under), (before, under)]
     corners = [
         (round(min(max(x, 0), max(columns - width, 0))), round(min(max(y, 0), max(rows - height, 0))))
         for x, y in candidates

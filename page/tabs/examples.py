@@ -18,7 +18,7 @@ EXAMPLES_OF = EMBEDDED_MODELS / "magnetic-tile"
 
 def examples_of(model):
     """Paths of the example images that show what a `Model` knows, sorted; none where they show something else."""
-    return sorted(EXAMPLES.glob("*.jpg")) if model.folder == EXAMPLES_OF else []
+    return sorted(EXAMPLES.glob("*.jpg")) if model.folder.resolve() == EXAMPLES_OF.resolve() else []
 
 
 def is_example(upload):

@@ -165,9 +165,9 @@ def test_whatever_is_new_is_shown_whole_and_another_rate_leaves_the_slider_alone
     assert uncovered(browser_page)
 
 
-def test_use_via_api_speaks_of_no_components(browser_page, page_url):
-    browser_page.goto(f"{page_url}?view=api")
-    browser_page.wait_for_selector("text=share of good parts that may be rejected, above 0 to 100")
+def test_use_via_api_speaks_of_no_components(browser_page):
+    browser_page.get_by_role("button", name="Use via API").click()
+    browser_page.locator("text=share of good parts that may be rejected, above 0 to 100").first.wait_for()
     described = browser_page.locator(".api-docs p.desc").all_inner_texts()
     assert len(described) > 8
     assert not any("component" in words for words in described)
