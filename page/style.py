@@ -20,6 +20,7 @@ CSS = """
 .scale img { width: 100%; height: 16px; border-radius: 3px }
 .scale .ends { display: flex; justify-content: space-between; gap: 1em }
 .verdict h3 { margin: 0 0 6px; font-size: 1.05rem; font-weight: 600 }
+.verdict.unfamiliar { border-color: #cc79a7 }
 .verdict.unknown { border-color: var(--border-color-primary) }
 progress { appearance: none; width: 100%; height: 10px; border: 0; border-radius: 5px; overflow: hidden }
 progress, progress::-webkit-progress-bar { background: var(--border-color-primary) }

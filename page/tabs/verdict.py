@@ -22,6 +22,8 @@ def verdict(numbers, calibration):
     Returns:
         `str`: HTML.
     """
+    if numbers["is_unfamiliar"]:
+        return _unfamiliar(numbers)
     css, title, place = _headline(numbers)
     count, threshold = calibration.num_groups or calibration.num_ranked, numbers["image_threshold"]
     limit = "every part is" if threshold is None else f"parts above {threshold:.2f} are"
@@ -47,6 +49,26 @@ def _headline(numbers):
     if numbers["defect_share"] == 0:
         place = "No single place stands out enough to be outlined; the colours show where it differs most."
     return "rejected", "Rejected: this does not look like a good part", place
+
+
+def _unfamiliar(numbers):
+    """Neither accepted nor rejected: what the image shows is nothing that the model knows."""
+    fitting = ", ".join(f"<b>{html.escape(name)}</b>" for name in numbers["fitting_models"])
+    remedy = (
+        f"<p>Among the models here, {fitting} {'knows' if len(numbers['fitting_models']) == 1 else 'know'} such "
+        "images: choose it at the top of the page.</p>"
+        if fitting
+        else "<p>If it is the right part, take the image as those were taken that the model has learned from, or "
+        "recalibrate or train a model on images of good parts as they look now.</p>"
+    )
+    return (
+        '<div class="verdict unfamiliar" role="status"><h2>No verdict: this is unlike anything this model knows</h2>'
+        f"{_warning(numbers)}<p>Is it another part, or another camera or light? The model can tell good from defective "
+        f"only in images like those that it was calibrated on. The colours mean little here.</p>{remedy}"
+        f"<details><summary>Details</summary><p><b>Unfamiliarity {numbers['unfamiliarity']:.1f}:</b> how far the image "
+        f"as a whole is from the good ones; 1 is the limit. Its score would be {numbers['anomaly_score']:.2f}, its "
+        f"p-value {numbers['p_value']:.2g}.</p></details></div>"
+    )
 
 
 def invitation(model, has_examples):

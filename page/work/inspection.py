@@ -210,6 +210,8 @@ class Inspector:
             inspection.bfloat16,
         )
         mask = answer["pred_mask"][0].numpy()
+        if inspection.is_unfamiliar:  # nothing in it is a defect, however much of it differs
+            mask = np.zeros_like(mask)
         regions = find_regions(mask, inspection.anomaly_map, inspection.scale)
         numbers = {
             "file": inspection.file,

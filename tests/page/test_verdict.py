@@ -21,6 +21,9 @@ NUMBERS = {
     "warning": "",
     "width": 20,
     "height": 10,
+    "is_unfamiliar": False,
+    "unfamiliarity": 0.5,
+    "fitting_models": [],
 }
 REGION = {"x": 1, "y": 2, "width": 3, "height": 4, "area": 5, "peak": 6.25}
 
@@ -52,6 +55,18 @@ def test_verdict_counts_the_good_parts_that_scored_as_high():
     rejected = verdict(NUMBERS, CALIBRATION)
     assert "none scored at least as high" in rejected
     assert "No single place stands out" in rejected
+
+
+def test_an_unfamiliar_image_is_neither_accepted_nor_rejected_and_nothing_is_promised():
+    for is_anomalous in (True, False):
+        unlike = NUMBERS | {"is_anomalous": is_anomalous, "is_unfamiliar": True, "unfamiliarity": 3.2}
+        words = verdict(unlike, CALIBRATION)
+        assert "unlike anything this model knows" in words
+        assert not any(word in words for word in ("Accepted", "Rejected", "Promise", "outlined"))
+        assert "Unfamiliarity 3.2" in words.split("<details>")[1]
+    one, two = (verdict(unlike | {"fitting_models": names}, CALIBRATION) for names in (["nuts"], ["nuts", "<b>"]))
+    assert "<b>nuts</b> knows such images" in one
+    assert "<b>nuts</b>, <b>&lt;b&gt;</b> know such images" in two
 
 
 def test_what_a_statistician_asks_for_is_folded_away():
