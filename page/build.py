@@ -23,6 +23,7 @@ from page.tabs.models_tab import build_models_tab
 from page.tabs.repair_tab import build_repair_tab
 from page.tabs.train_tab import build_train_tab
 from page.work.inspection import Inspector
+from page.work.own_models import OwnModels
 from page.work.trainings import Trainings
 
 TITLE = """# Is this part good?
@@ -40,7 +41,8 @@ def build_page(settings, shelf, training_options=()):
         shelf (`ModelShelf`): with at least one model.
         training_options: further arguments of `training/train.py`, for what is trained here.
     """
-    page = Page(settings, shelf, Inspector(shelf), Trainings(settings, shelf, training_options))
+    trainings = Trainings(settings, shelf, training_options)
+    page = Page(settings, shelf, Inspector(shelf), trainings, OwnModels(settings, shelf, trainings))
     kept = (min(CLEANED_EVERY, KEPT_SECONDS), KEPT_SECONDS)
     with gr.Blocks(title="Defect inspection", analytics_enabled=False, delete_cache=kept) as demo:
         with gr.Row():

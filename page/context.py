@@ -7,6 +7,7 @@ import gradio as gr
 from page.models.model_shelf import ModelShelf
 from page.server.settings import Settings
 from page.work.inspection import Inspector
+from page.work.own_models import OwnModels
 from page.work.trainings import Trainings
 
 
@@ -19,6 +20,7 @@ class Page:
         shelf (`ModelShelf`): the models.
         inspector (`Inspector`): inspects with them.
         trainings (`Trainings`): what is trained on this server.
+        own_models (`OwnModels`): renames and deletes what was made on it.
         model (`gr.Dropdown`): the chosen model's name.
         tabs (`gr.Tabs`): their ids are inspect, repair, batch, train, models.
         image (`gr.Image`): the image to inspect; setting it inspects it.
@@ -30,6 +32,7 @@ class Page:
     shelf: ModelShelf
     inspector: Inspector
     trainings: Trainings
+    own_models: OwnModels
     model: gr.Dropdown = field(default=None)
     tabs: gr.Tabs = field(default=None)
     image: gr.Image = field(default=None)

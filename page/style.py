@@ -35,13 +35,22 @@ progress::-moz-progress-bar { background: #0072b2 }
 #batch-results .label-clear-button { display: none }
 #training-words .wrap:has(.error) { display: none }
 details { line-height: 1.45 }
+.curves { display: grid; grid-template-columns: repeat(auto-fit, minmax(230px, 1fr)); gap: 8px; margin: 8px 0 }
+.views { display: grid; grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); gap: 12px; margin: 8px 0 }
+.views.pairs { grid-template-columns: repeat(auto-fill, minmax(240px, 1fr)) }
+.views figure { margin: 0; padding: 6px; border: 2px solid #0072b2; border-radius: 6px }
+.views figure.wrong { border-color: #d55e00 }
+.views figure div { display: flex; gap: 4px }
+.views img { flex: 1; min-width: 0; max-height: 220px; object-fit: contain }
+.views figcaption { font-size: .875rem; margin-top: 4px; overflow-wrap: anywhere }
 table.regions { width: 100%; margin: 8px 0; border: 0 !important; font-size: .875rem; border-collapse: collapse }
 table.regions th { text-align: left; font-weight: 600 }
 table.regions td, table.regions th { padding: 2px 8px 2px 0 !important; border: 0 !important }
 table.regions tr { border: 0 !important }
 table.regions tr + tr { border-top: 1px solid var(--border-color-primary) !important }
 table.results td { white-space: nowrap }
-table.results td:not(:first-child), table.results th:not(:first-child) { text-align: right }
+table.results td, table.results th:not(:first-child) { text-align: right }
+table.results tbody th { font-weight: 400 }
 .wide { overflow-x: auto }
 .verdict details { margin-top: 4px }
 .verdict summary { cursor: pointer }
@@ -69,6 +78,15 @@ table.results td:not(:first-child), table.results th:not(:first-child) { text-al
   #more { order: 5 }
   #examples .grid-container { display: flex; overflow-x: auto }
   #examples .gallery-item { flex: 0 0 76px }
+@media (max-width: 600px) {
+  table.results, table.results tbody { display: block }
+  table.results thead { display: none }
+  table.results tr { display: grid; grid-template-columns: 1fr 1fr; column-gap: 16px; padding: 8px 0 }
+  table.results tbody th { grid-column: 1 / -1; font-weight: 600; overflow-wrap: anywhere }
+  table.results td { display: flex; justify-content: space-between; gap: 8px; padding-right: 0 !important }
+  table.results td::before { content: attr(data-title); color: var(--body-text-color-subdued) }
+  table.results td[data-title^="defective"] { grid-column: 1 / -1; font-weight: 600; order: -1 }
+  table.results tbody th { order: -2 }
 }
 .scale .mark { width: fit-content; position: relative; transform: translateX(-50%); white-space: nowrap }
 """

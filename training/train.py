@@ -22,7 +22,7 @@ from training.data.good_images import GoodImages
 from training.data.run_record import check_same_settings, describe_run
 from training.data.training_data import build_dataloader, find_training_data
 from training.engine.checkpointing import RunKeeper, clear_leftovers, find_former_run
-from training.engine.finished_pipeline import finish_pipeline
+from training.engine.finished_pipeline import finish_pipeline, images_measured_after
 from training.engine.initial_weights import build_networks, load_initial
 from training.engine.kept_features import feature_source
 from training.engine.losses import DenoisingLoss
@@ -111,7 +111,8 @@ def train(settings):
     if accelerator.is_main_process:
         _log_splits(data)
         start_trackers(accelerator, settings_to_record(settings.options))
-    log = ProgressLog(output_dir, steps.start, steps.stop, accelerator.is_main_process)
+    images_after = sum(images_measured_after(settings, data, accelerator.device).values())
+    log = ProgressLog(output_dir, steps.start, steps.stop, accelerator.is_main_process, images_after=images_after)
     statistics, trained, limit = networks.statistics, training_step.trained, run.checkpoints_total_limit
     keeper = RunKeeper(accelerator, output_dir, limit, record, statistics, trained, former.seconds)
     take_steps(settings, steps, training_step, iter(batches), images_per_step, keeper, log, validation)

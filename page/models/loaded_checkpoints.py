@@ -1,8 +1,9 @@
 """Checkpoints in memory: those used last. Users open and make any number; the others are read again when needed."""
 
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -38,6 +39,7 @@ class LoadedCheckpoints:
     def __init__(self, limit):
         self._limit, self._kept = limit, OrderedDict()
         self._reading, self._looking = threading.Lock(), threading.Lock()
+        self._holders, self._withdrawn = Counter(), set()
 
     def pipelines(self, folder, category):
         """`Pipelines` of a checkpoint (`Path`) and its category, None if it has none; read again if they are not here.
@@ -76,6 +78,40 @@ class LoadedCheckpoints:
         if gone is not None:
             del gone
             give_back_free_memory()
+
+    @contextmanager
+    def held(self, folder):
+        """Within the block a checkpoint (`Path`) stays where it is.
+
+        Raises:
+            ValueError: if it is being renamed or deleted.
+        """
+        with self._looking:
+            if folder in self._withdrawn:
+                raise ValueError("the model is just being renamed or deleted; choose one at the top of the page.")
+            self._holders[folder] += 1
+        try:
+            yield
+        finally:
+            with self._looking:
+                self._holders[folder] -= 1
+
+    @contextmanager
+    def withdrawn(self, folder):
+        """Within the block nobody holds a checkpoint (`Path`), and nobody can.
+
+        Raises:
+            ValueError: if somebody does.
+        """
+        with self._looking:
+            if self._holders[folder] or folder in self._withdrawn:
+                raise ValueError("the model is being used for a batch or a recalibration; wait for its end.")
+            self._withdrawn.add(folder)
+        try:
+            yield
+        finally:
+            with self._looking:
+                self._withdrawn.discard(folder)
 
     def _find(self, folder):
         with self._looking:

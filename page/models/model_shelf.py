@@ -5,7 +5,7 @@ import fnmatch
 import re
 import threading
 from collections import OrderedDict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +73,14 @@ class Model:
     def _pipelines(self):
         return self.loaded.pipelines(self.folder, self.category)
 
+    def held(self):
+        """A context in which the checkpoint is neither renamed nor deleted, for long work that reads it again.
+
+        Raises:
+            ValueError: if that is just being done.
+        """
+        return self.loaded.held(self.folder)
+
     @property
     def card(self):
         """The checkpoint's model card as Markdown; "" if it has none.
@@ -121,6 +129,7 @@ class ModelShelf:
         self.hub_models = tuple(hub_models)
         self._models, self._loaded = {}, LoadedCheckpoints(max_loaded)
         self._opened = OrderedDict()
+        self._gone = {}
         self._adding = threading.Lock()
         for source in sources:
             name = _name_of(source)
@@ -141,6 +150,8 @@ class ModelShelf:
         Raises:
             ValueError: if there is none.
         """
+        if isinstance(name, str) and name in self._gone and name not in self._models:
+            raise ValueError(self._gone[name])
         if not isinstance(name, str) or name not in self._models:
             raise ValueError(f"there is no model {str(name)[:100]!r}; choose one of {', '.join(self.names)}.")
         return self._models[name]
@@ -207,6 +218,39 @@ class ModelShelf:
             _, forgotten = self._opened.popitem(last=False)
             self._forget(forgotten)
         return names
+
+    def withdrawn(self, folder):
+        """A context in which a checkpoint (`Path`) is renamed or deleted.
+
+        Raises:
+            ValueError: if something that runs needs it.
+        """
+        return self._loaded.withdrawn(folder)
+
+    def move(self, folder, target, name):
+        """Know the models of a checkpoint by a new name, and where it lies now.
+
+        Args:
+            folder, target (`Path`): where it was, and where it is.
+            name (`str`): without a category.
+        """
+        with self._adding:
+            moved = {}
+            for old, model in self._models.items():
+                if model.folder != folder:
+                    moved[old] = model
+                    continue
+                new = name if model.category is None else f"{name}: {model.category}"
+                moved[new] = replace(model, name=new, folder=target)
+                self._gone[old] = f"{old} is now called {new}; choose it at the top of the page."
+            self._models = moved
+            self._loaded.forget(folder)
+
+    def remove(self, folder):
+        """Take the models of a checkpoint off the shelf that has been deleted."""
+        names = [name for name, model in self._models.items() if model.folder == folder]
+        self._forget(names)
+        self._gone |= {name: f"{name} was deleted; choose another model at the top of the page." for name in names}
 
     def _forget(self, names):
         """Take models off the shelf; whoever still has one chosen is told that there is no such model."""

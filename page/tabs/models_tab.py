@@ -8,12 +8,16 @@ from pathlib import Path
 
 import gradio as gr
 
-from page.models.checkpoint_zip import pack_for_download
+from page.models.checkpoint_zip import pack_for_download, report_for_download
 from page.models.model_shelf import measured_results
 from page.server.settings import EMBEDDED_MODELS
 from page.server.user_errors import answer_in_one_sentence
+from page.tabs.own_model import build_own_model, wire_own_model
+from page.tabs.quality_html import synthetic_sentence
+from page.work.own_models import is_own
 from rendering.words import count_of, one_line
 from training.records.measured_results import ALL
+from training.records.synthetic_record import read_check
 
 NO_CARD = "This model has no card."
 NO_HUB = "<p>Models on the Hugging Face Hub cannot be opened here: the owner of this page has allowed none.</p>"
@@ -28,7 +32,8 @@ def build_models_tab(page, demo, tab):
             facts = gr.HTML(label="Model", elem_id="model-facts")
             results = gr.HTML(label="Measured results", elem_id="model-results")
             pack = gr.Button("Prepare download", elem_id="pack-model")
-            download = gr.File(label="The model as a ZIP", visible=False, interactive=False, elem_id="model-zip")
+            download = gr.Files(label="The model as a ZIP", visible=False, interactive=False, elem_id="model-zip")
+            own = build_own_model(page)
             if page.settings.hub_models:
                 hub_id, fetch, progress = _hub_row(page)
             else:
@@ -39,12 +44,13 @@ def build_models_tab(page, demo, tab):
     show = {
         "fn": functools.partial(_show, page),
         "inputs": page.model,
-        "outputs": [facts, results, card, download, pack],
+        "outputs": [facts, results, card, own.column, own.new_name, own.question, download, pack],
         "api_visibility": "private",
         "show_progress": "hidden",
     }
     for event in (demo.load, tab.select, page.model.change):
         event(**show)
+    wire_own_model(page, own, tab)
     pack.click(functools.partial(_pack, page), page.model, download, api_visibility="private", concurrency_limit=2)
     if page.settings.hub_models:
         gr.on(
@@ -80,7 +86,9 @@ def _show(page, name):
     card = harmless_card(model.card) or NO_CARD
     hidden = gr.update(value=None, visible=False)
     offered = gr.update(interactive=_is_for_download(page, model))
-    return calibration_html(model), results_html(measured_results(model)), card, hidden, offered
+    facts = calibration_html(model) + synthetic_sentence(read_check(model.folder, model.category))
+    own = gr.update(visible=is_own(page.settings, model)), "", gr.update(visible=False)
+    return facts, results_html(measured_results(model)), card, *own, hidden, offered
 
 
 @answer_in_one_sentence
@@ -89,7 +97,10 @@ def _pack(page, name):
     if not _is_for_download(page, model):
         raise ValueError(f"{model.name} is not offered for download; the owner of this page has it.")
     file = model.name.split(":")[0].replace("/", "-")
-    return gr.update(value=pack_for_download(model.folder, file), visible=True)
+    files = [pack_for_download(model.folder, file)]
+    if is_own(page.settings, model):
+        files.append(report_for_download(model.folder, file))
+    return gr.update(value=[each for each in files if each is not None], visible=True)
 
 
 def _is_for_download(page, model):
@@ -136,11 +147,11 @@ def _known_language(match):
 
 
 COLUMNS = {
+    "detection_rate": "defective parts rejected",
     "image_auroc": "image AUROC",
     "pixel_auroc": "pixel AUROC",
     "pixel_ap": "pixel AP",
     "pro": "PRO",
-    "detection_rate": "defective parts rejected",
 }
 SHARES = ("detection_rate",)
 NOT_MEASURED = "<p><b>Not measured.</b> Nobody has left results of test images with known defects with this model.</p>"
@@ -184,14 +195,17 @@ def results_html(results):
     for name, metrics in results["groups"].items():
         count = sum(counts.values()) if name == ALL else counts.get(name, 0)
         cells = "".join(
-            f"<td>{_figure(metrics[column], '.0%' if column in SHARES else '.3f')}</td>" for column in COLUMNS
+            f'<td data-title="{title}">{_figure(metrics[column], ".0%" if column in SHARES else ".3f")}</td>'
+            for column, title in COLUMNS.items()
         )
-        rows += f"<tr><td>{_text('all defects' if name == ALL else name)}</td><td>{count}</td>{cells}</tr>"
+        name = _text("all defects" if name == ALL else name)
+        rows += f'<tr><th scope="row">{name}</th><td data-title="images">{count}</td>{cells}</tr>'
     return (
         f"<p><b>Measured</b> on {_text(results['data'])}: {count_of(good, 'good image')} and "
         f"{sum(counts.values())} with defects. False alarms: {least} "
         f"<b>{results['promised_false_alarm_rate']:.1%}</b> {kind}, <b>{_figure(measured, '.1%')}</b> measured.</p>"
-        f'<div class="wide"><table class="regions results"><tr>{head}</tr>{rows}</table></div>'
+        f'<div class="wide"><table class="regions results"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
+        "</div>"
         "<p>1 is perfect; AUROC is 0.5 for guessing. AP and PRO say how well the marked pixels are those of the defect."
         "</p>"
     )

@@ -4,24 +4,34 @@ import functools
 from typing import NamedTuple
 
 import gradio as gr
-import pandas as pd
 import torch
 
-from page.models.checkpoint_zip import pack_for_download
+from page.models.checkpoint_zip import pack_for_download, report_for_download
+from page.server.uploads import Folder
 from page.server.user_errors import answer_in_one_sentence
-from page.tabs.training_html import NO_TRAINING, describe_training, list_left_out
+from page.tabs.quality_html import known_words, synthetic_words
+from page.tabs.training_html import NO_TRAINING, describe_training, draw_curves, expectation, list_left_out
+from page.work.known_parts import MAX_KNOWN, try_known_parts
 from page.work.trainings import MAX_STEPS
 from training.cli.presets import DEFAULT_PRESET, PRESETS
 from training.data.image_reading import IMAGE_SUFFIXES
+from training.records.synthetic_record import read_check
 
 LOOK_EVERY = 1.0
-LOSSES_PLOTTED = {"features": "Error in features", "noise": "Error in pixels"}
-PLOTTED = LOSSES_PLOTTED | {"features_pixel_auroc": "Synthetic defects found (1 is all)"}
-PLOT = {"height": 220, "min_width": 260, "tooltip": "all"}
+DEFECTIVE, GOOD = "defective parts", "good parts"
 
 INTRODUCTION = """Give images of **good** parts only, taken as the inspected ones will be: same camera, same light.
 About 100 are good, 20 are the least that makes sense, and more make the promised false alarm rate smaller. A quarter
-is held out to measure how good parts score. Training takes {time}. Images are deleted when it has finished."""
+is held out to measure how good parts score.
+
+{expectation}
+
+Images are deleted when it has finished; a few of them stay with the model, in its report, for you to see what it makes
+of them."""
+
+TRY_KNOWN = """### Try it on parts that you know
+Images of parts whose defects you know (or of good ones that were not trained on) say more than synthetic defects.
+No marking is needed. They are not kept."""
 
 
 class Order(NamedTuple):
@@ -40,29 +50,40 @@ class Order(NamedTuple):
 
 
 class View(NamedTuple):
-    """Widgets that show a training, and what came of it."""
+    """Widgets that show a training."""
 
     words: gr.HTML
     left_out: gr.HTML
-    plots: gr.Row
-    curves: list
-    trained: gr.Row
+    plots: gr.HTML
+
+
+class Result(NamedTuple):
+    """Widgets that show what came of it, and those it is tried with on parts that a user knows."""
+
+    column: gr.Column
+    quality: gr.HTML
     use: gr.Button
     pack: gr.Button
-    download: gr.File
+    download: gr.Files
+    known: gr.Files
+    kind: gr.Radio
+    try_known: gr.Button
+    known_words: gr.HTML
 
 
 def build_train_tab(page, demo):
     """Lay out the tab and wire it; `demo` is the page as a whole, which shows a running training when it is opened."""
     with gr.Row():
         with gr.Column(scale=1, min_width=300):
-            order = _lay_out_order()
+            order = _lay_out_order(page)
         with gr.Column(scale=1, min_width=300):
             view = _lay_out_view()
-    _wire(page, demo, order, view)
+            result = _lay_out_result()
+    _wire(page, demo, order, view, result)
+    _wire_result(page, result)
 
 
-def _lay_out_order():
+def _lay_out_order(page):
     presets = {
         "balanced": "for any machine",
         "fine": "looks twice as closely, for small defects, and takes longer",
@@ -70,7 +91,7 @@ def _lay_out_order():
     }
     if torch.cuda.is_available():
         presets["paper"] = "the network of the paper, for a graphics card"
-    gr.Markdown(INTRODUCTION.format(time=_expected_time()))
+    gr.Markdown(INTRODUCTION.format(expectation=expectation(page.settings.max_training_minutes)))
     files = gr.File(
         label="Images of good parts: files, or a ZIP",
         file_count="multiple",
@@ -115,28 +136,46 @@ def _lay_out_order():
 def _lay_out_view():
     words = gr.HTML(NO_TRAINING, label="Training", elem_id="training-words")
     left_out = gr.HTML("", label="Files that were left out", elem_id="left-out")
-    with gr.Row(visible=False) as plots:
-        curves = [
-            gr.LinePlot(x="step", y=name, y_title="error" if name in LOSSES_PLOTTED else "AUROC", **PLOT, title=title)
-            for name, title in PLOTTED.items()
-        ]
-    with gr.Row(visible=False) as trained:
-        use = gr.Button("Inspect with it", variant="primary", elem_id="use-trained")
-        pack = gr.Button("Prepare download", elem_id="pack-trained")
-    download = gr.File(label="The model as a ZIP", visible=False, interactive=False, elem_id="trained-zip")
-    return View(words, left_out, plots, curves, trained, use, pack, download)
+    plots = gr.HTML("", label="How it goes", elem_id="training-curves")
+    return View(words, left_out, plots)
 
 
-def _wire(page, demo, order, view):
+def _lay_out_result():
+    with gr.Column(visible=False, elem_id="trained") as column:
+        quality = gr.HTML("", label="How well it finds defects", elem_id="quality")
+        with gr.Row():
+            use = gr.Button("Inspect with it", variant="primary", elem_id="use-trained")
+            pack = gr.Button("Prepare downloads", elem_id="pack-trained")
+        download = gr.Files(
+            label="The model as a ZIP, and the report of its training",
+            visible=False,
+            interactive=False,
+            elem_id="trained-zip",
+        )
+        gr.Markdown(TRY_KNOWN)
+        known = gr.Files(
+            label=f"Images, or a ZIP of them: at most {MAX_KNOWN}",
+            file_types=[*IMAGE_SUFFIXES, ".zip"],
+            height=140,
+            elem_id="known-files",
+        )
+        kind = gr.Radio([DEFECTIVE, GOOD], value=DEFECTIVE, label="They show", elem_id="known-kind")
+        try_known = gr.Button("Try it on these", elem_id="try-known")
+        known_words = gr.HTML("", label="What it makes of them", elem_id="known-words")
+    return Result(column, quality, use, pack, download, known, kind, try_known, known_words)
+
+
+def _wire(page, demo, order, view, result):
     files, name, preset, steps, start, stop, leftover, unfinished, resume, delete = order
-    words, left_out, plots, curves, trained, use, pack, download = view
+    words, left_out, plots = view
+    download, trained = result.download, result.column
     timer = gr.Timer(LOOK_EVERY, active=False)
     shown = gr.State()
-    outputs = [words, left_out, plots, *curves, start, stop, leftover, unfinished, trained, timer, page.model, shown]
+    outputs = [words, left_out, plots, start, stop, leftover, unfinished, trained, result.quality, timer, page.model]
     look = {
         "fn": functools.partial(_look, page),
         "inputs": shown,
-        "outputs": outputs,
+        "outputs": [*outputs, shown],
         "api_visibility": "private",
         "show_progress": "hidden",
         "concurrency_limit": 8,
@@ -145,7 +184,7 @@ def _wire(page, demo, order, view):
     begun = start.click(
         functools.partial(_start, page),
         [files, name, preset, steps],
-        [files, name, download],
+        [files, name, download, result.known, result.known_words],
         preprocess=False,
         show_progress_on=words,
         concurrency_limit=2,
@@ -159,8 +198,20 @@ def _wire(page, demo, order, view):
     timer.tick(**look)
     demo.load(**look)
     preset.change(lambda chosen: PRESETS[chosen]["max_train_steps"], preset, steps, **private)
-    use.click(functools.partial(_use, page), None, [page.model, page.tabs], **private)
-    pack.click(functools.partial(_pack, page), None, download, concurrency_limit=2, **private)
+
+
+def _wire_result(page, result):
+    private = {"api_visibility": "private"}
+    result.use.click(functools.partial(_use, page), None, [page.model, page.tabs], **private)
+    result.pack.click(functools.partial(_pack, page), None, result.download, concurrency_limit=2, **private)
+    result.try_known.click(
+        functools.partial(_try_known, page),
+        [result.known, result.kind],
+        result.known_words,
+        preprocess=False,  # Gradio would copy every file
+        concurrency_limit=2,
+        **private,
+    )
 
 
 @answer_in_one_sentence
@@ -169,7 +220,7 @@ def _start(page, files, name, preset, steps, progress=gr.Progress()):  # noqa: B
         progress((done, total), desc="looking at the images", unit="images")
 
     page.trainings.start(name, files, preset, steps, report)
-    return None, "", gr.update(value=None, visible=False)
+    return None, "", gr.update(value=None, visible=False), None, ""
 
 
 @answer_in_one_sentence
@@ -197,32 +248,24 @@ def _look(page, shown):
     leftover = gr.update(visible=bool(unfinished) and not running)
     choices = gr.update(choices=unfinished, value=unfinished[-1] if unfinished else None)
     if run is None:
-        unchanged = (gr.skip(),) * (4 + len(PLOTTED))
-        return NO_TRAINING, *unchanged, leftover, choices, gr.skip(), gr.Timer(active=False), gr.skip(), None
+        hidden, idle = gr.update(visible=False), gr.Timer(active=False)
+        return NO_TRAINING, "", "", gr.skip(), gr.skip(), leftover, choices, hidden, gr.skip(), idle, gr.skip(), None
     status = run.status()
     now = (run.name, len(run.left_out), status.state, status.step)
-    ended = now if status.state == "finished" else None
+    is_news, is_finished = shown is None or now != tuple(shown), status.state == "finished"
     return (
         describe_training(run.name, status, run.is_stopping),
         gr.skip() if shown and now[:2] == tuple(shown)[:2] else list_left_out(run.left_out),  # it may be unfolded
-        *((gr.skip(),) * (1 + len(PLOTTED)) if now == shown else _drawn(*run.curves())),
+        draw_curves(*run.curves()) if is_news else gr.skip(),
         gr.update(interactive=not running),
         gr.update(interactive=running),
         leftover,
         choices,
-        gr.update(visible=ended is not None),
+        gr.update(visible=is_finished),
+        synthetic_words(read_check(run.output)) if is_news and is_finished else gr.skip(),
         gr.Timer(active=running),
-        gr.update(choices=page.shelf.names) if ended else gr.skip(),
+        gr.update(choices=page.shelf.names) if is_finished else gr.skip(),
         now,
-    )
-
-
-def _drawn(losses, separation):
-    """The row of plots, and one plot for each of `PLOTTED`."""
-    losses, separation = pd.DataFrame(losses), pd.DataFrame(separation)
-    tables = (losses if name in LOSSES_PLOTTED else separation for name in PLOTTED)
-    return gr.update(visible=len(losses) > 1), *(
-        table[["step", name]] for table, name in zip(tables, PLOTTED, strict=True)
     )
 
 
@@ -235,7 +278,20 @@ def _use(page):
 @answer_in_one_sentence
 def _pack(page):
     name = _name_of_trained(page)
-    return gr.update(value=pack_for_download(page.shelf.get(name).folder, name), visible=True)
+    folder = page.shelf.get(name).folder
+    files = [pack_for_download(folder, name), report_for_download(folder, name)]
+    return gr.update(value=[file for file in files if file is not None], visible=True)
+
+
+@answer_in_one_sentence
+def _try_known(page, files, kind, progress=gr.Progress()):  # noqa: B008
+    def report(done, total):
+        progress((done, total), desc="trying the model on them", unit="images")
+
+    model = page.shelf.get(_name_of_trained(page))
+    folder = Folder(files, MAX_KNOWN, page.settings.max_upload_mb, with_masks=False)
+    judged = try_known_parts(page.inspector, model, folder, report)
+    return known_words(judged, kind != GOOD, model.calibration.config.cross_fitted)
 
 
 def _name_of_trained(page):
@@ -243,12 +299,3 @@ def _name_of_trained(page):
     if run is None or run.status().state != "finished":
         raise ValueError("nothing was trained since the page was started.")
     return run.name
-
-
-def _expected_time():
-    if torch.cuda.is_available():
-        return "some minutes on this machine's graphics card"
-    return (
-        "half an hour to three hours on an ordinary computer without a graphics card (a quarter of it by `fast`, twice "
-        "as much by `fine`)"
-    )

@@ -113,6 +113,7 @@ class Batch:
     def _run(self):
         try:
             with (
+                self.model.held(),
                 zipfile.ZipFile(self.archive, "w") as archive,
                 open(self.table, "w", newline="", encoding="utf-8-sig") as stream,
             ):

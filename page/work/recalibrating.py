@@ -64,7 +64,7 @@ class Recalibration:
 
     def _run(self, folder, indices):
         try:
-            with tempfile.TemporaryDirectory() as directory:
+            with self._model.held(), tempfile.TemporaryDirectory() as directory:
                 files = [folder.file(index, directory) for index in indices]
                 timesteps = list(self._model.timesteps)
                 groups = find_groups(files, shows_progress=False, remedy="; give images of more parts")
@@ -79,7 +79,7 @@ class Recalibration:
                         groups=groups,
                         replaced=self._model.calibration,
                     )
-            self._add(calibration)
+                self._add(calibration)
         except Exception as error:  # handed on to whoever asks for the result
             self._error = error
 

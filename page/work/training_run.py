@@ -34,7 +34,10 @@ class TrainingStatus:
         phase (`str`): "preparing", and then those of `training.records.progress`.
         step, max_steps (`int`): optimizer steps done and asked for.
         seconds (`float`): since it was started.
-        seconds_left (`float`, *optional*): of the steps; None while nobody can tell.
+        seconds_left (`float`, *optional*): of the steps, and after them of all that follows; None while nobody can
+            tell.
+        seconds_after (`float`, *optional*): an estimate of what follows the steps, while they are taken.
+        seconds_to_limit (`float`, *optional*): after so long it is stopped.
         images_per_second (`float`, *optional*): while it trains.
         message (`str`): why it stopped or failed, in a sentence; else "".
     """
@@ -45,6 +48,8 @@ class TrainingStatus:
     max_steps: int
     seconds: float
     seconds_left: float | None = None
+    seconds_after: float | None = None
+    seconds_to_limit: float | None = None
     images_per_second: float | None = None
     message: str = ""
 
@@ -107,6 +112,10 @@ class TrainingRun:
         """Ask it to end; it writes a checkpoint first, from which it can be resumed. Returns at once."""
         self._asked.set()
 
+    def moved(self, output):
+        """Learn that what came of it lies elsewhere (`Path`), and is called after that."""
+        self.name, self.output = output.name, output
+
     def wait(self, seconds=None):
         """Wait for its end, at most so long. Returns whether it has ended."""
         return self._ended.wait(seconds)
@@ -123,6 +132,8 @@ class TrainingRun:
             last["max_steps"],
             seconds,
             last.get("seconds_left"),
+            last.get("seconds_after"),
+            None if ended else 60 * self._max_minutes - seconds,
             last.get("images_per_second"),
             self._message if ended else "",
         )
@@ -144,8 +155,7 @@ class TrainingRun:
         }
         options = [str(part) for name, value in arguments.items() for part in (f"--{name}", value)]
         launcher = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "training/train.py"]
-        # a report holds images, which a page does not keep
-        return [*launcher, *options, "--no-report", *self._request.options]
+        return [*launcher, *options, "--report", *self._request.options]
 
     def _lines(self):
         """What this process, and none before it, has said of its progress."""

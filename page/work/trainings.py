@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from page.server.uploads import Folder
+from page.work.own_models import clear_deleted
 from page.work.training_images import unpack_images
 from page.work.training_run import TrainingRequest, TrainingRun
 from pipelines.checkpoint_names import MODEL_INDEX
@@ -96,6 +97,35 @@ class Trainings:
             for folder in (output, images):
                 shutil.rmtree(folder, ignore_errors=True)
 
+    def undisturbed(self):
+        """A context in which no training begins.
+
+        Raises:
+            ValueError: if one is just beginning.
+        """
+        return _one_at_a_time(self._beginning)
+
+    def check_new_name(self, name):
+        """A name for a model, `str`.
+
+        Raises:
+            ValueError: if it is none, or taken.
+        """
+        return self._checked_new(name)
+
+    def renamed(self, folder, target):
+        """Learn that a model's folder (`Path`) has another name (`Path`)."""
+        if self._is_latest(folder):
+            self.latest.moved(target)
+
+    def deleted(self, folder):
+        """Learn that a model's folder (`Path`) is no more."""
+        if self._is_latest(folder):
+            self.latest = None
+
+    def _is_latest(self, folder):
+        return self.latest is not None and not self.latest.is_running and self.latest.output == folder
+
     def close(self):
         """End the training that runs, if any, so that it can be resumed when the server is back."""
         atexit.unregister(self.close)
@@ -137,7 +167,7 @@ class Trainings:
         images, output = self._places(name)
         if images.exists():
             raise ValueError(f"the training of {name} is unfinished; resume or delete it, or choose another name.")
-        if output.exists() or name in self._shelf.names:
+        if output.exists() or any(taken == name or taken.startswith(f"{name}: ") for taken in self._shelf.names):
             raise ValueError(f"there is a model {name} already; choose another name.")
         return name
 
@@ -149,6 +179,7 @@ class Trainings:
 
 def shelve_trained_models(folder, shelf):
     """Put the finished models of a folder on the shelf; what cannot be loaded is logged and left out."""
+    clear_deleted(folder)
     for path in sorted(Path(folder).glob(f"*/{MODEL_INDEX}")):
         if path.parent.name in shelf.names or (path.parent.parent / f"{path.parent.name}{IMAGES}").exists():
             continue

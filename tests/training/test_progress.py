@@ -1,6 +1,7 @@
 """What a training leaves to be watched by: whole lines, nothing half-written, one curve over interruptions."""
 
 import json
+import time
 
 import pytest
 
@@ -35,6 +36,28 @@ def test_lines_say_phase_step_speed_and_losses(tmp_path):
     assert entries[2]["noise"] == 0.5
     assert entries[4]["seconds_left"] == 0
     assert entries[4]["images_per_second"] > 0
+
+
+def test_what_is_left_is_told_from_the_third_step_on_and_the_first_does_not_count(tmp_path, monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    log = ProgressLog(tmp_path, 10, 20, every=0, images_after=40)
+    for step in (11, 12, 13):
+        clock[0] += 50 if step == 11 else 4
+        log.log_step(step, 8 * (step - 10), losses(1))
+    first, second, third = read_progress(tmp_path)
+    assert "seconds_left" not in first
+    assert "seconds_left" not in second
+    assert (third["seconds_left"], third["seconds_after"]) == (28, 20)  # 7 steps of 4 s; 40 images of 0.5 s
+    log.log_phase("references")
+    log.log_phase("calibration")
+    clock[0] += 10
+    log.log_measured(5, 20)
+    log.log_measured(0, 20)  # a process that has no share of the images
+    references, calibration, measured, _ = read_progress(tmp_path)[3:]
+    assert references["seconds_left"] == 20
+    assert "seconds_left" not in calibration
+    assert (measured["phase"], measured["seconds_left"]) == ("calibration", 40)
 
 
 def test_steps_that_follow_too_soon_are_left_out_but_not_the_last(tmp_path):

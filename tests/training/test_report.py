@@ -20,6 +20,7 @@ from training.data.good_images import GoodImages
 from training.engine.report import Making, build_report, components_table, leave_report
 from training.publish import prepare_shipment
 from training.records.checkpoint_contents import REPORT, list_contents
+from training.records.synthetic_record import read_check
 
 VOID = {"meta", "img"}
 HOSTILE = "<img src=x onerror=alert(1)> & 'co' \"parts\""
@@ -102,10 +103,21 @@ def test_it_draws_losses_separation_and_scores(report):
     for words in ("features (Eq. 10)", "pixels (Eq. 4)", "bound", "image AUROC", "pixel AUROC", "Histogram of scores"):
         assert [label for label in labels if words in label], words
     assert "rejected above" in report.text
+    assert "90 synthetic defects put into these images" in report.text
+
+
+def test_what_it_says_of_synthetic_defects_is_what_the_checkpoint_keeps(report, finished):
+    record = read_check(finished)
+    assert record["count"] == 90
+    assert f"{record['rejected']} are rejected" in report.text
+    for kind, (found, count) in record["by_kind"].items():
+        assert count == 15
+        assert f"{kind}{found} of 15" in report.text
 
 
 def test_it_shows_the_last_validation_and_samples_beside_real_images(report):
-    sheet, samples = report.images
+    synthetic, sheet, samples = report.images
+    assert synthetic.width > 6 * 160
     assert sheet.width > 600
     assert sheet.height > 8 * 160
     assert samples.width > 4 * 160
@@ -138,7 +150,7 @@ def test_a_run_that_is_resumed_at_its_end_makes_it_again(environment, finished, 
     arguments = ["--train_data_dir", TILES, "--output_dir", tmp_path, *TWELVE_STEPS]
     done = train(environment, *arguments, "--report", "--resume_from_checkpoint", "latest")
     assert done.returncode == 0, done.stderr
-    assert len(Page((tmp_path / REPORT).read_text(encoding="utf-8")).images) == 2
+    assert len(Page((tmp_path / REPORT).read_text(encoding="utf-8")).images) == 3
 
 
 # Several categories, strange names, failures

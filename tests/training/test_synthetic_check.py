@@ -1,4 +1,4 @@
-"""How many synthetic defects a calibrated model rejects: scored as users' images are, and never those it was chosen on."""
+"""How many synthetic defects a calibrated model rejects: scored as a user's images, and none that it was chosen on."""
 
 import copy
 

@@ -17,10 +17,12 @@ from pipelines.pipeline_gradient_denoise import GradientDenoisePipeline
 from pipelines.score_calibration import REFERENCES
 from rendering import report_page as html
 from rendering.curves import curves_svg
+from rendering.heat_map import saturation_of
 from rendering.histogram import histogram_svg
 from rendering.sheet import view_sheet
 from rendering.words import count_of, duration
 from training.cli.repeat_command import repeat_command
+from training.engine.synthetic_views import views_of
 from training.engine.validation import image_of
 from training.fitting.promise import describe_promise
 from training.fitting.recalibration import warning_of
@@ -35,6 +37,8 @@ SAMPLE_STEPS = 20
 """Of the reverse process: its whole noise schedule is respaced to so many."""
 
 SAMPLE_CELL = 160
+PAIRS = 3
+"""So many synthetic defects are shown beside each other, each twice."""
 
 LOSS_TITLES = {
     "features": "Error in features (Eq. 10)",
@@ -47,7 +51,7 @@ SEPARATION_TITLES = {
 }
 COMPONENT_NAMES = {"features": "feature error", "kl": "KL"}
 
-SHOWN_PHASES = ("references", "calibration")
+SHOWN_PHASES = ("references", "calibration", "checking")
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +75,7 @@ class Making:
         return repeat_command(self.options, self.options["train_data_dir"] or [], self.options["output_dir"])
 
 
-def leave_report(pipe, made, categories, splits, validation=None):
+def leave_report(pipe, made, categories, splits, validation=None, checks=None):
     """Write the report of a checkpoint that is saved; where that fails, a warning says why.
 
     Args:
@@ -80,10 +84,12 @@ def leave_report(pipe, made, categories, splits, validation=None):
         categories (`list[GoodImages]`): training images of each.
         splits (`dict[str, tuple]`): names of the categories, with their training and held-out images.
         validation (`Validation`, *optional*): that has measured.
+        checks (`dict[str, SyntheticCheck]`, *optional*): of each category, what the finished model makes of synthetic
+            defects.
     """
     target = Path(made.options["output_dir"]) / REPORT
     try:
-        text = build_report(pipe, made, categories, splits, validation)
+        text = build_report(pipe, made, categories, splits, validation, checks)
         with whole_file(target) as stream:
             stream.write(text.encode())
     except (OSError, ValueError) as error:
@@ -92,7 +98,7 @@ def leave_report(pipe, made, categories, splits, validation=None):
         logger.info("report: %s", target)
 
 
-def build_report(pipe, made, categories, splits, validation=None):
+def build_report(pipe, made, categories, splits, validation=None, checks=None):
     """The page, `str` of HTML; arguments are those of `leave_report`.
 
     Raises:
@@ -104,8 +110,8 @@ def build_report(pipe, made, categories, splits, validation=None):
     sections = []
     for images, name in zip(categories, splits, strict=True):
         scoring = pipe.for_category(name if several else None)
-        validated = validation.categories[name] if validation else None
-        found = _category_section(scoring, images, validated, sheets.get(name), made.options["seed"])
+        check = checks[name] if checks else None
+        found = _category_section(scoring, images, check, sheets.get(name), made.options["seed"])
         sections.append(html.section(f"Category {name}" if several else "What the model does", *found))
     trained, held_out = (sum(len(split[side]) for split in splits.values()) for side in (0, 1))
     more = " and more that were streamed" if made.options["streaming"] else ""
@@ -189,22 +195,33 @@ def _curves(entries):
         )
 
 
-def _category_section(pipe, images, validated, sheet, seed):
+def _category_section(pipe, images, check, sheet, seed):
     calibration, timesteps = pipe.calibration, list(pipe.config.timesteps)
     rate, bfloat16 = calibration.effective_rate(), pipe.uses_bfloat16()
     threshold = calibration.image_threshold(None, timesteps, bfloat16)
     yield html.paragraph(f"It was {describe_promise(calibration)} {warning_of(calibration)}".strip())
     good = calibration.ranked_scores(timesteps, bfloat16).cpu().numpy()
-    synthetic = np.empty(0) if validated is None else _synthetic_scores(pipe, validated)
+    synthetic = np.empty(0) if check is None else check.scores.numpy()
     caption = (
         f"Scores. Grey: the {len(good)} held-out good images that are ranked, of which {rate:.1%} may be rejected."
     )
-    if len(synthetic):
+    if check is not None:
+        accepted = len(synthetic) - check.num_rejected
         caption += (
-            f" Coloured: {len(synthetic)} held-out images with a synthetic defect, some of them faint, scored by "
-            f"the finished model: {(synthetic > threshold).sum()} are rejected (vermilion), the others accepted (blue)."
+            f" Coloured: {len(synthetic)} synthetic defects put into these images, some of them faint, scored by the "
+            f"finished model: {check.num_rejected} are rejected (vermilion), {accepted} accepted (blue)."
         )
     yield html.drawing(histogram_svg(good, synthetic, threshold, "synthetic defects"), caption, "histogram")
+    if check is not None:
+        yield html.table(
+            {"Synthetic defects": "rejected"}
+            | {kind: f"{found} of {count}" for kind, (found, count) in check.by_kind().items()}
+        )
+        yield html.figure(
+            view_sheet(_synthetic_rows(pipe, check), ("synthetic defect", "heat map") * PAIRS, SAMPLE_CELL),
+            "Some of them. Left, the image, with the defect outlined in green; right, the heat map, with what the "
+            "model marks outlined in cyan.",
+        )
     yield html.table(components_table(calibration))
     if sheet is not None:
         yield html.figure(
@@ -225,12 +242,13 @@ def _category_section(pipe, images, validated, sheet, seed):
     )
 
 
-def _synthetic_scores(pipe, validated):
-    timesteps = list(pipe.config.timesteps)
-    noise = pipe.calibration.noise_fields(timesteps)
-    samples = torch.stack([sample for sample, _ in validated.images[validated.num_good :]])
-    scores = [pipe.score(batch, timesteps, noise).score for batch in samples.split(NUM_SAMPLES)]
-    return torch.cat(scores).cpu().numpy()
+def _synthetic_rows(pipe, check):
+    """Rows of a sheet: synthetic defects that were rejected, then accepted ones, some beside each other."""
+    saturation = saturation_of(pipe)
+    for is_rejected, caption in ((True, "rejected"), (False, "accepted")):
+        alike = [views_of(checked, saturation) for checked in check.shown if checked.is_rejected == is_rejected]
+        for start in range(0, len(alike), PAIRS):
+            yield caption, [view for pair in alike[start : start + PAIRS] for view in pair]
 
 
 def components_table(calibration):

@@ -19,11 +19,12 @@ from pipelines.code_bundle import sibling_imports
 from pipelines.safetensors_only import is_pickle
 from training.records.measured_results import is_sheet
 from training.records.progress import PROGRESS
+from training.records.synthetic_record import SYNTHETIC_CHECK
 
 REPORT = "report.html"
 """What a training leaves to be looked at; it holds images of the parts."""
 
-TRAINING_LEFTOVERS = ("checkpoint-*", "logs", PROGRESS, REPORT, "__pycache__", ".*")
+TRAINING_LEFTOVERS = ("checkpoint-*", "logs", PROGRESS, REPORT, SYNTHETIC_CHECK, "__pycache__", ".*")
 """At the top of the folder: what is for whoever trains, and for nobody else."""
 
 ROOT_FILES = (MODEL_INDEX, CARD, EVALUATION, TRAINING_RECORD, IMAGE_RECORD, "LICENSE", "CITATION.cff")

@@ -7,6 +7,7 @@ import re
 from pathlib import Path, PurePosixPath
 
 from pipelines.checkpoint_names import EVALUATION
+from training.records.synthetic_record import forget_check
 
 FIGURES = ("image_auroc", "pixel_auroc", "pixel_ap", "pro", "detection_rate", "false_alarm_rate")
 ALL = "all"
@@ -56,10 +57,11 @@ def read_results(folder, category=None):
 
 
 def forget_results(folder):
-    """Take them away: they measured a model that is no more."""
+    """Take them away, and what synthetic defects have shown: they measured a model that is no more."""
     (Path(folder) / EVALUATION).unlink(missing_ok=True)
     for sheet in Path(folder).glob(SHEETS):
         sheet.unlink()
+    forget_check(folder)
 
 
 def sheet_path(folder, category=None):

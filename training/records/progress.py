@@ -2,13 +2,16 @@
 
 Every line is a whole JSON object and is written at once. A line says
 
-    phase               "training", then "references", "calibration", "saving", "finished"; or "stopped"
+    phase               "training", then "references", "calibration", "checking" (where a report is written),
+                        "saving", "finished"; or "stopped"
     step, max_steps     optimizer steps done and asked for
     seconds             since this process began to train
     pid                 of the process: SIGTERM makes it write a checkpoint and end
 
-and, while it trains, `seconds_left` of the steps, `images_per_second` and the losses `noise`, `bound` and `features`;
-after a validation (`validation.py`) also each of `SEPARATION` and the `validation_seconds` that it took.
+and, while it trains, `images_per_second` and the losses `noise`, `bound` and `features`, from the third step on
+`seconds_left` of the steps and `seconds_after`, an estimate of what follows them; after a validation (`validation.py`)
+also each of `SEPARATION` and the `validation_seconds` that it took. After the steps, `seconds_left` is that of all that
+follows, where it can be told.
 A resumed run goes on in the same file; from the step it resumes at, its lines replace those before.
 """
 
@@ -27,6 +30,9 @@ SEPARATION = ("kl_image_auroc", "kl_pixel_auroc", "features_image_auroc", "featu
 WRITTEN_EVERY = 1.0
 """Seconds between two lines, at least; the first and the last step have one in any case."""
 
+FIRST_STEPS = 3
+"""After so many steps it is said how long the others take; the first, which takes longer, does not count."""
+
 
 class ProgressLog:
     """Writes the lines of one process.
@@ -37,13 +43,16 @@ class ProgressLog:
         max_steps (`int`): steps asked for.
         enabled (`bool`): nothing is written without it: of several processes one writes.
         every (`float`): seconds between two lines of `log_step`, at least.
+        images_after (`float`): images that are measured after the steps, each of which takes about as long as one that
+            is trained on: the forward passes at several noise scales are as much work as a step forth and back.
     """
 
-    def __init__(self, folder, step, max_steps, enabled=True, every=WRITTEN_EVERY):
+    def __init__(self, folder, step, max_steps, enabled=True, every=WRITTEN_EVERY, images_after=0):
         self.path = Path(folder) / PROGRESS
         self._step, self._max_steps, self._enabled, self._every = step, max_steps, enabled, every
         self._first, self._began, self._written = step, time.monotonic(), -np.inf
         self._phase, self._phase_began = None, self._began
+        self._images_after, self._first_step_took, self._seconds_after = images_after, None, None
         self.phase_seconds = {}
 
     def log_phase(self, phase):
@@ -52,7 +61,21 @@ class ProgressLog:
         if self._phase is not None:
             self.phase_seconds[self._phase] = self.phase_seconds.get(self._phase, 0.0) + now - self._phase_began
         self._phase, self._phase_began = phase, now
-        self._write(phase)
+        left = {} if phase != "references" or self._seconds_after is None else {"seconds_left": self._seconds_after}
+        self._write(phase, **left)
+
+    def log_measured(self, done, left):
+        """Say how long what follows the steps still takes, if the last line is old enough.
+
+        Args:
+            done (`int`): images that were measured since this phase began.
+            left (`float`): images that are still to be measured, in later phases too.
+        """
+        now = time.monotonic()
+        if now - self._began - self._written < self._every:
+            return
+        self._written = now - self._began
+        self._write(self._phase, seconds_left=round((now - self._phase_began) / max(done, 1) * left, 1))
 
     def log_step(self, step, images, losses, validated=None):
         """Say that a step is done, if the last line is old enough or there is a validation to tell of.
@@ -65,11 +88,18 @@ class ProgressLog:
         """
         self._step = step
         seconds = time.monotonic() - self._began
+        if self._first_step_took is None:
+            self._first_step_took = seconds
         if seconds - self._written < self._every and step < self._max_steps and not validated:
             return
         self._written = seconds
-        seconds_left = seconds / (step - self._first) * (self._max_steps - step)
-        speed = {"seconds_left": round(seconds_left, 1), "images_per_second": round(images / max(seconds, 1e-3), 2)}
+        speed = {"images_per_second": round(images / max(seconds, 1e-3), 2)}
+        done = step - self._first
+        if done >= FIRST_STEPS:
+            per_step = (seconds - self._first_step_took) / (done - 1)
+            self._seconds_after = round(per_step * done / images * self._images_after, 1)
+            speed |= {"seconds_left": round(per_step * (self._max_steps - step), 1)}
+            speed |= {"seconds_after": self._seconds_after}
         values = {name: losses[name] for name in LOSSES} | (validated or {})
         self._write("training", **speed, **{name: round(value, 6) for name, value in values.items()})
 
