@@ -64,8 +64,8 @@ def build_page(settings, shelf, training_options=()):
             with gr.Tab("Batch", id="batch"):
                 build_batch_tab(page)
             if settings.training:
-                with gr.Tab("Train", id="train"):
-                    build_train_tab(page, demo)
+                with gr.Tab("Train", id="train") as train:
+                    build_train_tab(page, demo, train)
             with gr.Tab("Models", id="models") as models:
                 build_models_tab(page, demo, models)
             with gr.Tab("How it works", id="how"):

@@ -6,19 +6,16 @@ from typing import NamedTuple
 import gradio as gr
 import torch
 
-from page.models.checkpoint_zip import pack_for_download, report_for_download
-from page.server.uploads import Folder
 from page.server.user_errors import answer_in_one_sentence
-from page.tabs.quality_html import known_words, synthetic_words
+from page.tabs.quality_html import synthetic_words
+from page.tabs.trained_model import lay_out_result, wire_result
 from page.tabs.training_html import NO_TRAINING, describe_training, draw_curves, expectation, list_left_out
-from page.work.known_parts import MAX_KNOWN, try_known_parts
 from page.work.trainings import MAX_STEPS
 from training.cli.presets import DEFAULT_PRESET, PRESETS
 from training.data.image_reading import IMAGE_SUFFIXES
 from training.records.synthetic_record import read_check
 
 LOOK_EVERY = 1.0
-DEFECTIVE, GOOD = "defective parts", "good parts"
 
 INTRODUCTION = """Give images of **good** parts only, taken as the inspected ones will be: same camera, same light.
 About 100 are good, 20 are the least that makes sense, and more make the promised false alarm rate smaller. A quarter
@@ -28,10 +25,6 @@ is held out to measure how good parts score.
 
 Images are deleted when it has finished; a few of them stay with the model, in its report, for you to see what it makes
 of them."""
-
-TRY_KNOWN = """### Try it on parts that you know
-Images of parts whose defects you know (or of good ones that were not trained on) say more than synthetic defects.
-No marking is needed. They are not kept."""
 
 
 class Order(NamedTuple):
@@ -57,30 +50,16 @@ class View(NamedTuple):
     plots: gr.HTML
 
 
-class Result(NamedTuple):
-    """Widgets that show what came of it, and those it is tried with on parts that a user knows."""
-
-    column: gr.Column
-    quality: gr.HTML
-    use: gr.Button
-    pack: gr.Button
-    download: gr.Files
-    known: gr.Files
-    kind: gr.Radio
-    try_known: gr.Button
-    known_words: gr.HTML
-
-
-def build_train_tab(page, demo):
-    """Lay out the tab and wire it; `demo` is the page as a whole, which shows a running training when it is opened."""
+def build_train_tab(page, demo, tab):
+    """Lay out the tab and wire it; `demo` is the page as a whole, `tab` the tab: it shows the latest training."""
     with gr.Row():
         with gr.Column(scale=1, min_width=300):
             order = _lay_out_order(page)
         with gr.Column(scale=1, min_width=300):
             view = _lay_out_view()
-            result = _lay_out_result()
-    _wire(page, demo, order, view, result)
-    _wire_result(page, result)
+            result = lay_out_result()
+    _wire(page, (demo.load, tab.select), order, view, result)
+    wire_result(page, result)
 
 
 def _lay_out_order(page):
@@ -140,32 +119,7 @@ def _lay_out_view():
     return View(words, left_out, plots)
 
 
-def _lay_out_result():
-    with gr.Column(visible=False, elem_id="trained") as column:
-        quality = gr.HTML("", label="How well it finds defects", elem_id="quality")
-        with gr.Row():
-            use = gr.Button("Inspect with it", variant="primary", elem_id="use-trained")
-            pack = gr.Button("Prepare downloads", elem_id="pack-trained")
-        download = gr.Files(
-            label="The model as a ZIP, and the report of its training",
-            visible=False,
-            interactive=False,
-            elem_id="trained-zip",
-        )
-        gr.Markdown(TRY_KNOWN)
-        known = gr.Files(
-            label=f"Images, or a ZIP of them: at most {MAX_KNOWN}",
-            file_types=[*IMAGE_SUFFIXES, ".zip"],
-            height=140,
-            elem_id="known-files",
-        )
-        kind = gr.Radio([DEFECTIVE, GOOD], value=DEFECTIVE, label="They show", elem_id="known-kind")
-        try_known = gr.Button("Try it on these", elem_id="try-known")
-        known_words = gr.HTML("", label="What it makes of them", elem_id="known-words")
-    return Result(column, quality, use, pack, download, known, kind, try_known, known_words)
-
-
-def _wire(page, demo, order, view, result):
+def _wire(page, openings, order, view, result):
     files, name, preset, steps, start, stop, leftover, unfinished, resume, delete = order
     words, left_out, plots = view
     download, trained = result.download, result.column
@@ -175,7 +129,7 @@ def _wire(page, demo, order, view, result):
     look = {
         "fn": functools.partial(_look, page),
         "inputs": shown,
-        "outputs": [*outputs, shown],
+        "outputs": [*outputs, result.known_words, shown],
         "api_visibility": "private",
         "show_progress": "hidden",
         "concurrency_limit": 8,
@@ -184,7 +138,7 @@ def _wire(page, demo, order, view, result):
     begun = start.click(
         functools.partial(_start, page),
         [files, name, preset, steps],
-        [files, name, download, result.known, result.known_words],
+        [files, name, download],
         preprocess=False,
         show_progress_on=words,
         concurrency_limit=2,
@@ -195,23 +149,9 @@ def _wire(page, demo, order, view, result):
     stopping = stop.click(functools.partial(_stop, page), None, None, queue=False, **private)
     for event in (begun, resumed, deleted, stopping):
         event.then(**look)
-    timer.tick(**look)
-    demo.load(**look)
+    for event in (timer.tick, *openings):
+        event(**look)
     preset.change(lambda chosen: PRESETS[chosen]["max_train_steps"], preset, steps, **private)
-
-
-def _wire_result(page, result):
-    private = {"api_visibility": "private"}
-    result.use.click(functools.partial(_use, page), None, [page.model, page.tabs], **private)
-    result.pack.click(functools.partial(_pack, page), None, result.download, concurrency_limit=2, **private)
-    result.try_known.click(
-        functools.partial(_try_known, page),
-        [result.known, result.kind],
-        result.known_words,
-        preprocess=False,  # Gradio would copy every file
-        concurrency_limit=2,
-        **private,
-    )
 
 
 @answer_in_one_sentence
@@ -220,7 +160,7 @@ def _start(page, files, name, preset, steps, progress=gr.Progress()):  # noqa: B
         progress((done, total), desc="looking at the images", unit="images")
 
     page.trainings.start(name, files, preset, steps, report)
-    return None, "", gr.update(value=None, visible=False), None, ""
+    return None, "", gr.update(value=None, visible=False)
 
 
 @answer_in_one_sentence
@@ -249,7 +189,8 @@ def _look(page, shown):
     choices = gr.update(choices=unfinished, value=unfinished[-1] if unfinished else None)
     if run is None:
         hidden, idle = gr.update(visible=False), gr.Timer(active=False)
-        return NO_TRAINING, "", "", gr.skip(), gr.skip(), leftover, choices, hidden, gr.skip(), idle, gr.skip(), None
+        nothing = NO_TRAINING, "", "", gr.skip(), gr.skip(), leftover, choices, hidden
+        return *nothing, gr.skip(), idle, gr.skip(), "", None
     status = run.status()
     now = (run.name, len(run.left_out), status.state, status.step)
     is_news, is_finished = shown is None or now != tuple(shown), status.state == "finished"
@@ -265,37 +206,6 @@ def _look(page, shown):
         synthetic_words(read_check(run.output)) if is_news and is_finished else gr.skip(),
         gr.Timer(active=running),
         gr.update(choices=page.shelf.names) if is_finished else gr.skip(),
+        "" if is_news else gr.skip(),  # another model's
         now,
     )
-
-
-@answer_in_one_sentence
-def _use(page):
-    """Choose what was trained, and go to inspect with it."""
-    return _name_of_trained(page), gr.Tabs(selected="inspect")
-
-
-@answer_in_one_sentence
-def _pack(page):
-    name = _name_of_trained(page)
-    folder = page.shelf.get(name).folder
-    files = [pack_for_download(folder, name), report_for_download(folder, name)]
-    return gr.update(value=[file for file in files if file is not None], visible=True)
-
-
-@answer_in_one_sentence
-def _try_known(page, files, kind, progress=gr.Progress()):  # noqa: B008
-    def report(done, total):
-        progress((done, total), desc="trying the model on them", unit="images")
-
-    model = page.shelf.get(_name_of_trained(page))
-    folder = Folder(files, MAX_KNOWN, page.settings.max_upload_mb, with_masks=False)
-    judged = try_known_parts(page.inspector, model, folder, report)
-    return known_words(judged, kind != GOOD, model.calibration.config.cross_fitted)
-
-
-def _name_of_trained(page):
-    run = page.trainings.latest
-    if run is None or run.status().state != "finished":
-        raise ValueError("nothing was trained since the page was started.")
-    return run.name

@@ -62,6 +62,25 @@ def test_results_are_kept_with_a_checkpoint_and_shown(page, checkpoint):
     assert "Not measured" in results_html(None)
 
 
+def test_every_figure_can_be_read_on_a_phone(browser, checkpoint, tmp_path):
+    keep_results(checkpoint, None, "tiles", REPORT)
+    with served(checkpoint, tmp_path, training=False) as (url, _):
+        page = browser.new_page(viewport={"width": 390, "height": 844})
+        page.goto(url)
+        page.get_by_role("tab", name="Models").click()
+        table = page.locator("#model-results table")
+        table.wait_for(timeout=60_000)
+        cells = table.locator("tbody th, tbody td").all()
+        assert len(cells) == 2 * (2 + len(FIGURES))
+        for cell in cells:
+            box = cell.bounding_box()
+            assert box["x"] >= 0
+            assert box["x"] + box["width"] <= 390
+            assert cell.evaluate("cell => cell.scrollWidth <= cell.clientWidth + 1")
+        assert "rejected" in table.evaluate("t => getComputedStyle(t.querySelectorAll('td')[1], '::before').content")
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
 @pytest.mark.parametrize("is_estimate", [False, True])
 def test_a_rate_that_is_an_estimate_is_never_called_a_promise(tmp_path, is_estimate):
     keep_results(tmp_path, None, "tiles", REPORT | {"is_estimate": is_estimate})
@@ -268,7 +287,13 @@ def test_a_model_of_the_owners_is_not_offered_for_download(checkpoint, tmp_path)
         _pack(page, shelf.names[0])
     page.settings = Settings(trained_models=str(checkpoint.parent))
     assert _show(page, shelf.names[0])[-1]["interactive"]
-    assert Path(_pack(page, shelf.names[0])["value"]).is_file()
+    assert [Path(file).suffix for file in _pack(page, shelf.names[0])["value"]] == [".zip"]
+    (checkpoint / "report.html").write_text("<p>A report")
+    packed, report = map(Path, _pack(page, shelf.names[0])["value"])
+    assert report.name == f"{shelf.names[0]}-report.html"
+    assert report.read_text() == "<p>A report"
+    with zipfile.ZipFile(packed) as archive:
+        assert not [name for name in archive.namelist() if name.endswith("report.html")]
 
 
 def test_two_models_of_one_name_are_refused_at_start(checkpoint):
