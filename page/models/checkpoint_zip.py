@@ -21,7 +21,8 @@ def report_for_download(folder, name):
     """
     if not (folder / REPORT).is_file():
         return None
-    return shutil.copyfile(folder / REPORT, Path(tempfile.mkdtemp(dir=get_upload_folder())) / f"{name}-report.html")
+    target = Path(tempfile.mkdtemp(dir=get_upload_folder())) / f"{name}-report.html"
+    return str(shutil.copyfile(folder / REPORT, target))
 
 
 def pack_checkpoint(folder, target):

@@ -39,11 +39,11 @@ def synthetic_words(record):
     rate = _per_cent(record["false_alarm_rate"], record["is_estimate"])
     is_enough = is_good_enough(record)
     share = f"{found} of {count}"
-    title = f"It finds {share} synthetic defects" if is_enough else f"Do not rely on it: it finds {share} defects"
+    title = f"{'It' if is_enough else 'Do not rely on it: it'} finds {share} synthetic defects"
     words = (
-        f"<p>A defect was drawn into {count_of(count, 'good image')}, some of them hardly visible. At the default "
-        f"setting, which rejects {rate} of good parts, <b>{found / count:.0%} were rejected</b> "
-        f"({_kinds(record['by_kind'])}).</p>"
+        f"<p>{count_of(count, 'synthetic defect')}, some hardly visible, were drawn into good images that were not "
+        f"trained on. At the default setting, which rejects {rate} of good parts, <b>{found / count:.0%} were "
+        f"rejected</b> ({_kinds(record['by_kind'])}).</p>"
     )
     if not is_enough:
         words += (

@@ -56,9 +56,11 @@ def build_train_tab(page, demo, tab):
         with gr.Column(scale=1, min_width=300):
             order = _lay_out_order(page)
         with gr.Column(scale=1, min_width=300):
-            view = _lay_out_view()
+            words = gr.HTML(NO_TRAINING, label="Training", elem_id="training-words")
+            left_out = gr.HTML("", label="Files that were left out", elem_id="left-out")
             result = lay_out_result()
-    _wire(page, (demo.load, tab.select), order, view, result)
+            plots = gr.HTML("", label="How it goes", elem_id="training-curves")
+    _wire(page, (demo.load, tab.select), order, View(words, left_out, plots), result)
     wire_result(page, result)
 
 
@@ -110,13 +112,6 @@ def _lay_out_order(page):
             resume = gr.Button("Resume", elem_id="resume-training")
             delete = gr.Button("Delete it and its images", elem_id="delete-training")
     return Order(files, name, preset, steps, start, stop, leftover, unfinished, resume, delete)
-
-
-def _lay_out_view():
-    words = gr.HTML(NO_TRAINING, label="Training", elem_id="training-words")
-    left_out = gr.HTML("", label="Files that were left out", elem_id="left-out")
-    plots = gr.HTML("", label="How it goes", elem_id="training-curves")
-    return View(words, left_out, plots)
 
 
 def _wire(page, openings, order, view, result):

@@ -75,14 +75,15 @@ def test_what_is_told_of_its_progress_can_end_it(tiny_pipeline, tile_files):
 @pytest.mark.parametrize(
     ("rejected", "count", "places"),
     [
-        ([1, 0, 1, 0, 1, 0], 4, [0, 4, 1, 5]),
-        ([1, 1, 1, 1, 1, 0], 4, [0, 2, 4, 5]),
-        ([0, 0, 0, 0, 0, 1], 4, [5, 0, 2, 4]),
+        ([1, 0, 1, 0, 1, 0], 4, [0, 2, 1, 3]),
+        ([1, 1, 1, 1, 1, 0], 4, [0, 1, 2, 5]),
+        ([0, 0, 0, 0, 0, 1], 4, [5, 0, 1, 2]),
+        ([1, 0, 0, 0, 0, 0, 1, 1, 0, 0, 0, 0], 4, [0, 7, 1, 2]),  # 6 is of the same kind as 0
         ([1, 0], 6, [0, 1]),
         ([0, 0, 0], 0, []),
     ],
 )
-def test_found_ones_are_shown_first_and_the_rest_is_filled_up(rejected, count, places):
+def test_found_ones_are_shown_first_of_all_kinds_and_the_rest_is_filled_up(rejected, count, places):
     assert _choose_shown(torch.tensor(rejected, dtype=bool).numpy(), count) == places
 
 

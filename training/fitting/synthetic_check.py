@@ -7,6 +7,7 @@ no others; the defects are new ones all the same, but normalisation and choice h
 which makes the share a little too good.
 """
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -156,12 +157,19 @@ def _anomaly_maps(pipe, components):
 
 
 def _choose_shown(is_rejected, count):
-    """Places of some defects, found ones first, at even distances among their like, which have all kinds in turn."""
-    found, missed = np.flatnonzero(is_rejected), np.flatnonzero(~is_rejected)
-    num_found = min(len(found), max(count // 2, count - len(missed)))
-    num_missed = min(len(missed), count - num_found)
-    return [
-        int(places[index])
-        for places, number in ((found, num_found), (missed, num_missed))
-        for index in np.linspace(0, len(places) - 1, number).round().astype(int)
-    ]
+    """Places of some defects, found ones first, among their like as many kinds as there are."""
+    found, missed = map(_kinds_in_turn, (np.flatnonzero(is_rejected), np.flatnonzero(~is_rejected)))
+    num_found = max(count // 2, count - len(missed))
+    found = found[:num_found]
+    return found + missed[: count - len(found)]
+
+
+def _kinds_in_turn(places):
+    """The first place of each kind, then the second of each, `list[int]`."""
+    seen = Counter()
+    ranked = []
+    for place in places.tolist():
+        kind = place % len(KINDS)
+        ranked.append((seen[kind], place))
+        seen[kind] += 1
+    return [place for _, place in sorted(ranked)]
