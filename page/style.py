@@ -78,6 +78,7 @@ table.results tbody th { font-weight: 400 }
   #more { order: 5 }
   #examples .grid-container { display: flex; overflow-x: auto }
   #examples .gallery-item { flex: 0 0 76px }
+}
 @media (max-width: 600px) {
   table.results, table.results tbody { display: block }
   table.results thead { display: none }
