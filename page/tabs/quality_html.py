@@ -11,6 +11,7 @@ from PIL import Image
 from rendering.words import count_of, one_line
 from training.fitting.synthetic_check import ENOUGH_FOUND
 
+UNFAMILIAR = "Unfamiliar"
 SIDE = 320
 """Longest side of the views of known parts, in pixels."""
 
@@ -90,8 +91,8 @@ def known_words(judged, are_defective, is_estimate=False):
         `str`: HTML.
     """
     read = [(name, answer) for name, answer in judged if not isinstance(answer, str)]
-    rejected = sum(numbers["is_anomalous"] for _, (numbers, _) in read)
-    right = rejected if are_defective else len(read) - rejected
+    words = [_verdict_word(numbers) for _, (numbers, _) in read]
+    right = words.count("Rejected" if are_defective else "Accepted")
     kind, verb = ("defective", "rejected") if are_defective else ("good", "accepted")
     if not read:
         title, css = "None of the images could be read", "unknown"
@@ -102,18 +103,28 @@ def known_words(judged, are_defective, is_estimate=False):
     if read:
         share = _per_cent(read[0][1][0]["false_alarm_rate"], is_estimate)
         rate = f"<p>At the default setting, which rejects {share} of good parts.</p>"
+    if unlike := words.count(UNFAMILIAR):
+        verb = "is" if unlike == 1 else "are"
+        rate += f"<p>{count_of(unlike, 'image')} {verb} unlike anything the model knows: another part?</p>"
     views = "".join(
         _figure(
             [(heat_map, f"heat map of {name}")],
-            f"<b>{'Rejected' if numbers['is_anomalous'] else 'Accepted'}</b>: {html.escape(one_line(name))}",
-            numbers["is_anomalous"] == are_defective,
+            f"<b>{word}</b>: {html.escape(one_line(name))}",
+            word == ("Rejected" if are_defective else "Accepted"),
         )
-        for name, (numbers, heat_map) in read
+        for word, (name, (_, heat_map)) in zip(words, read, strict=True)
     )
     unread = "".join(f"<p>{html.escape(one_line(reason))}</p>" for _, reason in judged if isinstance(reason, str))
     return (
         f'<div class="verdict {css}" role="status"><h2>{title}</h2>{rate}{unread}</div><div class="views">{views}</div>'
     )
+
+
+def _verdict_word(numbers):
+    """What is said of a `Verdict` in a word."""
+    if numbers["is_unfamiliar"]:
+        return UNFAMILIAR
+    return "Rejected" if numbers["is_anomalous"] else "Accepted"
 
 
 def _synthetic_views(shown):

@@ -16,6 +16,7 @@ from pipelines.verdicts import decide
 from rendering.heat_map import outline, overlay, saturation_of, shrink
 from rendering.numbering import draw_numbers
 from rendering.regions import find_regions
+from training.fitting.recalibration import warning_of
 from training.inference.score_table import known_number
 
 KEPT_INSPECTIONS = 48
@@ -285,7 +286,9 @@ def _drawn(model, image, file, output, timesteps, alpha, index=0, fitting=()):
     heat = overlay(drawn, anomaly_map, saturation)
     misfit = misfit_of(image, scoring.config.white_level)
     maps = (anomaly_map, kl_map, feature_map)
-    score, warning = float(output.anomaly_score[index]), f"{file} {misfit}" if misfit else ""
+    score = float(output.anomaly_score[index])
+    doubts = [f"{file} {misfit}" if misfit else "", warning_of(model.calibration)]
+    warning = " ".join(doubt for doubt in doubts if doubt)
     computed = (alpha, timesteps, scoring.uses_bfloat16())
     unfamiliarity = known_number(output.unfamiliarity[index])
     found = (score, warning, unfamiliarity, tuple(fitting))

@@ -60,7 +60,8 @@ def test_without_a_check_nothing_is_claimed():
 
 
 def judged(*rejected):
-    return [(f"{EVIL}{place}", ({"is_anomalous": each, "false_alarm_rate": 0.01}, HEAT)) for place, each in rejected]
+    numbers = {"false_alarm_rate": 0.01, "is_unfamiliar": False}
+    return [(f"{EVIL}{place}", (numbers | {"is_anomalous": each}, HEAT)) for place, each in rejected]
 
 
 @pytest.mark.parametrize(
