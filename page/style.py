@@ -21,6 +21,7 @@ CSS = """
 .scale .ends { display: flex; justify-content: space-between; gap: 1em }
 .verdict h3 { margin: 0 0 6px; font-size: 1.05rem; font-weight: 600 }
 .verdict.unfamiliar { border-color: #cc79a7 }
+.verdict + .verdict { margin-top: 12px }
 .verdict.unknown { border-color: var(--border-color-primary) }
 progress { appearance: none; width: 100%; height: 10px; border: 0; border-radius: 5px; overflow: hidden }
 progress, progress::-webkit-progress-bar { background: var(--border-color-primary) }
@@ -50,7 +51,7 @@ table.regions tr { border: 0 !important }
 table.regions tr + tr { border-top: 1px solid var(--border-color-primary) !important }
 table.results td { white-space: nowrap }
 table.results td, table.results th:not(:first-child) { text-align: right }
-table.results tbody th { font-weight: 400 }
+table.results tbody th { font-weight: 400; white-space: nowrap }
 .wide { overflow-x: auto }
 .verdict details { margin-top: 4px }
 .verdict summary { cursor: pointer }
@@ -83,9 +84,9 @@ table.results tbody th { font-weight: 400 }
   table.results, table.results tbody { display: block }
   table.results thead { display: none }
   table.results tr { display: grid; grid-template-columns: 1fr 1fr; column-gap: 16px; padding: 8px 0 }
-  table.results tbody th { grid-column: 1 / -1; font-weight: 600; overflow-wrap: anywhere }
+  table.results tbody th { grid-column: 1 / -1; font-weight: 600; white-space: normal; overflow-wrap: anywhere }
   table.results td { display: flex; justify-content: space-between; gap: 8px; padding-right: 0 !important }
-  table.results td::before { content: attr(data-title); color: var(--body-text-color-subdued) }
+  table.results td::before { content: attr(data-title); color: var(--block-info-text-color) }
   table.results td[data-title^="defective"] { grid-column: 1 / -1; font-weight: 600; order: -1 }
   table.results tbody th { order: -2 }
 }

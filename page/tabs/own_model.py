@@ -16,7 +16,7 @@ class OwnModel(NamedTuple):
     new_name: gr.Textbox
     rename: gr.Button
     delete: gr.Button
-    question: gr.Group
+    question: gr.Column
     asked: gr.HTML
     confirm: gr.Button
     keep: gr.Button
@@ -37,8 +37,8 @@ def build_own_model(page):
         with gr.Row():
             rename = gr.Button("Rename", elem_id="rename-model")
             delete = gr.Button("Delete …", variant="stop", elem_id="delete-model")
-        with gr.Group(visible=False, elem_id="confirm-deletion") as question:
-            asked = gr.HTML("", padding=True)
+        with gr.Column(visible=False, elem_id="confirm-deletion") as question:
+            asked = gr.HTML("")
             with gr.Row():
                 confirm = gr.Button("Delete it for good", variant="stop", elem_id="confirm-delete")
                 keep = gr.Button("Keep it", elem_id="keep-model")
@@ -81,8 +81,8 @@ def _rename(page, name, new_name):
 def _ask(page, name):
     name = page.shelf.get(name).name
     words = (
-        f"<p><b>Delete {html.escape(name)}?</b> The model and its report go for good, for everybody who uses this "
-        "page. Download it first if it may be needed again.</p>"
+        f'<div class="verdict rejected"><h3>Delete {html.escape(name)}?</h3><p>The model and its report go for good, '
+        "for everybody who uses this page. Download it first if it may be needed again.</p></div>"
     )
     return gr.update(visible=True), words, name, ""
 

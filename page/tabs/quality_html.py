@@ -70,11 +70,13 @@ def synthetic_sentence(record):
     """The same in one paragraph, for a model that was trained here, as HTML; "" without a record."""
     if record is None:
         return ""
-    doubt = "" if is_good_enough(record) else f" <b>Do not rely on it: {ENOUGH_FOUND:.0%} is the least.</b>"
+    doubt = f"<p><b>Do not rely on it:</b> a model that is of use rejects at least {ENOUGH_FOUND:.0%} of them.</p>"
+    css, doubt = ("accepted", "") if is_good_enough(record) else ("rejected", doubt)
+    rate = _per_cent(record["false_alarm_rate"], record["is_estimate"])
     return (
-        f"<p>Of {count_of(record['count'], 'synthetic defect')} drawn into good images, "
-        f"<b>{record['rejected'] / record['count']:.0%}</b> were rejected at the default setting, which rejects "
-        f"{_per_cent(record['false_alarm_rate'], record['is_estimate'])} of good parts.{doubt}</p>"
+        f'<div class="verdict {css}"><p>Of {count_of(record["count"], "synthetic defect")} drawn into good images, '
+        f"<b>{record['rejected'] / record['count']:.0%}</b> were rejected at the default setting, which rejects {rate} "
+        f"of good parts.</p>{doubt}</div>"
     )
 
 

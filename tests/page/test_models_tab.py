@@ -65,9 +65,10 @@ def test_results_are_kept_with_a_checkpoint_and_shown(page, checkpoint):
 def test_every_figure_can_be_read_on_a_phone(browser, checkpoint, tmp_path):
     keep_results(checkpoint, None, "tiles", REPORT)
     with served(checkpoint, tmp_path, training=False) as (url, _):
-        page = browser.new_page(viewport={"width": 390, "height": 844})
+        page = browser.new_page(viewport={"width": 1280, "height": 844})
         page.goto(url)
-        page.get_by_role("tab", name="Models").click()
+        page.get_by_role("tab", name="Models").click()  # on a phone it lies in a menu
+        page.set_viewport_size({"width": 390, "height": 844})
         table = page.locator("#model-results table")
         table.wait_for(timeout=60_000)
         cells = table.locator("tbody th, tbody td").all()

@@ -15,7 +15,7 @@ from page.work.training_run import TrainingStatus
 from rendering.words import duration
 from training.data.layouts import find_good_images
 
-PATIENCE = 240_000
+PATIENCE = 600_000
 
 
 @pytest.fixture

@@ -29,7 +29,8 @@ ENOUGH_FOUND = 1 / 3
 
 Magnetic tiles are hard: their texture hides faint defects. In tiles that were not trained on, the embedded checkpoint
 rejects 38 of 90 (42 %), and 51 % of the real defects; with a network of four steps, so that the references alone work,
-it is 14 of 60 (23 %). The bar stands between the two, nearly two standard errors from either."""
+it is 14 of 60 (23 %), and 3 of 35 real ones. The bar stands between the two, nearly two standard errors from either. On
+bottles, where the references alone are enough, 30 images and 25 steps found 73 of 90, and 22 of 22 real defects."""
 
 OTHER_DEFECTS = 7919
 """Added to the seed, so that no defect is one that a calibration of the same seed was chosen on."""
