@@ -31,14 +31,16 @@ STAGING = ".laying-out-"
 def main(argv=None):
     """Run the command; a user's mistake ends it with one sentence and exit status 1."""
     names = [category.name for category in CATEGORIES]
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--archive", nargs="+", required=True, type=Path, help="official archives: zip, or tar plain, gz, bz2 or xz"
     )
-    parser.add_argument("--output_dir", type=Path, default=Path("data"), help="a folder for each category comes here")
-    parser.add_argument("--categories", nargs="+", choices=names, default=names, help="of those in the archives")
+    parser.add_argument(
+        "--output_dir", type=Path, default=Path("data"), help="a folder for each category comes here; data by default"
+    )
+    parser.add_argument(
+        "--categories", nargs="+", choices=names, default=names, metavar="NAME", help=f"only some of {', '.join(names)}"
+    )
     args = parser.parse_args(argv)
     categories = [category for category in CATEGORIES if category.name in args.categories]
     try:
@@ -51,6 +53,8 @@ def main(argv=None):
                 print(f"{args.output_dir / name}: {folders}")
     except ValueError as error:
         sys.exit(f"error: {error}")
+    except OSError as error:
+        sys.exit(f"error: {args.output_dir} cannot be written ({error.strerror}); make room, or choose another folder.")
 
 
 def lay_out(archive, output_dir, categories=CATEGORIES):
