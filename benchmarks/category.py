@@ -23,7 +23,7 @@ from training.data.labelled_images import find_labelled_images
 from training.data.layouts import find_good_images
 from training.data.splits import hold_out
 from training.data.synthetic_defects import SyntheticDefects
-from training.evaluate import nearest_mask
+from training.evaluation.pixel_groups import nearest_mask
 from training.fitting.calibration_fit import NUM_SYNTHETIC
 from training.networks.pretrained_extractor import load_pretrained_extractor
 

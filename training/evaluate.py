@@ -25,10 +25,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 import torch
-from PIL import Image
 from tqdm.auto import tqdm
 
-from pipelines.anomaly_maps import resize_map
 from pipelines.checkpoint_loading import locate_checkpoint
 from pipelines.image_preprocessing import preprocess, to_rgb
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
@@ -38,9 +36,10 @@ from rendering.words import count_of, one_line
 from training.data.good_images import in_batches
 from training.data.image_folders import shown_path
 from training.data.image_reading import read_as_8_bits, read_image
-from training.data.labelled_images import check_labelled_images, find_labelled_images
+from training.data.labelled_images import GOOD, check_labelled_images, find_labelled_images
 from training.evaluation.example_sheet import example_sheet, save_sheet
-from training.evaluation.metrics import image_metrics, pixel_metrics
+from training.evaluation.metrics import image_metrics
+from training.evaluation.pixel_groups import metrics_of_groups
 from training.records.image_record import leave_out_trained_on
 from training.records.measured_results import ALL, keep_results, sheet_path
 from training.runtime.collectives import (
@@ -86,18 +85,16 @@ def evaluate(pipe, labelled, batch_size=8, false_alarm_rate=None, alpha=None, na
     if not is_main_process():
         return None, computed
     computed["masks"] = [item.read_mask(size) for item, size in zip(labelled, computed["sizes"], strict=True)]
-    has_mask = np.array([item.has_mask for item in labelled])
+    marked = [mask if item.has_mask else None for item, mask in zip(labelled, computed["masks"], strict=True)]
     defects = np.array([item.defect for item in labelled])
-    types = sorted(set(defects) - {"good"})
-    groups = {ALL: np.ones(len(defects), bool)} | {name: np.isin(defects, [name, "good"]) for name in types}
-    square_masks = [nearest_mask(mask, pipe.resolution) for mask in computed["masks"]]
+    types = sorted(set(defects) - {GOOD})
     report = {
         "promised_false_alarm_rate": computed["false_alarm_rate"],
         "is_estimate": pipe.calibration.config.cross_fitted,
         "alpha": pipe.alpha if alpha is None else alpha,
         "timesteps": list(pipe.config.timesteps),
-        "pictures": {name: int((defects == name).sum()) for name in ["good", *types]},
-        "pictures_without_mask": int((~has_mask).sum()),
+        "pictures": {name: int((defects == name).sum()) for name in [GOOD, *types]},
+        "pictures_without_mask": sum(mask is None for mask in marked),
         "speed": {
             "seconds_per_picture": float(f"{computed['seconds_per_picture']:.3g}"),
             "device": describe_device(pipe.unet.device),
@@ -105,19 +102,13 @@ def evaluate(pipe, labelled, batch_size=8, false_alarm_rate=None, alpha=None, na
             "batch_size": batch_size,
             "precision": "bfloat16" if pipe.uses_bfloat16() else str(pipe.unet.dtype).removeprefix("torch."),
         },
-        "groups": {},
+        "groups": metrics_of_groups(list(defects), marked, computed["maps"], pipe.resolution, native),
     }
-    for name, chosen in tqdm(groups.items(), desc="metrics", unit="group"):
-        index = np.flatnonzero(chosen)
-        report["groups"][name] = image_metrics(
-            defects[index] != "good", computed["scores"][index], computed["is_anomalous"][index]
-        )
-        index = index[has_mask[index]]
-        report["groups"][name] |= pixel_metrics([square_masks[i] for i in index], [computed["maps"][i] for i in index])
-        if native:
-            native_maps = [resize_map(torch.from_numpy(computed["maps"][i]), computed["sizes"][i]) for i in index]
-            measured = pixel_metrics([computed["masks"][i] for i in index], [m.numpy() for m in native_maps])
-            report["groups"][name] |= {f"native_{key}": value for key, value in measured.items()}
+    for name, metrics in report["groups"].items():
+        chosen = np.isin(defects, [GOOD, *(types if name == ALL else [name])])
+        verdicts = computed["is_anomalous"][chosen]
+        measured = image_metrics(defects[chosen] != GOOD, computed["scores"][chosen], verdicts)
+        report["groups"][name] = measured | metrics
     return report, computed
 
 
@@ -178,12 +169,6 @@ def _score(pipe, labelled, batch_size, false_alarm_rate, alpha):
     sizes = [tuple(size) for size in sizes.tolist()]
     measured = {"seconds_per_picture": statistics.median(seconds), "false_alarm_rate": output.false_alarm_rate}
     return dict(zip(COMPUTED, columns, strict=True)) | {"sizes": sizes} | measured
-
-
-def nearest_mask(mask, resolution):
-    """The mask on the model's square, by nearest neighbour, bool."""
-    square = Image.fromarray(mask.astype(np.uint8)).resize((resolution, resolution), Image.Resampling.NEAREST)
-    return np.asarray(square, bool)
 
 
 def _write_sheet(path, pipe, labelled, computed, rows_per_type):
