@@ -56,6 +56,7 @@ COMPUTED = {
     "scores": "anomaly_score",
     "p_values": "p_value",
     "is_anomalous": "is_anomalous",
+    "pred_masks": "pred_mask",
     "maps": "anomaly_map",
     "kl_maps": "kl_map",
     "feature_maps": "feature_map",
@@ -172,7 +173,10 @@ def _score(pipe, labelled, batch_size, false_alarm_rate, alpha):
 
 
 def _write_sheet(path, pipe, labelled, computed, rows_per_type):
-    """Draw input, truth, KL, features and blend of some images of every type, worst to best by score."""
+    """Draw input, truth, KL, features and blend of some images of every type, worst to best by score.
+
+    On the blend, what was found and what is labelled are outlined in colours of their own.
+    """
     defects = np.array([item.defect for item in labelled])
     rows = []
     for name in sorted(set(defects), key=lambda defect: (defect != "good", defect)):
@@ -180,9 +184,11 @@ def _write_sheet(path, pipe, labelled, computed, rows_per_type):
         index = index[np.argsort(computed["scores"][index])]
         for i in index[np.linspace(0, len(index) - 1, min(rows_per_type, len(index))).astype(int)]:
             image = read_as_8_bits(labelled[i].path, pipe.config.white_level)
-            caption = f"{name}  score {computed['scores'][i]:.2f}  p {computed['p_values'][i]:.3f}"
+            verdict = "rejected" if computed["is_anomalous"][i] else "accepted"
+            caption = f"{name}: {verdict} (score {computed['scores'][i]:.2f}, p {computed['p_values'][i]:.3f})"
             maps = [computed[key][i] for key in ("kl_maps", "feature_maps", "maps")]
-            rows.append((caption, np.asarray(image.resize((pipe.resolution,) * 2)), computed["masks"][i], maps))
+            masks = computed["masks"][i], computed["pred_masks"][i]
+            rows.append((caption, np.asarray(image.resize((pipe.resolution,) * 2)), *masks, maps))
     map_sheet(rows, ("input", "truth", "KL", "features", "blend"), saturation=saturation_of(pipe)).save(path)
 
 

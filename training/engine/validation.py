@@ -210,12 +210,13 @@ def _draw_sheet(category):
     rows += [("good", place) for place in range(SHOWN_GOOD)]
     return map_sheet(
         [
-            (caption, image_of(category.images[i][0]), category.images[i][1].numpy(), [*maps[i].numpy()])
+            (caption, image_of(category.images[i][0]), category.images[i][1].numpy(), None, [*maps[i].numpy()])
             for caption, i in rows
         ],
         COLUMNS,
         SATURATION_FACTOR,
         CELL,
+        "synthetic defect",
     )
 
 

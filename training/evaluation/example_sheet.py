@@ -5,8 +5,8 @@ from PIL import Image, ImageOps
 from tqdm.auto import tqdm
 
 from pipelines.pipeline_gradient_denoise import GradientDenoisePipeline
-from rendering.heat_map import outline, overlay, saturation_of
-from rendering.sheet import view_sheet
+from rendering.heat_map import overlay, saturation_of
+from rendering.sheet import outline_legend, outlined, view_sheet
 from training.data.image_reading import read_as_8_bits
 
 CELL = 240
@@ -17,10 +17,7 @@ MAX_BYTES = 900_000
 QUALITIES = (90, 75, 60, 40, 20)
 """Of WebP, tried in turn until the file is small enough."""
 
-COLUMNS = ("image", "heat map, and what is marked", "labelled defect", "repaired")
-LABEL_COLOR = (255, 220, 0)
-LINE = 2
-"""Width of outlines, in pixels of the sheet."""
+COLUMNS = ("image", "heat map, and what is found", "labelled defect", "repaired")
 
 
 def example_sheet(pipe, labelled, scores, false_alarm_rate):
@@ -42,8 +39,8 @@ def example_sheet(pipe, labelled, scores, false_alarm_rate):
         image = np.asarray(read_as_8_bits(item.path, pipe.config.white_level))
         found = pipe(image, false_alarm_rate=false_alarm_rate)
         anomaly_map, marked, truth = found.anomaly_map[0], found.pred_mask[0], item.read_mask(image.shape[:2])
-        heat_map = _outlined(overlay(image, anomaly_map, saturation_of(pipe)), marked)
-        views = [Image.fromarray(image), heat_map, _outlined(image, truth, LABEL_COLOR)]
+        heat_map = outlined(_fitted(overlay(image, anomaly_map, saturation_of(pipe))), found=marked)
+        views = [Image.fromarray(image), heat_map, outlined(_fitted(image), labelled=truth)]
         verdict, answer = "accepted", ""
         if found.is_anomalous[0]:
             repaired = repair(image, false_alarm_rate=false_alarm_rate)
@@ -52,14 +49,12 @@ def example_sheet(pipe, labelled, scores, false_alarm_rate):
             answer = f"; the repair is {'accepted' if repaired.is_accepted[0] else 'rejected too'}"
         figures = f"score {found.anomaly_score[0]:.1f}, p {found.p_value[0]:.3f}"
         rows.append((f"{item.defect}: {verdict} ({figures}){answer}", views))
-    return view_sheet(rows, COLUMNS, CELL)
+    return view_sheet(rows, COLUMNS, CELL, outline_legend())
 
 
-def _outlined(image, mask, *color):
-    """An image as large as it is shown, with an outline that is as wide however large it was."""
-    fitted = ImageOps.contain(Image.fromarray(image), (CELL, CELL))
-    smaller = Image.fromarray(mask.astype(np.float32)).resize(fitted.size, Image.Resampling.BOX)
-    return Image.fromarray(outline(np.asarray(fitted), np.asarray(smaller) > 0, *color, width=LINE))
+def _fitted(pixels):
+    """An image as large as it is shown."""
+    return ImageOps.contain(Image.fromarray(pixels), (CELL, CELL))
 
 
 def choose_examples(labelled, scores):
