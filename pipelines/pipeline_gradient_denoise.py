@@ -24,7 +24,7 @@ class GradientDenoisePipeline(TrainedModel, DiffusionPipeline):
     and `GradientDenoisePipeline.from_pipe(scoring)` shares everything with one that is loaded.
     """
 
-    _interrupt = False
+    _interrupt, _num_timesteps = False, 0
 
     @torch.inference_mode(False)  # a caller may be in inference mode, where no gradient could be had
     @torch.no_grad()
@@ -84,8 +84,9 @@ class GradientDenoisePipeline(TrainedModel, DiffusionPipeline):
             false_alarm_rate (`float`): images with a higher p-value are good: they are left alone, and repairs end.
             generator (`torch.Generator`, *optional*): draws the noise; by default the same for every call.
             callback_on_step_end (*optional*): called after each step as `callback(pipe, step, timestep, {"sample": …})`
-                with the model's square in [-1, 1] (timestep 0 for Eq. 13). Set `interrupt = True` on the pipe that
-                it is given to stop: what has been reached by then is returned, later images as they are.
+                with the model's square in [-1, 1] (timestep 0 for Eq. 13); `pipe.num_timesteps` are the most there can
+                be. Set `interrupt = True` on the pipe that it is given to stop: what has been reached by then is
+                returned, later images as they are.
             return_steps (`bool`): whether the image after every step is returned too.
             output_type (`str`): "pil", "np" or "pt".
             return_dict (`bool`): whether to return a `GradientDenoiseOutput` or a plain tuple of its fields.
@@ -154,6 +155,7 @@ class GradientDenoisePipeline(TrainedModel, DiffusionPipeline):
             p_value=p_value,
             is_accepted=p_value > rate + SLACK,
             false_alarm_rate=rate,
+            good_distance=pipe.good_distance(),
         )
         return output if return_dict else output.to_tuple()
 
@@ -173,6 +175,20 @@ class GradientDenoisePipeline(TrainedModel, DiffusionPipeline):
     @interrupt.setter
     def interrupt(self, value):
         self._interrupt = value
+
+    @property
+    def num_timesteps(self):
+        """Steps that the repair in progress takes at most: it ends as soon as its image is accepted."""
+        return self._num_timesteps
+
+    def good_distance(self):
+        """Eq. 12 of the Gaussian alone, divided by channels and places: its mean over good images, `float`.
+
+        They are held-out ones, those that the normalisation was fitted on: the mean of squares is what the mean and the
+        standard deviation of their places' distances tell.
+        """
+        mean, std = self.calibration.reference_mean[0].item(), self.calibration.reference_std[0].item()
+        return mean**2 + std**2
 
     def eq12(self, sample, weights):
         """Squared distances of features from those of good parts, summed over places: Eq. 12, weighted by reference.

@@ -141,7 +141,8 @@ def repair_square(pipe, sample, given_mask, rate, settings, generator, trace):
     task = RepairTask(pipe, given, process, settings, rate, trace)
     num_searches = settings.num_searches if given_mask is None else 1
     schedules = settings.schedules(pipe.scheduler.config.num_train_timesteps)
-    with pipe.progress_bar(total=settings.most_steps(schedules, num_searches)) as trace.progress:
+    pipe._num_timesteps = settings.most_steps(schedules, num_searches)
+    with pipe.progress_bar(total=pipe.num_timesteps) as trace.progress:
         if schedules:
             best = redraw(task, best, num_searches, schedules)
         trace.num_resampled = len(trace.distance) - 1

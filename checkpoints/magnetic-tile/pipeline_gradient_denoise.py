@@ -30,15 +30,18 @@ class GradientDenoiseOutput(BaseOutput):
             an array, a tensor, or an 8-bit image. All zeros for an image that was left alone.
         steps (`list[list[PIL.Image.Image]]`, *optional*): the model's square, as it was given, after every step, and as
             it was chosen in the end.
-        distance (`list[np.ndarray]`): Eq. 12 of the same squares, divided by channels and places: float32, about 1 for
-            a good image.
+        distance (`list[np.ndarray]`): Eq. 12 of the same squares, divided by channels and places: float32, to be
+            compared with `good_distance`.
         num_resampled (`np.ndarray`): int64, (n,), how many values of `distance` belong to the diffusion model, the
             given image's not counted; those after them belong to Eq. 13, the last one to the result.
         anomaly_score (`np.ndarray`): float32, (n,), of the given images, as the scoring pipeline has it.
         repaired_score (`np.ndarray`): float32, (n,), of the images that are returned.
         p_value (`np.ndarray`): float64, (n,), share of good images that score at least as high as the repaired one.
         is_accepted (`np.ndarray`): bool, (n,), whether the repaired image passes as a good one at `false_alarm_rate`.
+            That is the model's opinion: it does not prove that the defect is gone.
         false_alarm_rate (`float`): the rate that decided what is repaired and when it is done.
+        good_distance (`float`): mean `distance` of the good images that the normalisation was fitted on; single ones
+            lie on both sides of it.
     """
 
     images: list
@@ -51,6 +54,7 @@ class GradientDenoiseOutput(BaseOutput):
     p_value: np.ndarray
     is_accepted: np.ndarray
     false_alarm_rate: float
+    good_distance: float
 
 
 # %% image_preprocessing: needs nothing
@@ -1144,6 +1148,10 @@ class ScoreCalibration(Float32Component, ConfigMixin):
         """Conformal quantile of the largest value in each good image's anomaly map."""
         maxima = self._column(self._table("map_maxima", bfloat16), alpha, timesteps)
         return self.quantile_of_good(maxima, false_alarm_rate)
+
+    def pixel_thresholds(self, alpha, timesteps, bfloat16=False):
+        """All that `pixel_threshold` may return above minus infinity: float32, ascending, (up to n,)."""
+        return self._column(self._table("map_maxima", bfloat16), alpha, timesteps).unique()
 
     def _table(self, name, bfloat16):
         return getattr(self, f"bfloat16_{name}" if bfloat16 else name)
@@ -3820,7 +3828,8 @@ def repair_square(pipe, sample, given_mask, rate, settings, generator, trace):
     task = RepairTask(pipe, given, process, settings, rate, trace)
     num_searches = settings.num_searches if given_mask is None else 1
     schedules = settings.schedules(pipe.scheduler.config.num_train_timesteps)
-    with pipe.progress_bar(total=settings.most_steps(schedules, num_searches)) as trace.progress:
+    pipe._num_timesteps = settings.most_steps(schedules, num_searches)
+    with pipe.progress_bar(total=pipe.num_timesteps) as trace.progress:
         if schedules:
             best = redraw(task, best, num_searches, schedules)
         trace.num_resampled = len(trace.distance) - 1
@@ -3944,7 +3953,7 @@ class GradientDenoisePipeline(TrainedModel, DiffusionPipeline):
     and `GradientDenoisePipeline.from_pipe(scoring)` shares everything with one that is loaded.
     """
 
-    _interrupt = False
+    _interrupt, _num_timesteps = False, 0
 
     @torch.inference_mode(False)  # a caller may be in inference mode, where no gradient could be had
     @torch.no_grad()
@@ -4004,8 +4013,9 @@ class GradientDenoisePipeline(TrainedModel, DiffusionPipeline):
             false_alarm_rate (`float`): images with a higher p-value are good: they are left alone, and repairs end.
             generator (`torch.Generator`, *optional*): draws the noise; by default the same for every call.
             callback_on_step_end (*optional*): called after each step as `callback(pipe, step, timestep, {"sample": …})`
-                with the model's square in [-1, 1] (timestep 0 for Eq. 13). Set `interrupt = True` on the pipe that
-                it is given to stop: what has been reached by then is returned, later images as they are.
+                with the model's square in [-1, 1] (timestep 0 for Eq. 13); `pipe.num_timesteps` are the most there can
+                be. Set `interrupt = True` on the pipe that it is given to stop: what has been reached by then is
+                returned, later images as they are.
             return_steps (`bool`): whether the image after every step is returned too.
             output_type (`str`): "pil", "np" or "pt".
             return_dict (`bool`): whether to return a `GradientDenoiseOutput` or a plain tuple of its fields.
@@ -4074,6 +4084,7 @@ class GradientDenoisePipeline(TrainedModel, DiffusionPipeline):
             p_value=p_value,
             is_accepted=p_value > rate + SLACK,
             false_alarm_rate=rate,
+            good_distance=pipe.good_distance(),
         )
         return output if return_dict else output.to_tuple()
 
@@ -4093,6 +4104,20 @@ class GradientDenoisePipeline(TrainedModel, DiffusionPipeline):
     @interrupt.setter
     def interrupt(self, value):
         self._interrupt = value
+
+    @property
+    def num_timesteps(self):
+        """Steps that the repair in progress takes at most: it ends as soon as its image is accepted."""
+        return self._num_timesteps
+
+    def good_distance(self):
+        """Eq. 12 of the Gaussian alone, divided by channels and places: its mean over good images, `float`.
+
+        They are held-out ones, those that the normalisation was fitted on: the mean of squares is what the mean and the
+        standard deviation of their places' distances tell.
+        """
+        mean, std = self.calibration.reference_mean[0].item(), self.calibration.reference_std[0].item()
+        return mean**2 + std**2
 
     def eq12(self, sample, weights):
         """Squared distances of features from those of good parts, summed over places: Eq. 12, weighted by reference.

@@ -47,6 +47,15 @@ def test_the_curve_holds_a_value_for_every_step_and_equation_13_brings_it_down(r
     assert distance[-2] < distance[resampled + 1]
 
 
+def test_the_distance_of_good_images_is_told_from_the_calibration(repair_pipe, tile_files):
+    size = np.asarray(Image.open(tile_files[0])).shape[:2]
+    tiles = [Image.open(path).resize(size[::-1]) for path in tile_files]
+    output = repair_pipe(tiles, mask=[np.zeros(size, bool)] * len(tiles), output_type="np")
+    measured = np.mean([distance[0] for distance in output.distance])
+    assert [len(distance) for distance in output.distance] == [1] * len(tiles)
+    assert output.good_distance == pytest.approx(measured, rel=0.15)
+
+
 def test_the_same_image_is_repaired_the_same_alone_in_a_list_and_again(repair_pipe, repaired_tile, barred, good_tile):
     both = repair_pipe([good_tile, barred], output_type="np", **QUICK)
     assert np.array_equal(both.images[1], repaired_tile.images[0])
@@ -122,6 +131,7 @@ def test_a_callback_sees_every_step_and_can_stop_the_repair(repair_pipe, barred)
 
     def watch(pipeline, step, timestep, values):
         seen.append((step, timestep, tuple(values["sample"].shape)))
+        assert step < pipeline.num_timesteps
 
     result = repair_pipe(barred, callback_on_step_end=watch, **QUICK)
     assert [step for step, _, _ in seen] == list(range(len(result.distance[0]) - 2))

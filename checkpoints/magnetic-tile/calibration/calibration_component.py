@@ -576,6 +576,10 @@ class ScoreCalibration(Float32Component, ConfigMixin):
         maxima = self._column(self._table("map_maxima", bfloat16), alpha, timesteps)
         return self.quantile_of_good(maxima, false_alarm_rate)
 
+    def pixel_thresholds(self, alpha, timesteps, bfloat16=False):
+        """All that `pixel_threshold` may return above minus infinity: float32, ascending, (up to n,)."""
+        return self._column(self._table("map_maxima", bfloat16), alpha, timesteps).unique()
+
     def _table(self, name, bfloat16):
         return getattr(self, f"bfloat16_{name}" if bfloat16 else name)
 
