@@ -184,8 +184,8 @@ def _look(page, shown):
     choices = gr.update(choices=unfinished, value=unfinished[-1] if unfinished else None)
     if run is None:
         hidden, idle = gr.update(visible=False), gr.Timer(active=False)
-        nothing = NO_TRAINING, "", "", gr.skip(), gr.skip(), leftover, choices, hidden
-        return *nothing, gr.skip(), idle, gr.skip(), "", None
+        buttons = gr.update(interactive=True), gr.update(interactive=False)
+        return NO_TRAINING, "", "", *buttons, leftover, choices, hidden, gr.skip(), idle, gr.skip(), "", None
     status = run.status()
     now = (run.name, len(run.left_out), status.state, status.step)
     is_news, is_finished = shown is None or now != tuple(shown), status.state == "finished"

@@ -96,6 +96,8 @@ class Trainings:
             _refuse_if_alive(output)
             for folder in (output, images):
                 shutil.rmtree(folder, ignore_errors=True)
+            if self.latest is not None and self.latest.name == name:
+                self.latest = None
 
     def undisturbed(self):
         """A context in which no training begins.

@@ -14,8 +14,11 @@ from paths import TILES
 from PIL import Image
 from sentences import assert_sentence, refused
 
+from page.context import Page
 from page.models.model_shelf import ModelShelf
 from page.server.settings import Settings
+from page.tabs.train_tab import _look
+from page.tabs.training_html import NO_TRAINING
 from page.work.trainings import Trainings, shelve_trained_models
 from training.data.layouts import find_good_images
 from training.records.progress import read_progress
@@ -128,8 +131,13 @@ def test_a_training_that_takes_too_long_is_stopped_and_can_be_discarded(settings
     assert run.status().state == "stopped"
     assert_sentence(run.status().message, "0 minutes")
     assert trainings.unfinished == ["slow"]
+    page = Page(settings, trainings._shelf, None, trainings)
+    said = _look(page, None)
+    assert "Resume or delete it" in said[0]
     trainings.discard("slow")
     assert list(Path(settings.trained_models).iterdir()) == []
+    words, left_out, plots, *_ = _look(page, said[-1])
+    assert (words, left_out, plots["visible"]) == (NO_TRAINING, "", False)
 
 
 def test_a_training_that_is_refused_says_why_and_leaves_its_name_free(settings, uploaded):
