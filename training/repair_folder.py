@@ -3,8 +3,10 @@
     python training/repair_folder.py --model CKPT --input_dir FOLDER --output_dir OUT
 
 OUT holds repairs.csv with a row for each image and, for each that scoring rejects, in repaired/, which mirrors the
-folder tree: the repaired image, what was changed (-mask), before beside after (-compared), the steps as a strip (Fig.
-7 of the paper, -strip) and as an animation (-steps). An image that cannot be read is a row with its reason.
+folder tree: what came out, what was changed (-mask), before beside after (-compared), the steps as a strip (Fig. 7 of
+the paper, -strip) and as an animation (-steps). Verdicts: "good" was left alone; "accepted" was changed, and the model
+takes the result for a good part, which does not prove that the defect is gone; "not accepted" was changed, or could not
+be, and is still rejected; "unreadable" has its reason in the column error.
 """
 
 import argparse
@@ -28,6 +30,8 @@ from training.runtime.process import keep_large_buffers, show_messages, use_all_
 
 COLUMNS = ("file", "verdict", "anomaly_score", "repaired_score", "p_value", "steps", "changed_share", "error")
 
+VERDICTS = ("good", "accepted", "not accepted", "unreadable")
+
 
 def repair_folder(pipe, input_dir, output_dir, false_alarm_rate=0.05):
     """Repair every image below `input_dir` that scoring rejects.
@@ -38,8 +42,7 @@ def repair_folder(pipe, input_dir, output_dir, false_alarm_rate=0.05):
         false_alarm_rate (`float`): images with a higher p-value are good, before and after the repair.
 
     Returns:
-        `list[dict]`: the rows of repairs.csv. Verdicts: "good" was left alone, "repaired" passes now, "rejected" was
-        changed and does not pass yet, "unreadable" tells why.
+        `list[dict]`: the rows of repairs.csv, each with one of `VERDICTS`.
 
     Raises:
         ValueError: if `input_dir` holds no images.
@@ -82,7 +85,7 @@ def _repair(pipe, image, target, false_alarm_rate):
         for suffix, view in views.items():
             view.save(target.with_name(f"{target.name}{suffix}.png"))
         save_animation(output.steps[0], target.with_name(f"{target.name}-steps.webp"))
-    verdict = "repaired" if output.is_accepted[0] else "rejected"
+    verdict = "accepted" if output.is_accepted[0] else "not accepted"
     marked = np.asarray(output.masks[0]) > 0
     return {
         "verdict": "good" if output.is_accepted[0] and not changed else verdict,
@@ -92,6 +95,18 @@ def _repair(pipe, image, target, false_alarm_rate):
         "steps": len(output.distance[0]) - 1,
         "changed_share": f"{marked.mean():.6f}",
     }
+
+
+def summary(rows, output_dir):
+    """How many images came to which verdict, and what that means, as the command prints it."""
+    good, accepted, not_accepted, unreadable = (sum(row["verdict"] == verdict for row in rows) for verdict in VERDICTS)
+    lines = [
+        f"{good} good and left alone, {accepted} accepted after the repair, {not_accepted} not accepted, "
+        f"{unreadable} unreadable; see {output_dir}"
+    ]
+    if accepted:
+        lines.append("Accepted is the model's opinion: look at before beside after (-compared) for what is left.")
+    return "\n".join(lines)
 
 
 def main(argv=None):
@@ -115,9 +130,7 @@ def main(argv=None):
         rows = repair_folder(pipe, Path(args.input_dir), prepare_output_dir(args.output_dir), args.false_alarm_rate)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
-    verdicts = ("good", "repaired", "rejected", "unreadable")
-    counts = {verdict: sum(row["verdict"] == verdict for row in rows) for verdict in verdicts}
-    print(", ".join(f"{count} {verdict}" for verdict, count in counts.items()) + f"; see {args.output_dir}")
+    print(summary(rows, args.output_dir))
 
 
 if __name__ == "__main__":

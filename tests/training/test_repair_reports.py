@@ -26,7 +26,7 @@ from pipelines.pipeline_gradient_denoise import GradientDenoisePipeline
 from rendering.repair_views import GAP, chosen_steps, save_animation, side_by_side, strip
 from training.data.good_images import GoodImages
 from training.repair_folder import main as repair_main
-from training.repair_folder import repair_folder
+from training.repair_folder import repair_folder, summary
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,7 @@ def test_a_folder_is_repaired_with_views_of_every_change_and_a_row_for_every_ima
     rows = {row["file"]: row for row in repair_folder(pipe, images, output)}
     assert rows["good.jpg"]["verdict"] == "good"
     assert rows["good.jpg"]["steps"] == 0
-    assert rows["sub/marked.png"]["verdict"] in ("repaired", "rejected")
+    assert rows["sub/marked.png"]["verdict"] in ("accepted", "not accepted")
     assert rows["sub/marked.png"]["steps"] > 2
     assert rows["text.png"]["verdict"] == "unreadable"
     assert_sentence(rows["text.png"]["error"])
@@ -102,6 +102,15 @@ def test_a_folder_is_repaired_with_views_of_every_change_and_a_row_for_every_ima
     assert [path.name for path in (output / "repaired").iterdir()] == ["sub"]
     with Image.open(output / "repaired" / "sub" / "marked.png.png") as repaired:
         assert repaired.size == marked.size
+
+
+def test_the_summary_never_calls_an_image_repaired_and_says_what_accepted_means():
+    rows = [{"verdict": verdict} for verdict in ("good", "accepted", "accepted", "not accepted", "unreadable")]
+    said = summary(rows, "OUT")
+    assert "1 good and left alone, 2 accepted after the repair, 1 not accepted, 1 unreadable; see OUT" in said
+    assert "repaired" not in said
+    assert "opinion" in said
+    assert "opinion" not in summary(rows[3:], "OUT")
 
 
 def test_the_command_refuses_a_folder_without_images(tiny_checkpoint, tmp_path, one_core):
