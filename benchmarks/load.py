@@ -30,7 +30,7 @@ from benchmarks.running_page import ROOT, running_page
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from pipelines.pipeline_gradient_denoise import GradientDenoisePipeline
 
-PERCENTS = (1, 2, 5, 20)
+PERCENTS = (6, 8, 12, 20)
 SHARES = {"inspect": 70, "inspect_batch": 8, "repair": 2, "models": 8, "refused": 12}
 """Of the requests, in per cent."""
 ALONE = 10
@@ -157,11 +157,11 @@ def put(client, question, files, number):
         return client.ask("inspect_batch", images, "", question.percent)
     if question.kind == "refused":
         bad = [
-            ("http://127.0.0.1:9/picture.png", "", 1),
-            ("data:image/png;base64,AAAA", "", 1),
-            (images[0], "../../etc", 1),
+            ("http://127.0.0.1:9/picture.png", "", 10),
+            ("data:image/png;base64,AAAA", "", 10),
+            (images[0], "../../etc", 10),
             (images[0], "", 0),
-            ({"path": "/etc/passwd"}, "", 1),
+            ({"path": "/etc/passwd"}, "", 10),
         ]
         return client.ask("inspect", *bad[number % len(bad)])
     return client.ask(question.kind, *images, "", question.percent, *[None] * (question.kind == "repair"))

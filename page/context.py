@@ -25,7 +25,8 @@ class Page:
         tabs (`gr.Tabs`): their ids are inspect, repair, batch, train, models.
         image (`gr.Image`): the image to inspect; setting it inspects it.
         inspection (`gr.State`): the session's last `Inspection`, or None.
-        percent (`gr.Slider`): the accepted false alarm rate, in per cent.
+        percent (`gr.Slider`): the accepted false alarm rate, in per cent; may lie out of the model's range.
+        to_repair (`gr.Button`): on Inspect; repairs what is outlined.
     """
 
     settings: Settings
@@ -38,3 +39,4 @@ class Page:
     image: gr.Image = field(default=None)
     inspection: gr.State = field(default=None)
     percent: gr.Slider = field(default=None)
+    to_repair: gr.Button = field(default=None)

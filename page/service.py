@@ -15,7 +15,8 @@ from page.server.gradio_internals import EXAMPLE_FILE
 from page.server.settings import IMAGES_AT_ONCE, PIXELS_AT_ONCE
 from page.server.uploads import as_png, keep_answer, uploaded_image
 from page.server.user_errors import answer_in_one_sentence
-from page.work.inspection import Verdict, check_percent
+from page.work.inspection import Verdict
+from page.work.rates import offered_percent
 from page.work.repairing import Repair
 
 IMAGE_ARGUMENTS = {"picture": EXAMPLE_FILE, "pictures": [EXAMPLE_FILE], "mask": EXAMPLE_FILE}
@@ -44,7 +45,7 @@ class BatchEntry(TypedDict):
 
 
 class RepairAnswer(TypedDict):
-    """What a repair has come to; scores are in standard deviations of good images."""
+    """What a repair has come to, accepted or not; scores are in standard deviations of good images."""
 
     file: str
     model: str
@@ -58,11 +59,12 @@ class RepairAnswer(TypedDict):
 
 
 class ModelInfo(TypedDict):
-    """A model, and the false alarm rates that it can promise, in per cent."""
+    """A model, and the false alarm rates that it offers, in per cent: another one is refused."""
 
     name: str
     default_false_alarm_percent: float
     smallest_false_alarm_percent: float
+    largest_false_alarm_percent: float
     good_pictures_compared: int
     good_parts_compared: int
 
@@ -93,7 +95,7 @@ class Service:
         Args:
             picture: the image, handle_file("part.png") from Python; also "data:image/png;base64,…". No web address.
             model: what kind of part it is, a name that the endpoint models lists; "" takes the first.
-            false_alarm_percent: share of good parts that may be rejected, above 0 to 100; the model's default without.
+            false_alarm_percent: good parts that may be rejected, in the range that models lists; its default without.
 
         Returns:
             verdict: numbers; is_anomalous, p_value (share of good parts scoring at least as high), regions in pixels
@@ -116,7 +118,7 @@ class Service:
         Args:
             pictures: images, [handle_file("1.png"), handle_file("2.png")] from Python; also data: URIs as in inspect.
             model: what kind of part it is, a name that the endpoint models lists; "" takes the first.
-            false_alarm_percent: share of good parts that may be rejected, above 0 to 100; the model's default without.
+            false_alarm_percent: good parts that may be rejected, in the range that models lists; its default without.
 
         Returns:
             entries: one for each image in the order given; its verdict as inspect gives it, or the error
@@ -140,19 +142,20 @@ class Service:
     def repair(
         self, picture: str, model: str = "", false_alarm_percent: float | None = None, mask: str | None = None
     ) -> tuple[RepairAnswer, ImageFile, ImageFile]:
-        """Show what a part would look like without its defect. A good part comes back as it is.
+        """Show what a part might look like without its defect. A good part comes back as it is.
 
-        Takes seconds; inspections of others go first.
+        Takes seconds; inspections of others go first. Accepted means that the model takes what was drawn for a good
+        part at this rate, not that the defect is surely gone.
 
         Args:
             picture: the image, handle_file("part.png") from Python; also "data:image/png;base64,…". No web address.
             model: what kind of part it is, a name that the endpoint models lists; "" takes the first.
-            false_alarm_percent: share of good parts that may be rejected, above 0 to 100; the model's default without.
+            false_alarm_percent: good parts that may be rejected, in the range that models lists; its default without.
             mask: the region to repaint, an image of the same size, not black there; without it, what inspect finds.
 
         Returns:
-            answer: is_accepted says whether the repaired image passes for a good part
-            repaired: PNG at the image's own size; every pixel outside the mask is as it was
+            answer: is_changed, whether anything was drawn; is_accepted, whether the model accepts what came out
+            repaired: PNG at the image's own size, accepted or not; every pixel outside the mask is as it was
             mask: PNG of the same size, 0 where nothing was changed
         """
         model, percent = self._chosen(model, false_alarm_percent)
@@ -179,13 +182,14 @@ class Service:
         """List the models: what kinds of parts can be inspected here. The first is the default.
 
         Returns:
-            models: names, and the false alarm rates that each can promise
+            models: names, and the false alarm rates that each offers
         """
         return [
             {
                 "name": name,
                 "default_false_alarm_percent": model.default_percent,
                 "smallest_false_alarm_percent": model.smallest_percent,
+                "largest_false_alarm_percent": model.largest_percent,
                 "good_pictures_compared": model.calibration.config.num_ranked,
                 "good_parts_compared": model.calibration.num_ranked_groups,
             }
@@ -195,7 +199,7 @@ class Service:
     def _chosen(self, name, percent):
         shelf = self._page.shelf
         model = shelf.get(shelf.names[0] if name in ("", None) else name)
-        return model, check_percent(model.default_percent if percent is None else percent)
+        return model, offered_percent(model, model.default_percent if percent is None else percent)
 
     def _batches(self, pictures, entries):
         """Yield lists of (index, pixels, name); note in `entries` what cannot be read."""

@@ -51,7 +51,8 @@ def refuse_urls(demo):
             if _names_address(inputs):
                 raise gr.Error(URLS_REFUSED, print_exception=False)
             return await preprocess(block_fn, inputs, state, *args, **kwargs)
-        except gr.Error:
+        except gr.Error as error:
+            error.print_exception = False  # it is the user's mistake, whoever noticed it
             raise
         except InvalidPathError:
             raise gr.Error(NOT_UPLOADED, print_exception=False) from None

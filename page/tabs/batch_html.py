@@ -63,12 +63,38 @@ def batch_verdict(batch):
     css = "rejected" if defects or unreadable else "accepted"
     done, total = len(batch.rows), len(batch.folder)
     ended = f"{done} of {total} images" if done < total else count_of(total, "image")
-    rate = f"{100 * batch.false_alarm_rate:.2f}".rstrip("0").rstrip(".")
+    rate = in_percent(batch.false_alarm_rate)
     return (
         f'<div class="verdict {css}"><h2>{counts}</h2><p>{ended} inspected in {duration(batch.seconds)} with '
         f"{html.escape(batch.model.name)}, at {rate} % accepted false alarms. Click a row to see it in Inspect."
         f"{notes}</p></div>"
     )
+
+
+def in_percent(rate):
+    """A rate in per cent, without zeros at its end."""
+    return f"{100 * rate:.2f}".rstrip("0").rstrip(".")
+
+
+def rate_words(batch, chosen):
+    """How the results of a batch that has ended follow the rate, and the model, that are chosen since; "" if need be.
+
+    Args:
+        batch (`Batch`): ended.
+        chosen (`str`): name of the model that is chosen now.
+    """
+    inspected = f"{html.escape(batch.model.name)} at {in_percent(batch.false_alarm_rate)} %"
+    if chosen != batch.model.name:
+        return f"<p>{html.escape(chosen)} is chosen now; what stands here is of {inspected} still.</p>"
+    if batch.false_alarm_rate == batch.first_rate:
+        return ""
+    words = (
+        f"Now judged at {in_percent(batch.false_alarm_rate)} %, inspected at {in_percent(batch.first_rate)} %: "
+        "verdicts, areas, histogram and the CSV follow the rate at once, for scores and p-values stay what they are."
+    )
+    if batch.archive is None:
+        words += " Overlays and masks are of the rate before until they are drawn anew."
+    return f"<p>{words}</p>"
 
 
 def histogram_words(batch):

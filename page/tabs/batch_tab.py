@@ -8,19 +8,8 @@ import gradio as gr
 
 from page.server.uploads import Folder
 from page.server.user_errors import answer_in_one_sentence
-from page.tabs.batch_html import (
-    DATATYPES,
-    HEADERS,
-    HINT,
-    NUMBER_COLUMN,
-    SIGNIFICANT,
-    bar,
-    batch_verdict,
-    drift_words,
-    histogram_words,
-    progress_words,
-    table_cells,
-)
+from page.tabs.batch_html import DATATYPES, HEADERS, HINT, NUMBER_COLUMN, bar, progress_words, table_cells
+from page.tabs.batch_results import RESULTS, draw_anew, judge_batch
 from page.work.batch import Batch
 from page.work.recalibrating import Recalibration
 from rendering.words import duration
@@ -63,20 +52,30 @@ def build_batch_tab(page):
             remedy = gr.Accordion("Recalibrate on these images", open=False, visible=False)
             with remedy:
                 recalibration = _build_remedy(page)
-    table, histogram, results = _lay_out_results()
+    table, note, histogram, results, redraw = _lay_out_results()
 
     private = {"api_visibility": "private"}
     quiet = private | {"show_progress": "hidden"}
-    page.model.change(functools.partial(_rate_of, page), page.model, percent, **quiet)
+    judged = {
+        "fn": functools.partial(judge_batch, page),
+        "inputs": [batch, page.model, percent],
+        "outputs": [table, words, drift, remedy, note, histogram, results, redraw],
+        "preprocess": False,  # Gradio would refuse a rate out of range, and the old verdicts would stay
+        "trigger_mode": "always_last",
+        "concurrency_limit": 8,
+    } | quiet
+    page.model.change(functools.partial(_rate_of, page), page.model, percent, **quiet).then(**judged)
+    percent.change(**judged)
+    redraw.click(draw_anew, batch, note, show_progress_on=note, concurrency_limit=2, **private).then(**judged)
     start.click(
         functools.partial(_begin, page),
         [page.model, files, percent],
-        [batch, start, stop, words, drift, remedy, histogram, results],
+        [batch, start, stop, words, drift, remedy, note, histogram, results, redraw],
         preprocess=False,  # Gradio would copy every file
         concurrency_limit=4,
         show_progress_on=words,
         **private,
-    ).success(_watch, batch, [table, words, drift, remedy, histogram, results], concurrency_limit=8, **quiet).then(
+    ).success(_watch, batch, [table, words], concurrency_limit=8, **quiet).then(**judged).then(
         _buttons, None, [start, stop], **quiet
     )
     stop.click(_stop, batch, None, queue=False, **private)
@@ -102,11 +101,11 @@ def _lay_out_results():
         buttons=["fullscreen"],
         elem_id="batch-table",
     )
+    note = gr.HTML("", elem_id="batch-note")
     histogram = gr.HTML("", elem_id="histogram")
-    results = gr.Files(
-        label="Table (CSV), overlays and masks (ZIP)", interactive=False, visible=False, elem_id="batch-results"
-    )
-    return table, histogram, results
+    results = gr.Files(label=RESULTS, interactive=False, visible=False, elem_id="batch-results")
+    redraw = gr.Button("Draw overlays and masks anew", visible=False, elem_id="batch-redraw")
+    return table, note, histogram, results, redraw
 
 
 def _build_remedy(page):
@@ -160,31 +159,21 @@ def _begin(page, model, uploads, percent):
     nothing = gr.update(value=None, visible=False)
     words = progress_words(0, len(folder), 0)
     buttons = gr.update(interactive=False), gr.update(interactive=True)
-    return batch, *buttons, words, "", gr.update(visible=False), "", nothing
+    hidden = gr.update(visible=False)
+    return batch, *buttons, words, "", gr.update(visible=False, open=False), "", "", nothing, hidden
 
 
 @answer_in_one_sentence
 def _watch(batch):
-    """Yield the table as it fills, then all that can be said of the whole."""
-    later = (gr.skip(),) * 4
+    """Yield the table as it fills."""
     try:
         for count in batch.watch():
             cells = table_cells(batch.rows[:count])
             words = progress_words(count, len(batch.folder), batch.seconds)
-            yield gr.update(value=cells, visible=count > 0), words, *later
+            yield gr.update(value=cells, visible=count > 0), words
     except GeneratorExit:  # the user has left
         batch.stop()
         raise
-    cells, p_value = table_cells(batch.rows), batch.drift()
-    drifted = p_value is not None and p_value < SIGNIFICANT
-    yield (
-        gr.update(value=cells, visible=bool(cells)),
-        batch_verdict(batch),
-        drift_words(batch, p_value) if cells else "",
-        gr.update(visible=len(batch.scores) >= MIN_IMAGES, open=drifted),
-        histogram_words(batch),
-        gr.update(value=[str(batch.table), str(batch.archive)], visible=bool(cells)),
-    )
     batch.wait()
 
 

@@ -10,8 +10,9 @@ from page.server.uploads import file_stem, keep_drawing, shown_name, uploaded_im
 from page.server.user_errors import answer_in_one_sentence
 from page.tabs.examples import examples_of, first_inspection, is_example, offer_examples
 from page.tabs.inspection_files import write_files
-from page.tabs.verdict import colour_scale, invitation, list_regions, verdict
+from page.tabs.verdict import colour_scale, invitation, list_regions, no_verdict, verdict
 from page.work.inspection import HEAT_MAP
+from page.work.rates import RateRefused, offered_percent
 
 VIEWS = [("Heat map", HEAT_MAP), ("Pixel component (KL)", "kl_map"), ("Feature component", "feature_map")]
 """What an image is compared with, in words and by its name in `Inspector.compared`."""
@@ -46,7 +47,7 @@ class Answer(NamedTuple):
 
 
 def build_inspect_tab(page, demo):
-    """Lay out the tab and wire it; sets `page.image`, `page.inspection` and `page.percent`.
+    """Lay out the tab and wire it; sets `page.image`, `page.inspection`, `page.percent` and `page.to_repair`.
 
     It opens with an example that has been inspected already, or with an invitation where there is none.
     """
@@ -58,6 +59,7 @@ def build_inspect_tab(page, demo):
             examples = _lay_out_question(page, first, inspection)
         with gr.Column(scale=3, min_width=320, elem_id="answer"):
             answer = _lay_out_answer(page, first, inspection)
+    page.to_repair = answer.to_repair
     _wire(page, answer, examples)
     if inspection is None and examples_of(first):
         demo.load(lambda: str(examples_of(first)[0]), None, page.image, api_visibility="private")
@@ -161,19 +163,23 @@ def _wire(page, answer, examples):
     ).then(**look).failure(**nothing)
     again = {
         "inputs": [page.inspection, page.percent, answer.view],
+        "preprocess": False,  # Gradio would refuse a rate out of range, and the old verdict would stay
         "trigger_mode": "always_last",
         "concurrency_limit": 8,
     }
-    page.percent.change(functools.partial(_judge_again, page), outputs=answer.shown, **again, **quiet)
+    failed = {"fn": functools.partial(_blank, page), "inputs": page.model, "outputs": answer.shown}
+    page.percent.change(functools.partial(_judge_again, page), outputs=answer.shown, **again, **quiet).failure(
+        **failed, **private
+    )
     answer.view.input(functools.partial(_compare, page), outputs=answer.comparison, **again, **quiet)
     answer.prepare.click(
         functools.partial(_write_files, page),
         [page.inspection, page.percent, page.image],
         answer.files,
+        preprocess=False,
         concurrency_limit=2,
         **private,
     )
-    answer.to_repair.click(lambda: gr.Tabs(selected="repair"), None, page.tabs, queue=False, **private)
 
 
 @answer_in_one_sentence
@@ -195,15 +201,20 @@ def _judge_again(page, inspection, percent, view):
 def _compare(page, inspection, percent, view):
     if inspection is None:
         return gr.skip()
+    percent = offered_percent(page.shelf.get(inspection.model), percent)
     return _compared(page, inspection, view, *page.inspector.judge(inspection, percent)) | _uncovered()
 
 
 def _judged(page, inspection, percent, view):
-    """`Answer.shown` of an inspection."""
-    numbers, mask = page.inspector.judge(inspection, percent)
+    """`Answer.shown` of an inspection; no verdict at a rate that is not offered."""
+    model = page.shelf.get(inspection.model)
+    try:
+        numbers, mask = page.inspector.judge(inspection, offered_percent(model, percent))
+    except RateRefused as refusal:
+        return no_verdict(refusal), *_nothing(model)[1:]
     comparison = _compared(page, inspection, view, numbers, mask)
     colours = colour_scale(inspection.saturation, numbers["pixel_threshold"]) + list_regions(numbers)
-    words = verdict(numbers, page.shelf.get(inspection.model).calibration.config)
+    words = verdict(numbers, model.calibration.config)
     return words, gr.update(visible=True), comparison, colours, numbers, _no_files()
 
 
@@ -232,6 +243,11 @@ def _no_files():
 
 
 @answer_in_one_sentence
+def _blank(page, model):
+    return _nothing(page.shelf.get(model))
+
+
+@answer_in_one_sentence
 def _forget(page, model):
     return None, *_nothing(page.shelf.get(model))
 
@@ -256,8 +272,8 @@ def _settings_of(page, with_examples, name, upload):
 
 
 @answer_in_one_sentence
-def _write_files(page, inspection, percent, path):
-    return gr.update(value=write_files(page, inspection, percent, path), visible=True)
+def _write_files(page, inspection, percent, upload):
+    return gr.update(value=write_files(page, inspection, percent, upload), visible=True)
 
 
 def _timestep_choices(model):

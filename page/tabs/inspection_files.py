@@ -10,34 +10,36 @@ import numpy as np
 
 from page.server.uploads import file_stem, save_png, uploaded_image
 from page.work.inspection import numbered_places
+from page.work.rates import offered_percent
 from pipelines.image_preprocessing import as_uint8
 from rendering.heat_map import outline, overlay
 from rendering.numbering import draw_numbers
 
 
-def write_files(page, inspection, percent, path):
+def write_files(page, inspection, percent, upload):
     """Write heat map, mask, maps and verdict of an image, scored anew at its own size.
 
     Args:
         page (`Page`): whose models score.
         inspection (`Inspection`): of the image.
         percent (`float`): the accepted false alarm rate.
-        path (`str`): the uploaded image.
+        upload (`dict`): the uploaded image, as `uploaded_image` takes it.
 
     Returns:
         `list[str]`: paths, that of the ZIP of all others first.
 
     Raises:
-        ValueError: if there is no inspection, or the image has been deleted since.
+        ValueError: if there is no inspection, the image has been deleted since, or the rate is not offered.
     """
-    if inspection is None or path is None:
+    if inspection is None or upload is None:
         raise ValueError("inspect an image first.")
-    image, _ = uploaded_image({"path": path}, page.settings.max_upload_mb)
+    image, _ = uploaded_image(upload, page.settings.max_upload_mb)
     model = page.shelf.get(inspection.model)
+    percent = offered_percent(model, percent)
     settings = {"timesteps": list(inspection.timesteps), "alpha": inspection.alpha}
     with page.shelf.turns.take():
         output = model.score(image, false_alarm_rate=percent / 100, **settings)
-    anomaly_map, mask = output.anomaly_map[0], output.pred_mask[0]
+    anomaly_map, mask = output.anomaly_map[0], output.pred_mask[0] & (not inspection.is_unfamiliar)
     saturation = inspection.saturation
     numbers, _ = page.inspector.judge(inspection, percent)
     heat = outline(overlay(as_uint8(image, model.scoring.config.white_level), anomaly_map, saturation), mask)

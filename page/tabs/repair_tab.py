@@ -12,16 +12,14 @@ from PIL import Image
 from page.server.settings import KEPT_SECONDS
 from page.server.uploads import file_stem, save_png, uploaded_image
 from page.server.user_errors import answer_in_one_sentence
-from page.tabs.verdict import repair_verdict
+from page.tabs.mask_canvas import CANVAS, MASK_COLOR, at_size, laid_out, painted
+from page.tabs.verdict import no_verdict, repair_progress, repair_verdict
+from page.work.rates import RateRefused, offered_percent
 from page.work.repairing import Repair, find_mask
-from pipelines.image_preprocessing import as_uint8
 from rendering.repair_views import save_animation, strip
 
-MASK_COLOR = (213, 94, 0, 150)
-"""Vermilion that the image shows through: seen by the colour-blind too."""
-
-CANVAS = 768
-"""Edge of the square that masks are painted on, in pixels. Only an image of that very size has its layer over it."""
+THIS_IMAGE, AVERAGE = "this image", "average good part"
+"""Curves of the plot."""
 
 HINT = "<p>Inspect an image first, then come here: what is outlined can be taken away.</p>"
 
@@ -61,7 +59,11 @@ def _lay_out_mask():
 def _lay_out_result():
     words = gr.HTML(HINT, label="Repair", elem_id="repair-words")
     comparison = gr.ImageSlider(
-        label="Before and after (drag to compare)", format="png", slider_position=0, interactive=False
+        label="Before and after (drag to compare)",
+        format="png",
+        slider_position=0,
+        interactive=False,
+        elem_id="repaired",
     )
     with gr.Accordion("How it got there", open=False):
         animation = gr.Image(label="Step by step", format="webp", interactive=False, type="filepath")
@@ -69,108 +71,194 @@ def _lay_out_result():
         curve = gr.LinePlot(
             x="step",
             y="distance",
-            title="Distance of the features from those of good parts (about 1 for a good part)",
-            height=220,
+            color="of",
+            color_map={THIS_IMAGE: "#d55e00", AVERAGE: "#0072b2"},
+            color_title=" ",
+            title="Distance of the features from those of good parts",
+            height=240,
         )
-    files = gr.Files(label="Repaired image, mask, animation", visible=False)
+    files = gr.Files(label="What was drawn, mask, animation", visible=False, elem_id="repair-files")
     return [words, comparison, animation, steps, curve, files]
 
 
 def _wire(page, tab, editor, start, stop, result):
     running = gr.State(time_to_live=KEPT_SECONDS, delete_callback=_stop)
     marked = gr.State(time_to_live=KEPT_SECONDS)
+    at_once = gr.State(False)
     words = result[0]
-    prepared = {
-        "fn": functools.partial(_prepare, page),
-        "inputs": [page.inspection, page.percent, page.image, marked],
-        "outputs": [editor, marked, words, start],
-        "api_visibility": "private",
-        "concurrency_limit": 4,
-    }
-    tab.select(**prepared)
-    page.inspection.change(
-        lambda: (None, None, HINT, gr.update(interactive=False)),
-        None,
-        prepared["outputs"],
-        api_visibility="private",
-        show_progress="hidden",
+    question = [page.inspection, page.percent, page.image]
+    shown = [editor, marked, words, start]
+    private = {"api_visibility": "private"}
+    quiet = private | {"show_progress": "hidden"}
+
+    def follow(event):
+        """Show a repair that an event has begun, to its end; what is of another part by then is taken away."""
+        event.success(
+            functools.partial(_watch, page), [page.inspection, running], result, concurrency_limit=4, **quiet
+        ).then(_settled, running, [start, stop, *result[1:]], **quiet)
+
+    prepared = tab.select(
+        functools.partial(_prepare, page),
+        [*question, marked, running, at_once],
+        shown,
+        preprocess=False,  # Gradio would refuse a rate out of range, and the old words would stay
+        concurrency_limit=4,
+        **private,
     )
-    began = start.click(
-        functools.partial(_begin, page),
-        [page.inspection, page.percent, page.image, editor, marked],
-        [running, start, stop],
-        api_visibility="private",
+    prepared.then(_keep_current, [*question[:2], marked], shown, preprocess=False, **quiet)
+    gr.on(
+        [page.inspection.change, page.percent.change],
+        _clear,
+        running,
+        [*shown, running, stop, *result[1:]],
+        **quiet,
+    )
+    clicked = page.to_repair.click(
+        lambda: (gr.Tabs(selected="repair"), True), None, [page.tabs, at_once], queue=False, **private
+    )
+    found = clicked.success(
+        functools.partial(_begin_at_once, page),
+        [*question, running],
+        [*shown, running, stop],
+        preprocess=False,
         concurrency_limit=4,
         show_progress_on=words,
+        **private,
     )
-    began.success(
-        functools.partial(_watch, page),
-        [page.inspection, page.image, running],
-        result,
-        api_visibility="private",
-        concurrency_limit=4,
-        show_progress="hidden",
-    ).then(
-        lambda: (gr.update(interactive=True), gr.update(interactive=False)),
-        None,
-        [start, stop],
-        api_visibility="private",
-        show_progress="hidden",
+    follow(found)
+    found.then(lambda: False, None, at_once, **quiet)
+    follow(
+        start.click(
+            functools.partial(_begin, page),
+            [page.inspection, page.image, editor, marked],
+            [running, start, stop],
+            concurrency_limit=4,
+            show_progress_on=words,
+            **private,
+        )
     )
-    stop.click(_stop, running, None, api_visibility="private", queue=False)
+    stop.click(_stop, running, None, queue=False, **private)
+
+
+def _key(inspection, percent):
+    """Tells whether a mask is still that of the image and the rate."""
+    return inspection.model, inspection.file, inspection.score, percent
+
+
+def _nothing():
+    """The outputs of `_prepare` before an image was inspected."""
+    return None, None, HINT, gr.update(interactive=False)
+
+
+def _no_result():
+    """No images, no way there, no files."""
+    return None, None, None, None, gr.update(value=None, visible=False)
 
 
 @answer_in_one_sentence
-def _prepare(page, inspection, percent, path, marked):
+def _clear(repair):
+    """Another part or another rate: nothing of the one before stays, and its repair ends."""
+    if repair is not None:
+        repair.abandon()
+    return *_nothing(), None, gr.update(interactive=False), *_no_result()
+
+
+@answer_in_one_sentence
+def _keep_current(inspection, percent, marked):
+    """Take a mask away that belongs to the image or the rate before."""
+    is_current = marked is None or (inspection is not None and marked["key"] == _key(inspection, percent))
+    return (gr.skip(),) * 4 if is_current else _nothing()
+
+
+@answer_in_one_sentence
+def _prepare(page, inspection, percent, upload, marked, repair=None, at_once=False):
     """The image with what would be changed by itself, once for each image and rate."""
-    if inspection is None or path is None:
-        return None, None, HINT, gr.update(interactive=False)
-    key = (inspection.model, inspection.file, inspection.score, percent)
-    if marked is not None and marked["key"] == key:
-        return gr.skip(), gr.skip(), gr.skip(), gr.update(interactive=True)
-    image, _ = uploaded_image({"path": path}, page.settings.max_upload_mb)
+    if at_once:  # `_begin_at_once` does it
+        return (gr.skip(),) * 4
+    if inspection is None or upload is None:
+        return _nothing()
     model = page.shelf.get(inspection.model)
+    try:
+        percent = offered_percent(model, percent)
+    except RateRefused as refusal:
+        return None, None, no_verdict(refusal), gr.update(interactive=False)
+    if marked is not None and marked["key"] == _key(inspection, percent):
+        is_idle = repair is None or not repair.is_running
+        return gr.skip(), gr.skip(), gr.skip(), gr.update(interactive=is_idle)
+    image, _ = uploaded_image(upload, page.settings.max_upload_mb)
     soft_mask = find_mask(model, page.shelf.turns, image, percent / 100)
-    on_canvas = _fit(inspection.image.shape[:2])
-    background = np.full((CANVAS, CANVAS, 3), 255, np.uint8)
-    background[on_canvas] = _resized(inspection.image, on_canvas)
-    drawn_mask = np.zeros((CANVAS, CANVAS), bool)
-    drawn_mask[on_canvas] = _resized(soft_mask, on_canvas, Image.Resampling.NEAREST) > 0
-    layer = np.zeros((CANVAS, CANVAS, 4), np.uint8)
-    layer[drawn_mask] = MASK_COLOR
+    editing, drawn_mask = laid_out(inspection.image, soft_mask)
     text = (
         "<p>The coloured area is what inspecting finds. Change it with brush and eraser if you like, then repair. "
-        "If you leave it as it is and the repair does not look good yet, what is found in it is drawn anew as well.</p>"
+        "If you leave it as it is and the repair is not accepted, what is found in it is drawn anew as well.</p>"
     )
     if not drawn_mask.any():
-        text = "<p>This looks like a good part: nothing is marked. Paint over a region to repaint it.</p>"
-    editing = {"background": background, "layers": [layer], "composite": None}
-    return editing, {"key": key, "mask": drawn_mask}, text, gr.update(interactive=True)
+        text = "<p>The model accepts this part: nothing is marked. Paint over a region to repaint it.</p>"
+    return (
+        editing,
+        {"key": _key(inspection, percent), "mask": drawn_mask},
+        text,
+        gr.update(interactive=True),
+    )
 
 
 @answer_in_one_sentence
-def _begin(page, inspection, percent, path, editing, marked):
+def _begin_at_once(page, inspection, percent, upload, repair):
+    """Mark what inspecting finds and repair it; a repair of this image that is there already is only shown."""
+    if repair is not None:
+        return (gr.skip(),) * 6
+    editing, marked, text, start = _prepare(page, inspection, percent, upload, None)
+    if marked is None or not marked["mask"].any():
+        return editing, marked, text, start, None, gr.update(interactive=False)
+    repair, start, stop = _started(page, inspection, upload, None, marked)
+    return editing, marked, text, start, repair, stop
+
+
+@answer_in_one_sentence
+def _begin(page, inspection, path, editing, marked):
+    """Start the repair of what is painted."""
     if inspection is None or path is None or marked is None:
         raise ValueError("inspect an image first.")
-    image, _ = uploaded_image({"path": path}, page.settings.max_upload_mb)
-    mask = _painted(editing, marked["mask"], image.shape[:2])
-    repair = Repair(page.shelf.get(inspection.model), page.shelf.turns, image, mask, percent / 100)
+    return _started(page, inspection, {"path": path}, editing, marked)
+
+
+def _started(page, inspection, upload, editing, marked):
+    """A repair of what is painted, or of what was found where there is no `editing`; the buttons start and stop.
+
+    Its rate is that of the mask: with another one the mask would be gone.
+    """
+    model, percent = page.shelf.get(inspection.model), marked["key"][-1]
+    image, _ = uploaded_image(upload, page.settings.max_upload_mb)
+    mask = None if editing is None else painted(editing, marked["mask"], image.shape[:2])
+    repair = Repair(model, page.shelf.turns, image, mask, percent / 100)
     return repair, gr.update(interactive=False), gr.update(interactive=True)
 
 
 @answer_in_one_sentence
-def _watch(page, inspection, path, repair):
-    """Yield progress, then the result."""
-    unchanged = (gr.skip(),) * 4
+def _watch(page, inspection, repair):
+    """Yield progress, then the result; nothing once the repair is abandoned, or if it is watched already."""
+    unchanged = (gr.skip(),) * 6
+    if repair is None or repair.is_watched or inspection is None:
+        yield unchanged
+        return
+    yield repair_progress(None), *_no_result()
     try:
         for progress in repair.watch():
-            doing = f"drawing anew, noise {progress.timestep}" if progress.timestep else "last touches"
-            words = f"<p>Step {progress.step}: {doing} … {progress.seconds:.0f} s</p>"
-            yield words, (inspection.image, _at_size(progress.square, inspection.image)), *unchanged
+            square = at_size(progress.square, inspection.image)
+            if not repair.is_abandoned:
+                yield repair_progress(progress), (inspection.image, square), *unchanged[2:]
     except GeneratorExit:  # the user has left
         repair.stop()
         raise
     output = repair.result()
+    if repair.is_abandoned:
+        yield unchanged
+    else:
+        yield _shown(inspection, output, repair.was_stopped)
+
+
+def _shown(inspection, output, was_stopped):
+    """What a repair has come to: words, both images, the way there, files."""
     repaired = output.images[0]
     drawn = np.asarray(repaired.resize(inspection.image.shape[1::-1], Image.Resampling.BOX))
     folder = Path(tempfile.mkdtemp(dir=gr.utils.get_upload_folder()))
@@ -183,40 +271,32 @@ def _watch(page, inspection, path, repair):
         animation, film = str(folder / f"{stem}-steps.webp"), str(folder / f"{stem}-strip.png")
         strip(output.steps[0], 6).save(film)
         names += [save_png(np.asarray(output.masks[0]), folder / f"{stem}-mask.png"), animation]
-    distance = pd.DataFrame({"step": range(len(output.distance[0])), "distance": output.distance[0]})
-    words = repair_verdict(output, changed)
-    yield words, (inspection.image, drawn), animation, film, distance, gr.update(value=names, visible=True)
+    words = repair_verdict(output, changed, was_stopped)
+    files = gr.update(value=names, visible=True)
+    return words, (inspection.image, drawn), animation, film, _curves(output), files
+
+
+def _curves(output):
+    """The distance after every step beside that of an average good part, as a table of `LinePlot`."""
+    distance = output.distance[0].astype(float)
+    steps = list(range(len(distance)))
+    return pd.DataFrame(
+        {
+            "step": steps + steps,
+            "distance": [*distance, *[output.good_distance] * len(steps)],
+            "of": [THIS_IMAGE] * len(steps) + [AVERAGE] * len(steps),
+        }
+    )
+
+
+def _settled(repair):
+    """The buttons start and stop when a repair has ended; of one that was abandoned nothing is left."""
+    if repair is None:
+        return gr.skip(), gr.update(interactive=False), *_no_result()
+    running = repair.is_running
+    return gr.update(interactive=not running), gr.update(interactive=running), *(gr.skip(),) * 5
 
 
 def _stop(repair):
     if repair is not None:
         repair.stop()
-
-
-def _painted(editing, found, size):
-    """The mask at the image's own size; None if it is still the one that was found."""
-    painted = np.zeros(found.shape, bool)
-    for layer in (editing or {}).get("layers") or []:
-        painted |= np.asarray(Image.fromarray(layer).getchannel("A").resize(found.shape[::-1])) > 0
-    if (painted == found).all():
-        return None
-    area = Image.fromarray(painted[_fit(size)])
-    return np.asarray(area.resize(size[::-1], Image.Resampling.NEAREST))
-
-
-def _fit(size):
-    """Where an image of a height and width lies on the canvas, as rows and columns."""
-    factor = CANVAS / max(size)
-    height, width = (max(1, round(length * factor)) for length in size)
-    top, left = (CANVAS - height) // 2, (CANVAS - width) // 2
-    return slice(top, top + height), slice(left, left + width)
-
-
-def _resized(array, on_canvas, resampling=Image.Resampling.BICUBIC):
-    rows, columns = on_canvas
-    size = (columns.stop - columns.start, rows.stop - rows.start)
-    return np.asarray(Image.fromarray(array).resize(size, resampling))
-
-
-def _at_size(square, image):
-    return np.asarray(Image.fromarray(as_uint8(square)).resize(image.shape[1::-1], Image.Resampling.BILINEAR))

@@ -9,7 +9,7 @@ from PIL import Image
 
 from page.work.inspection import MAX_NUMBERED, MAX_REGIONS
 from rendering.heat_map import legend
-from rendering.words import count_of
+from rendering.words import count_of, duration
 
 
 def verdict(numbers, calibration):
@@ -93,30 +93,60 @@ def _as_high(p_value, count):
     return f"{parts:.0f}" if abs(parts - round(parts)) < 0.05 else f"about {parts:.1f}"
 
 
-def repair_verdict(output, changed):
-    """What a repair has come to, as HTML.
+def no_verdict(refusal):
+    """What stands in a verdict's place while the rate is none that is offered, as HTML; `refusal` is the sentence."""
+    sentence = str(refusal)
+    sentence = html.escape(sentence[:1].upper() + sentence[1:])
+    return f'<div class="verdict unknown" role="status"><h2>No verdict at this rate</h2><p>{sentence}</p></div>'
+
+
+def repair_progress(progress):
+    """Where a repair stands, with a bar, as HTML; `progress` is a `Progress`, or None before the first step."""
+    if progress is None:
+        return "<p>Waiting for the first step …</p><progress></progress>"
+    doing = f"drawing anew, noise {progress.timestep}" if progress.timestep else "last touches"
+    left = progress.seconds / progress.step * (progress.most_steps - progress.step)
+    return (
+        f"<p>Step {progress.step} of at most {progress.most_steps}: {doing}. {duration(progress.seconds)} so far, "
+        f"{duration(left)} more at most: it ends as soon as the model accepts the image.</p>"
+        f'<progress aria-label="steps done" value="{progress.step}" max="{progress.most_steps}"></progress>'
+    )
+
+
+def repair_verdict(output, changed, was_stopped=False):
+    """What a repair has come to, as HTML: accepted, not accepted or stopped.
 
     Args:
         output (`GradientDenoiseOutput`): of one image.
         changed (`np.ndarray`): bool, the image's pixels that are not as they were.
+        was_stopped (`bool`): whether it was ended before its end.
     """
-    before, after = output.anomaly_score[0], output.repaired_score[0]
+    before, after, accepted = output.anomaly_score[0], output.repaired_score[0], output.is_accepted[0]
+    at = f"at {100 * output.false_alarm_rate:.4g} % accepted false alarms"
     if not changed.any():
-        if not output.is_accepted[0]:
-            return (
-                '<div class="verdict rejected" role="status"><h2>Nothing is marked</h2>'
-                "<p>The image came back as it was, still rejected. Mark what is to be drawn anew.</p></div>"
-            )
-        return '<div class="verdict accepted"><h2>Nothing to repair</h2><p>The image came back as it was.</p></div>'
+        if accepted:
+            css, title, text = "accepted", "Nothing to repair", f"The image came back as it was, accepted {at}."
+        elif was_stopped:
+            css, title, text = "unknown", "Stopped", "Nothing was drawn yet: the image came back as it was."
+        else:
+            css, title = "rejected", "Nothing is marked"
+            text = f"The image came back as it was, still rejected {at}. Mark what is to be drawn anew."
+        return f'<div class="verdict {css}" role="status"><h2>{title}</h2><p>{text}</p></div>'
     area = f"{count_of(int(changed.sum()), 'pixel')}, {_share(changed.mean())} of the image"
     share = f"{area}, were drawn anew; all others are as given."
-    scores = f"<b>Score {before:.2f} before, {after:.2f} after.</b>"
-    if output.is_accepted[0]:
-        title, css = "Repaired: it now looks like a good part", "accepted"
+    if accepted:
+        css, title = "accepted", "Accepted: the model takes the result for a good part"
+        text = "That does not prove that the defect is gone: compare both images."
+    elif was_stopped:
+        css, title = "unknown", "Stopped before it was done"
+        text = "This is what had been drawn by then; the model does not accept it. To let it end, repair again."
     else:
-        title, css = "Changed, but it does not look like a good part yet", "rejected"
-        scores += " Mark more of the defect, or accept that the model cannot draw this place well."
-    return f'<div class="verdict {css}" role="status"><h2>{title}</h2><p>{share}</p><p>{scores}</p></div>'
+        css, title = "rejected", "Not accepted: the result still does not look like a good part"
+        text = "Mark more of the defect and repair again; some places the model cannot draw well."
+    return (
+        f'<div class="verdict {css}" role="status"><h2>{title}</h2><p>{text}</p><p>{share}</p>'
+        f"<p><b>Score {before:.2f} before, {after:.2f} after</b>, judged {at}.</p></div>"
+    )
 
 
 def promise(false_alarm_rate, calibration):

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from page.server.settings import MAX_SIDE
+from page.work.rates import check_percent
 from pipelines.image_preprocessing import as_uint8, misfit_of
 from pipelines.verdicts import decide
 from rendering.heat_map import outline, overlay, saturation_of, shrink
@@ -261,18 +262,6 @@ class Inspector:
 def numbered_places(regions, scale=1.0):
     """Regions that have a number, as `draw_numbers` takes them; a drawn pixel is `scale` pixels of the image."""
     return [tuple(region[key] / scale for key in ("x", "y", "width", "height")) for region in regions[:MAX_NUMBERED]]
-
-
-def check_percent(percent):
-    """A false alarm rate in per cent as a number.
-
-    Raises:
-        ValueError: if it is no number above 0 and up to 100.
-    """
-    percent = _number(percent, "the accepted false alarm rate")
-    if not 0 < percent <= 100:
-        raise ValueError(f"the accepted false alarm rate is {percent:g} %; it must lie above 0 and at most at 100.")
-    return percent
 
 
 def _drawn(model, image, file, output, timesteps, alpha, index=0, fitting=()):

@@ -17,9 +17,17 @@ SHOWN_EVERY = 0.3
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a repair stands: steps done, timestep (0 for gradient steps), seconds, the model's square, uint8 RGB."""
+    """Where a repair stands.
+
+    Args:
+        step, most_steps (`int`): done, and how many there are if none of them ends it.
+        timestep (`int`): 0 for gradient steps.
+        seconds (`float`): since it was started.
+        square (`np.ndarray`): the model's square, uint8 RGB.
+    """
 
     step: int
+    most_steps: int
     timestep: int
     seconds: float
     square: np.ndarray
@@ -35,6 +43,11 @@ class Repair:
         mask (`np.ndarray`, *optional*): bool, (height, width); by default what scoring finds.
         false_alarm_rate (`float`): in (0, 1].
 
+    Attributes:
+        was_stopped (`bool`): whether it ended before its end because it was asked to.
+        is_watched (`bool`): whether somebody has begun to watch it.
+        is_abandoned (`bool`): whether nobody wants its result any more.
+
     Raises:
         ValueError: for an image that is too large to be repaired here, or if the server is busy.
     """
@@ -47,6 +60,7 @@ class Repair:
         self._model, self._turns, self._stopped = model, turns, threading.Event()
         self._progress, self._began = queue.SimpleQueue(), time.monotonic()
         self._answer = None
+        self.was_stopped = self.is_watched = self.is_abandoned = False
         arguments = {"mask": mask, "false_alarm_rate": false_alarm_rate, "return_steps": True}
         self._thread = turns.start(self._run, image, arguments)
 
@@ -54,8 +68,19 @@ class Repair:
         """Ask it to end after the step that computes; what has been reached by then is its result."""
         self._stopped.set()
 
+    def abandon(self):
+        """Stop it, and let whoever watches know that its result is of no use."""
+        self.is_abandoned = True
+        self.stop()
+
+    @property
+    def is_running(self):
+        """Whether it has not ended yet."""
+        return self._thread.is_alive()
+
     def watch(self):
         """Yield the latest `Progress` now and then until the repair has ended."""
+        self.is_watched = True
         while self._thread.is_alive():
             self._thread.join(SHOWN_EVERY)
             latest = None
@@ -83,11 +108,11 @@ class Repair:
 
     def _after_step(self, pipe, step, timestep, tensors):
         if self._stopped.is_set():
-            pipe.interrupt = True
+            pipe.interrupt = self.was_stopped = True
             return
         square = ((tensors["sample"][0].permute(1, 2, 0).cpu().numpy() + 1) * 127.5).round().clip(0, 255)
         seconds = time.monotonic() - self._began
-        self._progress.put(Progress(step + 1, timestep, seconds, square.astype(np.uint8)))
+        self._progress.put(Progress(step + 1, pipe.num_timesteps, timestep, seconds, square.astype(np.uint8)))
         self._turns.pass_on()
 
 

@@ -73,7 +73,7 @@ def test_unexpected_error_is_logged_and_not_shown(page, caplog, tmp_path):
     try:
         with pytest.raises(AppError) as caught:
             client.predict(handle_file(str(TILE)), api_name="/inspect")
-        direct = httpx.post(f"{url}gradio_api/run/inspect", json={"data": [data_uri(TILE), "", 1]}, timeout=60)
+        direct = httpx.post(f"{url}gradio_api/run/inspect", json={"data": [data_uri(TILE), "", 20]}, timeout=60)
     finally:
         hook.remove()
     assert_sentence(caught.value.message, "Something went wrong")

@@ -12,16 +12,23 @@ import numpy as np
 import pytest
 from gradio.utils import get_upload_folder
 from images import a_tile, shaded, zipped
-from paths import TILES
+from paths import TILE, TILES
 from PIL import Image
 from sentences import refused
 
+from page.context import Page
 from page.models.model_shelf import ModelShelf
+from page.server.settings import Settings
 from page.server.uploads import Folder
-from page.tabs.batch_html import HEADERS, NUMBER_COLUMN, drift_words, table_cells
+from page.tabs.batch_html import HEADERS, HINT, NUMBER_COLUMN, drift_words, table_cells
+from page.tabs.batch_results import judge_batch
 from page.work.batch import Batch, _MemberNames
+from page.work.outlines import PixelLevels
 from page.work.recalibrating import Recalibration
+from pipelines.image_preprocessing import to_rgb
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
+from rendering.heat_map import outline, saturation_of
+from rendering.heat_map import overlay as heat_of
 from rendering.histogram import BINS, histogram_svg, score_bins
 from rendering.words import escaped
 from training.data.image_folders import find_images
@@ -95,6 +102,100 @@ def test_batch_gives_the_pipelines_own_results_and_a_broken_file_is_a_row(model,
             mask = np.asarray(Image.open(archive.open(f"masks/{path.name}.png"))) > 0
             assert mask.sum() == int(rows[path.name]["defect_pixels"])
             assert Image.open(archive.open(f"overlays/{path.name}.png")).size == Image.open(path).size
+
+
+@pytest.fixture
+def barred_files(scratched, tmp_path):
+    """Tiles, one with a bar that is always rejected and one with a faint bar that is accepted at 4 %, not at 20 %."""
+    faint = read_image(TILE).convert("L")
+    faint.paste(faint.crop((40, 100, 80, 140)).point(lambda level: level + 20), (40, 100))
+    Image.fromarray(scratched).save(tmp_path / "scratched.png")
+    faint.convert("RGB").save(tmp_path / "faint.png")
+    return [tmp_path / "scratched.png", tmp_path / "faint.png", *find_images(TILES / "test")[:4]]
+
+
+def test_another_rate_judges_all_images_anew_as_the_pipeline_does_without_a_forward_pass(
+    model, shelf, upload, barred_files
+):
+    files = barred_files
+    uploads = [upload(path.name, path) for path in files] + [upload("broken.png", b"no image")]
+    batch = run(model, shelf, uploads)
+    first, calls = batch.archive, []
+    images = [read_image(path) for path in files]
+    strict = model.scoring(images, false_alarm_rate=0.04)
+    assert batch.count("defect") > strict.is_anomalous.sum()  # the rate makes a difference
+    hook = model.scoring.unet.register_forward_hook(lambda *_: calls.append(1))
+    try:
+        batch.judge_at(4)
+        assert batch.archive is None
+        rows, scores = read_table(batch), batch.scores
+        list(batch.draw_anew())
+    finally:
+        hook.remove()
+    assert calls == []
+    assert batch.false_alarm_rate == 0.04
+    assert batch.image_threshold == strict.image_threshold
+    assert batch.count("defect") == strict.is_anomalous.sum()
+    assert batch.drift() == drift_test(scores, batch.independent_scores, strict.image_threshold)
+    assert batch.archive not in (None, first)
+    with zipfile.ZipFile(batch.archive) as archive, zipfile.ZipFile(first) as before:
+        assert archive.namelist() == before.namelist()
+        for index, path in enumerate(files):
+            row, mask = rows[path.name], strict.pred_mask[index]
+            assert row["verdict"] == ("defect" if strict.is_anomalous[index] else "good")
+            assert int(row["defect_pixels"]) == mask.sum()
+            assert row["defect_share"] == f"{mask.mean():.6f}"
+            np.testing.assert_array_equal(np.asarray(Image.open(archive.open(f"masks/{path.name}.png"))) > 0, mask)
+            overlay = np.asarray(Image.open(archive.open(f"overlays/{path.name}.png")))
+            heat = heat_of(to_rgb(images[index]), strict.anomaly_map[index], saturation_of(model.scoring))
+            assert np.abs(overlay.astype(int) - outline(heat, mask)).mean() < 0.1
+    assert rows["broken.png"]["verdict"] == "unreadable"
+    batch.judge_at(PERCENT)
+    assert batch.archive == first
+
+
+def test_a_batch_keeps_its_rate_where_another_is_not_offered(model, shelf, upload):
+    batch = run(model, shelf, [upload("a.jpg", a_tile())])
+    for percent in (0.1, 50, None):
+        with refused(ValueError, "false alarm rate"):
+            batch.judge_at(percent)
+    assert batch.false_alarm_rate == PERCENT / 100
+
+
+def test_page_follows_the_rate_says_so_and_shows_no_verdict_at_one_that_is_not_offered(
+    model, shelf, upload, barred_files
+):
+    page = Page(Settings(), shelf, None, None)
+    batch = run(model, shelf, [upload(path.name, path) for path in barred_files])
+    table, words, _, _, note, histogram, files, redraw = judge_batch(page, batch, "tiny", PERCENT)
+    assert "at 20 %" in words
+    assert (note, len(files["value"]), redraw["visible"]) == ("", 2, False)
+    moved, words, _, _, note, other, files, redraw = judge_batch(page, batch, "tiny", 4)
+    assert "at 4 %" in words
+    assert "judged at 4 %, inspected at 20 %" in note
+    assert "until they are drawn anew" in note
+    assert [Path(name).name for name in files["value"]] == ["scores-at-4-percent.csv"]
+    assert redraw["visible"]
+    assert moved["value"] != table["value"]
+    assert other != histogram
+    table, words, drift, _, note, histogram, files, redraw = judge_batch(page, batch, "tiny", 50)
+    assert "No verdict at this rate" in words
+    assert (drift, note, histogram) == ("", "", "")
+    assert not any(each["visible"] for each in (table, files, redraw))
+    note = judge_batch(page, batch, "another", 10)[4]
+    assert "another is chosen now; what stands here is of tiny at 4 % still" in note
+    assert "No verdict" in judge_batch(page, None, "tiny", 0.1)[1]
+    assert judge_batch(page, None, "tiny", 10)[1] == HINT
+
+
+def test_pixel_levels_are_counted_as_thresholds_are_exceeded():
+    levels = PixelLevels([1.0, 2.0, 4.0])
+    anomaly_map = np.array([[0.5, 1.0, 1.5], [2.0, 3.0, 9.0]], np.float32)
+    counted = levels.of(anomaly_map)
+    for threshold in (-np.inf, 1.0, 2.0, 4.0):
+        place = levels.place(threshold)
+        np.testing.assert_array_equal(counted >= place, anomaly_map > threshold)
+        assert levels.areas(counted)[place] == (anomaly_map > threshold).sum()
 
 
 def test_table_is_worst_first_and_knows_each_rows_image(model, shelf, upload):

@@ -99,13 +99,31 @@ def test_file_that_is_no_image_gets_a_sentence_and_the_page_goes_on(browser_page
     choose(browser_page, TILE)
 
 
-def test_defect_is_repaired_and_the_mask_can_be_emptied(browser_page, scratched_file):
+def test_no_verdict_stands_beside_a_rate_that_is_not_offered_and_no_traceback_is_logged(
+    browser_page, scratched_file, capfd
+):
+    choose(browser_page, scratched_file)
+    field = browser_page.locator("#percent input[type=number]")
+    for percent in (0.1, 50):
+        field.fill(str(percent))
+        browser_page.wait_for_selector(f"#verdict >> text=The accepted false alarm rate is {percent} %; rates from 4 %")
+        assert "Rejected" not in browser_page.locator("#verdict").inner_text()
+        assert browser_page.locator("#to-repair").is_disabled()
+    field.press("Tab")  # Gradio takes the nearest rate that there is
+    browser_page.wait_for_selector("#verdict >> text=about 20 are rejected")
+    browser_page.get_by_role("tab", name="Batch").click()
+    browser_page.locator("#batch-percent input[type=number]").fill("0.1")
+    browser_page.wait_for_selector("#batch-words >> text=The accepted false alarm rate is 0.1 %; rates from 4 %")
+    assert browser_page.locator(".toast-body").count() == 0
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_defect_is_repaired_at_one_click_and_the_mask_can_be_emptied(browser_page, scratched_file):
     choose(browser_page, scratched_file)
     set_percent(browser_page, 20)
     browser_page.wait_for_selector("#verdict >> text=about 20 are rejected")
     browser_page.locator("#to-repair").click()
-    browser_page.wait_for_selector("#repair-words >> text=The coloured area is what inspecting finds")
-    browser_page.locator("#repair:enabled").click()
+    browser_page.wait_for_selector("#repair-words progress")
     browser_page.wait_for_selector("#repair-words >> text=were drawn anew")
     browser_page.locator("#stop-repair:disabled").wait_for()
     browser_page.locator("#mask").get_by_label("Clear canvas").click()
@@ -113,12 +131,36 @@ def test_defect_is_repaired_and_the_mask_can_be_emptied(browser_page, scratched_
     browser_page.wait_for_selector("#repair-words >> text=Nothing is marked")
 
 
+def test_nothing_of_a_repair_is_left_beside_another_part_or_another_rate(browser_page, scratched_file):
+    choose(browser_page, scratched_file)
+    set_percent(browser_page, 20)
+    browser_page.wait_for_selector("#verdict >> text=about 20 are rejected")
+    browser_page.locator("#to-repair").click()
+    browser_page.wait_for_selector("#repair-words >> text=were drawn anew")
+    links = browser_page.locator("#repair-files a[download]")
+    links.first.wait_for()
+    browser_page.get_by_role("tab", name="Inspect").click()
+    set_percent(browser_page, 10)
+    browser_page.wait_for_selector("#verdict >> text=about 10 are rejected")
+    browser_page.get_by_role("tab", name="Repair").click()
+    browser_page.wait_for_selector("#repair-words >> text=The coloured area is what inspecting finds")
+    assert links.count() == 0
+    browser_page.locator("#repair:enabled").click()
+    browser_page.wait_for_selector("#repair-words >> text=were drawn anew")
+    browser_page.get_by_role("tab", name="Inspect").click()
+    browser_page.get_by_label("Remove Image").first.click()
+    choose(browser_page, TILE)
+    browser_page.get_by_role("tab", name="Repair").click()
+    browser_page.wait_for_selector("#repair-words >> text=/nothing is marked|The coloured area/")
+    assert links.count() == 0
+    assert browser_page.locator("#repaired img").count() == 0
+
+
 def test_repair_stops_when_asked(browser_page, scratched_file):
     choose(browser_page, scratched_file)
     set_percent(browser_page, 20)
     browser_page.wait_for_selector("#verdict >> text=about 20 are rejected")
     browser_page.locator("#to-repair").click()
-    browser_page.locator("#repair:enabled").click()
     browser_page.locator("#stop-repair:enabled").click()
     browser_page.wait_for_selector("#repair-words >> text=Score")
     browser_page.locator("#repair:enabled").wait_for()

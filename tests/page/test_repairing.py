@@ -8,7 +8,7 @@ import pytest
 from sentences import refused
 
 from page.models.inference_queue import Turns
-from page.tabs.repair_tab import CANVAS, _fit, _painted
+from page.tabs.mask_canvas import CANVAS, fit, painted
 from page.work.repairing import Repair, find_mask
 
 
@@ -126,17 +126,17 @@ def test_turn_is_given_back_after_a_failure():
 
 def test_painted_mask_comes_back_at_the_images_own_size():
     size = (300, 600)
-    rows, columns = _fit(size)
+    rows, columns = fit(size)
     assert (rows.stop - rows.start, columns.stop - columns.start) == (CANVAS // 2, CANVAS)
     found = np.zeros((CANVAS, CANVAS), bool)
     found[rows, columns][: CANVAS // 4, : CANVAS // 2] = True
     layer = np.zeros((CANVAS, CANVAS, 4), np.uint8)
     layer[found] = (1, 2, 3, 150)
-    assert _painted({"layers": [layer]}, found, size) is None
+    assert painted({"layers": [layer]}, found, size) is None
     layer[rows, columns][:, : CANVAS // 2] = (1, 2, 3, 150)
-    mask = _painted({"layers": [layer]}, found, size)
+    mask = painted({"layers": [layer]}, found, size)
     expected = np.zeros(size, bool)
     expected[:, :300] = True
     np.testing.assert_array_equal(mask, expected)
-    assert not _painted({"layers": []}, found, size).any()
-    assert not _painted(None, found, size).any()
+    assert not painted({"layers": []}, found, size).any()
+    assert not painted(None, found, size).any()

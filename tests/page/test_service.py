@@ -7,7 +7,6 @@ import httpx
 import numpy as np
 import pytest
 from gradio_client import Client, handle_file
-from gradio_client.exceptions import AppError
 from paths import TILE, TILES
 from PIL import Image
 from sentences import assert_sentence
@@ -166,12 +165,22 @@ def test_repair_changes_what_the_mask_marks(url, client, tmp_path):
     assert_sentence(refusal, "mask", "3")
 
 
-@pytest.mark.parametrize("percent", [0, -3, 101, "much", True])
-@pytest.mark.parametrize("endpoint", ["inspect", "repair"])
-def test_rates_out_of_range_are_refused_in_one_sentence(client, endpoint, percent):
-    with pytest.raises(AppError) as caught:
-        client.predict(handle_file(str(TILE)), "", percent, api_name=f"/{endpoint}")
-    assert_sentence(caught.value.message, "rate")
+@pytest.mark.parametrize("percent", [0.1, 50, 0, -3, 101, "much", True])
+@pytest.mark.parametrize("endpoint", ["inspect", "inspect_batch", "repair"])
+def test_rates_that_are_not_offered_are_refused_in_one_sentence(url, endpoint, percent):
+    image = [data_uri(TILE)] if endpoint == "inspect_batch" else data_uri(TILE)
+    refusal = ask(url, endpoint, image, "", percent, *[None] * (endpoint == "repair"))
+    assert_sentence(refusal, "rate")
+    if percent in (0.1, 50):
+        assert_sentence(refusal, f"is {percent} %", "from 4 %, the smallest that tiny can promise, to 20 %")
+
+
+def test_the_smallest_rate_is_taken_as_it_is_listed_and_as_it_is(url, client):
+    (model,) = client.predict(api_name="/models")
+    smallest = model["smallest_false_alarm_percent"]
+    assert ask(url, "inspect", data_uri(TILE), "", smallest)[0]["false_alarm_rate"] == pytest.approx(smallest / 100)
+    assert ask(url, "inspect", data_uri(TILE), "", 100 / 25)[0]["false_alarm_rate"] == pytest.approx(0.04)
+    assert model["largest_false_alarm_percent"] == 20
 
 
 def test_data_uris_are_checked(url):

@@ -5,8 +5,18 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from page.tabs.verdict import invitation, list_regions, promise, repair_verdict, verdict
+from page.tabs.verdict import (
+    invitation,
+    list_regions,
+    no_verdict,
+    promise,
+    repair_progress,
+    repair_verdict,
+    verdict,
+)
 from page.work.inspection import MAX_REGIONS
+from page.work.rates import RateRefused
+from page.work.repairing import Progress
 
 CALIBRATION = SimpleNamespace(cross_fitted=False, num_ranked=99, num_groups=None)
 NUMBERS = {
@@ -98,18 +108,38 @@ def test_regions_are_listed_up_to_five_with_their_share():
 
 
 @pytest.mark.parametrize(
-    ("accepted", "changed", "words"),
+    ("accepted", "stopped", "changed", "words"),
     [
-        (True, True, "Repaired: it now looks like a good part"),
-        (False, True, "does not look like a good part yet"),
-        (True, False, "Nothing to repair"),
-        (False, False, "Nothing is marked"),
+        (True, False, True, "Accepted: the model takes the result for a good part"),
+        (True, True, True, "Accepted: the model takes the result for a good part"),
+        (False, False, True, "Not accepted"),
+        (False, True, True, "Stopped before it was done"),
+        (True, False, False, "Nothing to repair"),
+        (False, False, False, "Nothing is marked"),
+        (False, True, False, "Stopped"),
     ],
 )
-def test_repair_says_what_it_has_come_to(accepted, changed, words):
-    output = SimpleNamespace(anomaly_score=[5.0], repaired_score=[1.0], is_accepted=[accepted])
+def test_repair_says_accepted_not_accepted_or_stopped(accepted, stopped, changed, words):
+    output = SimpleNamespace(anomaly_score=[5.0], repaired_score=[1.0], is_accepted=[accepted], false_alarm_rate=1 / 19)
     mask = np.zeros((10, 20), bool)
     mask[0, :2] = changed
-    said = repair_verdict(output, mask)
-    assert words in said
+    said = repair_verdict(output, mask, stopped)
+    assert f"<h2>{words}" in said
     assert ("2 pixels, 1.0% of the image" in said) == changed
+    assert ("at 5.263 % accepted false alarms" in said) == (changed or accepted or not stopped)
+    assert "epaired" not in said
+    assert ("does not prove that the defect is gone" in said) == (accepted and changed)
+
+
+def test_repair_says_how_many_steps_there_are_at_most_and_draws_a_bar():
+    words = repair_progress(Progress(30, 98, 250, 6.0, np.zeros((2, 2, 3), np.uint8)))
+    assert "Step 30 of at most 98: drawing anew" in words
+    assert "6 s so far, 14 s more at most" in words
+    assert 'value="30" max="98"' in words
+    assert "<progress></progress>" in repair_progress(None)
+
+
+def test_where_a_rate_is_not_offered_its_sentence_stands_in_the_verdicts_place():
+    words = no_verdict(RateRefused("the rate of <b>x</b> is 50 %."))
+    assert "The rate of &lt;b&gt;x&lt;/b&gt; is 50 %." in words
+    assert "accepted" not in words
