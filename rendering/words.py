@@ -10,6 +10,18 @@ def count_of(count, noun):
     return f"{count:,} {noun}" + ("" if count == 1 else "s")
 
 
+def percent(share):
+    """A share, from 0 to 1, in per cent: two digits, and more where it would else read as none or all of them.
+
+    Every measured or promised rate is written so: 2 of 191 are "1.0 %", 201 of 392 "51 %", 9,997 of 10,000 "99.97 %".
+    """
+    value = 100 * share
+    digits = 0 if value >= 9.95 or value == 0 else 1
+    while 0 < value < 100 and float(f"{value:.{digits}f}") in (0, 100):
+        digits += 1
+    return f"{value:.{digits}f} %"
+
+
 def duration(seconds):
     """A time in words, rounded as one would say it."""
     if seconds < 90:

@@ -32,7 +32,7 @@ from pipelines.image_preprocessing import preprocess, to_rgb
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from rendering.heat_map import saturation_of
 from rendering.sheet import map_sheet
-from rendering.words import count_of, one_line
+from rendering.words import count_of, one_line, percent
 from training.data.good_images import in_batches
 from training.data.image_folders import shown_path
 from training.data.image_reading import read_as_8_bits, read_image
@@ -40,6 +40,7 @@ from training.data.labelled_images import GOOD, check_labelled_images, find_labe
 from training.evaluation.example_sheet import example_sheet, save_sheet
 from training.evaluation.metrics import image_metrics
 from training.evaluation.pixel_groups import metrics_of_groups
+from training.records.error_rates import count_p_values
 from training.records.image_record import leave_out_trained_on
 from training.records.measured_results import ALL, keep_results, sheet_path
 from training.runtime.collectives import (
@@ -103,6 +104,7 @@ def evaluate(pipe, labelled, batch_size=8, false_alarm_rate=None, alpha=None, na
             "batch_size": batch_size,
             "precision": "bfloat16" if pipe.uses_bfloat16() else str(pipe.unet.dtype).removeprefix("torch."),
         },
+        "p_values": count_p_values(list(defects), computed["p_values"]),
         "groups": metrics_of_groups(list(defects), marked, computed["maps"], pipe.resolution, native),
     }
     for name, metrics in report["groups"].items():
@@ -123,7 +125,7 @@ def format_report(report):
     lines = [
         f"alpha {report['alpha']}, timesteps {report['timesteps']}; "
         f"images: {', '.join(f'{name} {count}' for name, count in report['pictures'].items())}",
-        f"false alarm rate: {asked} {promised:.3f}, measured {_figure(measured)}",
+        f"false alarm rate: {asked} {percent(promised)}, measured {_percent(measured)}",
         *([f"pixels are not measured on {count_of(without, 'image')} of defects without a mask"] if without else []),
         f"{report['speed']['seconds_per_picture']:.3g} s an image on {report['speed']['device']}",
         "",
@@ -137,6 +139,10 @@ def format_report(report):
             lines.append(f"{shown:12}" + "".join(f"{_figure(metrics[column]):>20}" for column in columns))
         lines.append("")
     return "\n".join(lines)
+
+
+def _percent(share):
+    return "not measured" if math.isnan(share) else percent(share)
 
 
 def _figure(value):

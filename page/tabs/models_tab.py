@@ -15,7 +15,7 @@ from page.server.user_errors import answer_in_one_sentence
 from page.tabs.own_model import build_own_model, wire_own_model
 from page.tabs.quality_html import synthetic_sentence
 from page.work.own_models import is_own
-from rendering.words import count_of, one_line
+from rendering.words import count_of, one_line, percent
 from training.records.measured_results import ALL
 from training.records.synthetic_record import read_check
 
@@ -153,7 +153,7 @@ COLUMNS = {
     "pixel_ap": "pixel AP",
     "pro": "PRO",
 }
-SHARES = ("detection_rate",)
+SHARES = ("detection_rate", "false_alarm_rate")
 NOT_MEASURED = "<p><b>Not measured.</b> Nobody has left results of test images with known defects with this model.</p>"
 
 
@@ -195,15 +195,15 @@ def results_html(results):
     for name, metrics in results["groups"].items():
         count = sum(counts.values()) if name == ALL else counts.get(name, 0)
         cells = "".join(
-            f'<td data-title="{title}">{_figure(metrics[column], ".0%" if column in SHARES else ".3f")}</td>'
-            for column, title in COLUMNS.items()
+            f'<td data-title="{title}">{_figure(column, metrics[column])}</td>' for column, title in COLUMNS.items()
         )
         name = _text("all defects" if name == ALL else name)
         rows += f'<tr><th scope="row">{name}</th><td data-title="images">{count}</td>{cells}</tr>'
     return (
         f"<p><b>Measured</b> on {_text(results['data'])}: {count_of(good, 'good image')} and "
         f"{sum(counts.values())} with defects. False alarms: {least} "
-        f"<b>{results['promised_false_alarm_rate']:.1%}</b> {kind}, <b>{_figure(measured, '.1%')}</b> measured.</p>"
+        f"<b>{percent(results['promised_false_alarm_rate'])}</b> {kind}, "
+        f"<b>{_figure('false_alarm_rate', measured)}</b> measured.</p>"
         f'<div class="wide"><table class="regions results"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
         "</div>"
         "<p>1 is perfect; AUROC is 0.5 for guessing. AP and PRO say how well the marked pixels are those of the defect."
@@ -216,5 +216,7 @@ def _text(name):
     return html.escape(one_line(name))
 
 
-def _figure(value, form):
-    return "–" if math.isnan(value) else format(value, form)
+def _figure(name, value):
+    if math.isnan(value):
+        return "–"
+    return percent(value) if name in SHARES else f"{value:.3f}"

@@ -25,6 +25,7 @@ from pipelines.checkpoint_names import CARD, EVALUATION
 from training.evaluate import main as evaluation_command
 from training.evaluation.example_sheet import CELL
 from training.hub.card_sections import results_section
+from training.records.error_rates import rejected_shares
 from training.records.measured_results import find_sheet, forget_results, keep_results, read_results
 
 FIGURES = {"image_auroc": 0.95, "pixel_auroc": 0.765, "pixel_ap": 0.256, "pro": 0.769, "detection_rate": 0.59}
@@ -33,6 +34,9 @@ REPORT = {
     "pictures": {"good": 381, "break": 85},
     "groups": {name: FIGURES | {"false_alarm_rate": 0.005, "native_pro": 0.7} for name in ("all", "break")},
 }
+
+
+P_VALUES = {"good": [[0.01, 4], [0.5, 177], [1.0, 200]], "break": [[0.01, 50], [0.3, 35]]}
 
 
 @pytest.fixture
@@ -54,7 +58,7 @@ def test_results_are_kept_with_a_checkpoint_and_shown(page, checkpoint):
     results = measured_results(page.shelf.get("tile"))
     assert results["groups"]["break"] == FIGURES | {"false_alarm_rate": 0.005}
     words = results_html(results)
-    for figure in ("0.950", "0.765", "0.256", "0.769", "1.0%", "0.5%", "381 good images", "85 with defects", "59%"):
+    for figure in ("0.950", "0.765", "0.256", "0.769", "1.0 %", "0.5 %", "381 good images", "85 with defects", "59 %"):
         assert figure in words
     assert "tile &amp; &lt;b&gt;more&lt;/b&gt;" in words
     forget_results(checkpoint)
@@ -100,6 +104,23 @@ def test_results_of_each_category_are_kept_apart_and_measured_again_replaced(tmp
     assert read_results(tmp_path) is None
 
 
+def test_p_values_are_kept_in_a_line_each_and_older_results_have_none(tmp_path):
+    keep_results(tmp_path, None, "tiles [\n 1,\n 2\n ]", REPORT | {"p_values": P_VALUES})
+    keep_results(tmp_path, "nut", "nuts", REPORT)
+    assert read_results(tmp_path)["p_values"] == P_VALUES
+    assert read_results(tmp_path)["data"] == "tiles [\n 1,\n 2\n ]"
+    assert "p_values" not in read_results(tmp_path, "nut")
+    assert "        [0.5, 177],\n" in (tmp_path / EVALUATION).read_text()
+
+
+def test_a_measured_rate_is_rounded_once_and_alike_on_page_and_card(tmp_path):
+    measured = FIGURES | {"false_alarm_rate": 2 / 191, "detection_rate": 201 / 392}
+    keep_results(tmp_path, None, "tiles", REPORT | {"groups": {"all": measured}})
+    result = read_results(tmp_path)
+    assert "<b>1.0 %</b> measured" in results_html(result)
+    assert "51 % | 1.0 % |" in results_section([result])
+
+
 SPEED = {"seconds_per_picture": 0.2, "device": "CPU (X)", "threads": 2, "batch_size": 8, "precision": "float32"}
 
 
@@ -134,6 +155,23 @@ def damaged(**changes):
         damaged(speed=SPEED | {"seconds_per_picture": float("nan")}),
         damaged(speed=SPEED | {"threads": None}),
         damaged(speed=SPEED | {"device": ["<script>"]}),
+        damaged(p_values=[]),
+        damaged(p_values=P_VALUES | {"break": [[0.5, "<script>"]]}),
+        damaged(p_values=P_VALUES | {"break": [["<script>", 85]]}),
+        damaged(p_values=P_VALUES | {"break": [[float("nan"), 85]]}),
+        damaged(p_values=P_VALUES | {"break": [[10**400, 85]]}),
+        damaged(p_values=P_VALUES | {"break": [[0.5, 84]]}),
+        damaged(p_values=P_VALUES | {"break": [[0.5, 86], [0.6, -1]]}),
+        damaged(p_values=P_VALUES | {"break": [[0.6, 80], [0.5, 5]]}),
+        damaged(p_values=P_VALUES | {"break": [[0.5, True], [0.6, 84]]}),
+        damaged(p_values=P_VALUES | {"break": [[0.5, 85, 0]]}),
+        damaged(p_values=P_VALUES | {"break": [0.5, 85]}),
+        damaged(p_values=P_VALUES | {"<script>": [[0.5, 85]]}),
+        damaged(p_values={"good": P_VALUES["good"]}),
+        damaged(
+            pictures={"good": 381, "break": 10_000},
+            p_values=P_VALUES | {"break": [[place / 10_000, 1] for place in range(1, 10_001)]},
+        ),
         damaged(promised_false_alarm_rate=7),
         damaged(is_estimate="<b>"),
         damaged(promised_false_alarm_rate=10**400),
@@ -168,6 +206,10 @@ def test_the_evaluation_leaves_its_figures_with_the_checkpoint_if_it_is_asked_to
     assert kept["groups"]["all"]["pro"] == pytest.approx(report["groups"]["all"]["pro"], abs=1e-4)
     assert kept["groups"].keys() == report["groups"].keys()
     assert kept["speed"] == report["speed"]
+    shares = rejected_shares(kept["p_values"], report["promised_false_alarm_rate"])
+    assert shares["all"] == pytest.approx(report["groups"]["all"]["detection_rate"])
+    assert shares["good"] == pytest.approx(report["groups"]["all"]["false_alarm_rate"])
+    assert shares["crack"] == pytest.approx(report["groups"]["crack"]["detection_rate"])
     assert 0 < kept["speed"]["seconds_per_picture"] < 60
     assert kept["speed"]["batch_size"] == 8
 

@@ -106,7 +106,7 @@ def test_few_images_are_cross_fitted_and_the_description_says_so(tiny_pipeline):
     assert config.cross_fitted
     assert config.num_ranked == config.num_fitted == 24
     assert_sentence(
-        describe_promise(tiny_pipeline.calibration), "24", "cross-fitting", "4.0%", "estimates", str(MIN_DISJOINT)
+        describe_promise(tiny_pipeline.calibration), "24", "cross-fitting", "4.0 %", "estimates", str(MIN_DISJOINT)
     )
 
 
@@ -114,7 +114,7 @@ def test_many_images_are_split_in_two_and_the_description_guarantees_the_rate(di
     config = disjoint_pipeline.calibration.config
     assert not config.cross_fitted
     assert config.num_fitted + config.num_ranked == MIN_DISJOINT
-    assert_sentence(describe_promise(disjoint_pipeline.calibration), "16 + 24", "4.0%", "guaranteed")
+    assert_sentence(describe_promise(disjoint_pipeline.calibration), "16 + 24", "4.0 %", "guaranteed")
 
 
 def test_ranked_images_and_those_that_fit_the_normalisation_are_disjoint(disjoint_pipeline, many_files):

@@ -9,6 +9,7 @@ from sentences import assert_sentence, refused
 from page.tabs.verdict import verdict
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from pipelines.score_calibration import ScoreCalibration
+from rendering.words import percent
 from training.data.splits import part_numbers
 from training.fitting.calibration_fit import fit_calibration, split_held_out
 from training.fitting.promise import describe_promise
@@ -118,7 +119,7 @@ def test_no_part_fits_and_ranks_and_each_ranked_image_knows_its_part(pipe, parts
     assert pipe.calibration.ranked_groups.tolist() == part_numbers(ranked, groups)
     said = describe_promise(pipe.calibration)
     assert f"of {len(fitted) // 2} + {len(ranked) // 2} parts" in said
-    assert f"{1 / (len(ranked) // 2 + 1):.1%}" in said
+    assert f"from {percent(1 / (len(ranked) // 2 + 1))} up" in said
     assert "guaranteed for new good parts" in said
 
 
@@ -129,7 +130,7 @@ def test_too_few_parts_are_cross_fitted_part_by_part_however_many_images(tiny_ch
     calibration = fit_calibration(pipe, files, [5], groups=groups)
     assert calibration.config.cross_fitted
     assert calibration.num_ranked_groups == 10
-    assert_sentence(describe_promise(calibration), "48 good images of 10 parts", "9.1%", "20 or more parts")
+    assert_sentence(describe_promise(calibration), "48 good images of 10 parts", "9.1 %", "20 or more parts")
 
 
 def test_the_words_of_the_page_speak_of_parts(pipe):

@@ -69,7 +69,7 @@ def test_the_hubs_reading_of_the_front_matter_has_every_figure(tiny_pipeline, ch
     assert {(item.dataset_type, item.dataset_split) for item in card.data.eval_results} == {("magnetic_tile", "test")}
     again = ModelCardData(**yaml.safe_load(card.data.to_yaml()))
     assert again.to_dict() == card.data.to_dict()
-    for figure in ("0.500", "0.710", "54.0%"):
+    for figure in ("0.500", "0.710", "54 %"):
         assert figure in card.text
     assert "@article{huang2020surface" in card.text
 
@@ -273,7 +273,7 @@ def test_a_card_that_was_edited_is_known_by_its_missing_mark(checkpoint):
 def test_the_embedded_checkpoints_card_has_the_figures_of_its_evaluation():
     folder = ROOT / "checkpoints" / "magnetic-tile"
     text = results_section([read_results(folder)], {None: find_sheet(folder)})
-    assert "| all defects | 392 | 0.862 | 0.754 | 0.236 | 0.768 | 51.3% | 1.9% |" in text
+    assert "| all defects | 392 | 0.862 | 0.754 | 0.236 | 0.768 | 51 % | 1.9 % |" in text
     assert "](examples/sheet.webp)" in text
     assert "Speed: 0.21 s an image on CPU" in text
     record = json.loads((folder / "training.json").read_text())

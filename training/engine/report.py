@@ -20,7 +20,7 @@ from rendering.curves import curves_svg
 from rendering.heat_map import saturation_of
 from rendering.histogram import histogram_svg
 from rendering.sheet import view_sheet
-from rendering.words import count_of, duration
+from rendering.words import count_of, duration, percent
 from training.cli.repeat_command import repeat_command
 from training.engine.synthetic_views import views_of
 from training.engine.validation import image_of
@@ -203,7 +203,7 @@ def _category_section(pipe, images, check, sheet, seed):
     good = calibration.ranked_scores(timesteps, bfloat16).cpu().numpy()
     synthetic = np.empty(0) if check is None else check.scores.numpy()
     caption = (
-        f"Scores. Grey: the {len(good)} held-out good images that are ranked, of which {rate:.1%} may be rejected."
+        f"Scores. Grey: the {len(good)} held-out good images that are ranked, of which {percent(rate)} may be rejected."
     )
     if check is not None:
         accepted = len(synthetic) - check.num_rejected

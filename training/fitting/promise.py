@@ -1,6 +1,6 @@
 """What a calibration promises, in a sentence."""
 
-from rendering.words import count_of
+from rendering.words import count_of, percent
 from training.fitting.calibration_fit import MIN_DISJOINT, MIN_DISJOINT_PARTS
 
 
@@ -8,7 +8,7 @@ def describe_promise(calibration):
     """One sentence on what the calibration promises."""
     config = calibration.config
     parts = calibration.num_ranked_groups
-    rates = f"false alarm rates from {1 / (parts + 1):.1%} up are"
+    rates = f"false alarm rates from {percent(1 / (parts + 1))} up are"
     if config.cross_fitted:
         images = count_of(config.num_ranked, "good image") + _of_parts(config.num_groups)
         needed = (

@@ -7,7 +7,7 @@ import html
 import math
 import re
 
-from rendering.words import one_line
+from rendering.words import one_line, percent
 from training.cli.repeat_command import repeat_command
 from training.fitting.promise import describe_promise
 from training.fitting.recalibration import warning_of
@@ -46,7 +46,7 @@ def results_section(results, sheets=None):
             f"Measured{category} on the test images of {as_text(result['data'])}, {good} good and "
             f"{sum(counts.values())} with defects, on the model's square. "
             f"{'Estimated: about' if result.get('is_estimate') else 'Promised to good parts: at most'} "
-            f"{result['promised_false_alarm_rate']:.1%} rejected.",
+            f"{percent(result['promised_false_alarm_rate'])} rejected.",
             "",
             "| | images | " + " | ".join(TITLES.values()) + " |",
             "| --- " * (len(TITLES) + 2) + "|",
@@ -209,7 +209,7 @@ def _speed(speed):
 def _figure(figure, value):
     if math.isnan(value):
         return "not measured"
-    return f"{value:.1%}" if figure in SHARES else f"{value:.3f}"
+    return percent(value) if figure in SHARES else f"{value:.3f}"
 
 
 def _is_number(value):

@@ -7,16 +7,22 @@ import re
 from pathlib import Path, PurePosixPath
 
 from pipelines.checkpoint_names import EVALUATION
+from training.records.error_rates import ALL, are_p_value_counts
 from training.records.synthetic_record import forget_check
 
 FIGURES = ("image_auroc", "pixel_auroc", "pixel_ap", "pro", "detection_rate", "false_alarm_rate")
-ALL = "all"
 MAX_GROUPS = 200
 """A file with more kinds of defects than this is not one of ours."""
+
+DIGITS = 6
+"""Of figures: enough that rounding them again for a reader gives what rounding once does."""
 
 MAX_BYTES = 4 << 20
 MAX_NAME = 200
 MAX_COUNT = 10**9
+
+PAIR = r"\[\n +([\d.e-]+),\n +(\d+)\n +\]"
+"""A list of two numbers, which stands in a line."""
 
 SHEETS = "examples/sheet*.webp"
 """Test images with heat maps and repairs, one file for each category."""
@@ -32,26 +38,29 @@ def keep_results(folder, category, data, report):
         report (`dict`): as `training.evaluate.evaluate` makes it.
     """
     groups = {
-        name: {figure: round(float(metrics[figure]), 4) for figure in FIGURES}
+        name: {figure: round(float(metrics[figure]), DIGITS) for figure in FIGURES}
         for name, metrics in report["groups"].items()
     }
     result = {
         "category": category,
         "data": data,
         "pictures": report["pictures"],
-        "promised_false_alarm_rate": round(float(report["promised_false_alarm_rate"]), 4),
+        "promised_false_alarm_rate": round(float(report["promised_false_alarm_rate"]), DIGITS),
         "is_estimate": bool(report.get("is_estimate", False)),
         "speed": report.get("speed"),
         "groups": groups,
     }
+    if "p_values" in report:
+        result["p_values"] = report["p_values"]
     others = [other for other in _read(folder) if other["category"] != category]
-    (Path(folder) / EVALUATION).write_text(json.dumps([*others, result], indent=2) + "\n")
+    text = json.dumps([*others, result], indent=2)
+    (Path(folder) / EVALUATION).write_text(re.sub(PAIR, r"[\1, \2]", text) + "\n")
 
 
 def read_results(folder, category=None):
     """What was measured of one category of a checkpoint, `dict` as in `keep_results`; None if nothing was.
 
-    The file may come from anywhere: what does not have that shape is left out.
+    The file may come from anywhere: what does not have that shape is left out. Older ones have no p_values.
     """
     return next((result for result in _read(folder) if result["category"] == category), None)
 
@@ -114,6 +123,7 @@ def _is_result(result):
         and all(_is_name(name) for name in groups)
         and all(isinstance(metrics, dict) for metrics in groups.values())
         and all(_is_share(metrics.get(figure)) for metrics in groups.values() for figure in FIGURES)
+        and (result.get("p_values") is None or are_p_value_counts(result["p_values"], images))
     )
 
 
