@@ -11,6 +11,7 @@ import gradio as gr
 import numpy as np
 from gradio.data_classes import FileData
 
+from page.models.model_shelf import known_shares
 from page.server.gradio_internals import EXAMPLE_FILE
 from page.server.settings import IMAGES_AT_ONCE, PIXELS_AT_ONCE
 from page.server.uploads import as_png, keep_answer, uploaded_image
@@ -59,7 +60,11 @@ class RepairAnswer(TypedDict):
 
 
 class ModelInfo(TypedDict):
-    """A model, and the false alarm rates that it offers, in per cent: another one is refused."""
+    """A model, the false alarm rates that it offers, in per cent, and what the default one costs.
+
+    Another rate is refused. What it costs is the share of test images that are rejected: "all" known defects, each kind
+    of them, and "good" ones; None where it was not measured.
+    """
 
     name: str
     default_false_alarm_percent: float
@@ -67,6 +72,7 @@ class ModelInfo(TypedDict):
     largest_false_alarm_percent: float
     good_pictures_compared: int
     good_parts_compared: int
+    test_images_rejected: dict[str, float] | None
 
 
 def build_service(page):
@@ -182,7 +188,8 @@ class Service:
         """List the models: what kinds of parts can be inspected here. The first is the default.
 
         Returns:
-            models: names, and the false alarm rates that each offers
+            models: names, the false alarm rates that each offers, and which share of the test images with known
+                defects, and of good ones, its default rate rejects
         """
         return [
             {
@@ -192,6 +199,7 @@ class Service:
                 "largest_false_alarm_percent": model.largest_percent,
                 "good_pictures_compared": model.calibration.config.num_ranked,
                 "good_parts_compared": model.calibration.num_ranked_groups,
+                "test_images_rejected": known_shares(model, model.default_percent / 100),
             }
             for name, model in [(name, self._page.shelf.get(name)) for name in self._page.shelf.names]
         ]

@@ -29,6 +29,8 @@ progress::-webkit-progress-value { background: #0072b2 }
 progress::-moz-progress-bar { background: #0072b2 }
 .histogram { max-width: 760px; margin: 0 auto; font-size: .875rem }
 @media (max-width: 600px) { .histogram svg { font-size: 21px } }
+.cost { max-width: 480px; font-size: .875rem; line-height: 1.45; margin: 4px 0 }
+.cost svg { max-width: 380px }
 .histogram i { display: inline-block; width: 1em; height: .8em; margin: 0 .3em }
 #batch-table { --font-mono: system-ui, sans-serif }
 #batch-table td img { height: 48px; max-width: 72px; min-width: 24px; object-fit: contain; margin: 0 auto }

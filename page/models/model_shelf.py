@@ -15,6 +15,7 @@ from page.models.loaded_checkpoints import MAX_LOADED, LoadedCheckpoints
 from pipelines.checkpoint_loading import is_hub_id, locate_checkpoint
 from pipelines.checkpoint_names import CARD
 from pipelines.score_calibration import ScoreCalibration
+from training.records.error_rates import rejected_shares
 from training.records.measured_results import read_results
 
 MAX_OPENED = 32
@@ -271,6 +272,12 @@ def without_noise(calibration):
 def measured_results(model):
     """What was measured of a model, `dict` as `records.measured_results` reads it, or None where nothing was."""
     return read_results(model.folder, model.category)
+
+
+def known_shares(model, rate):
+    """Share of each kind of test images that a rate rejects, as `rejected_shares` has it; None where not measured."""
+    counted = (measured_results(model) or {}).get("p_values")
+    return rejected_shares(counted, rate) if counted else None
 
 
 def _is_hub_id(source):

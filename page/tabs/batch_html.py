@@ -14,11 +14,14 @@ NUMBER_COLUMN = HEADERS.index("no.")
 SIGNIFICANT = 0.01
 """A smaller p-value of the drift test is a warning."""
 
+VERDICTS = {"defect": "rejected", "good": "accepted"}
+"""What the table on the page says of a row; files keep the words that other programs know."""
+
 HINT = "<p>Choose images, or a ZIP of images, then inspect them all.</p>"
 
 
 def table_cells(rows):
-    """The rows as cells, worst first: defects by their scores, what cannot be read, then the good ones.
+    """The rows as cells, worst first: rejected ones by their scores, what cannot be read, then the accepted ones.
 
     A file's name comes from the user: it stands in a column of plain text, which shows markup as it is.
     """
@@ -35,7 +38,7 @@ def _cells(row):
     thumbnail = f'<img alt="" src="data:image/jpeg;base64,{row.thumbnail}">'
     score, p_value = round(result.anomaly_score, 3), round(result.p_value, 4)
     area = [result.defect_pixels, round(100 * result.defect_share, 3)]
-    return [thumbnail, result.verdict, score, result.file, p_value, *area, row.index + 1]
+    return [thumbnail, VERDICTS[result.verdict], score, result.file, p_value, *area, row.index + 1]
 
 
 def progress_words(done, total, seconds):
@@ -52,7 +55,7 @@ def bar(done, total):
 def batch_verdict(batch):
     """What has come of a batch that has ended."""
     good, defects, unreadable = (batch.count(verdict) for verdict in ("good", "defect", "unreadable"))
-    counts = f"{count_of(defects, 'defect')}, {good} good"
+    counts = f"{defects:,} rejected, {good:,} accepted"
     counts += f", {unreadable} unreadable" if unreadable else ""
     doubtful = sum(row.result.error != "" for row in batch.rows) - unreadable
     notes = ""

@@ -10,6 +10,7 @@ from page.server.uploads import Folder
 from page.server.user_errors import answer_in_one_sentence
 from page.tabs.batch_html import DATATYPES, HEADERS, HINT, NUMBER_COLUMN, bar, progress_words, table_cells
 from page.tabs.batch_results import RESULTS, draw_anew, judge_batch
+from page.tabs.rate_cost import show_rate_cost
 from page.work.batch import Batch
 from page.work.recalibrating import Recalibration
 from rendering.words import duration
@@ -46,6 +47,7 @@ def build_batch_tab(page):
             with gr.Row():
                 start = gr.Button("Inspect all", variant="primary", elem_id="batch-start")
                 stop = gr.Button("Stop", variant="stop", interactive=False, elem_id="batch-stop")
+            show_rate_cost(page, percent, "batch-rate-cost")
         with gr.Column(scale=3, min_width=320):
             words = gr.HTML(HINT, elem_id="batch-words")
             drift = gr.HTML("", elem_id="drift")

@@ -10,6 +10,7 @@ from page.server.uploads import file_stem, keep_drawing, shown_name, uploaded_im
 from page.server.user_errors import answer_in_one_sentence
 from page.tabs.examples import examples_of, first_inspection, is_example, offer_examples
 from page.tabs.inspection_files import write_files
+from page.tabs.rate_cost import show_rate_cost
 from page.tabs.verdict import colour_scale, invitation, list_regions, no_verdict, verdict
 from page.work.inspection import HEAT_MAP
 from page.work.rates import RateRefused, offered_percent
@@ -88,6 +89,7 @@ def _lay_out_question(page, first, inspection):
             info="Less: fewer good parts are rejected, and more defects are missed.",
             elem_id="percent",
         )
+        show_rate_cost(page, page.percent, "rate-cost")
     return offer_examples(page, selected=inspection is not None)
 
 

@@ -206,8 +206,8 @@ def test_table_is_worst_first_and_knows_each_rows_image(model, shelf, upload):
     for row in cells:
         assert row[HEADERS.index("file")].startswith(names[row[NUMBER_COLUMN] - 1])
     verdicts = [row[HEADERS.index("verdict")] for row in cells]
-    assert verdicts == sorted(verdicts, key=["defect", "unreadable", "good"].index)
-    scores = [row[HEADERS.index("score")] for row in cells if row[HEADERS.index("verdict")] == "good"]
+    assert verdicts == sorted(verdicts, key=["rejected", "unreadable", "accepted"].index)
+    scores = [row[HEADERS.index("score")] for row in cells if row[HEADERS.index("verdict")] == "accepted"]
     assert scores == sorted(scores, reverse=True)
 
 
