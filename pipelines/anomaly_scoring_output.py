@@ -19,7 +19,7 @@ class AnomalyScoringOutput(BaseOutput):
         p_value (`np.ndarray`): float64, (n,): share of good images that score at least as high.
         is_anomalous (`np.ndarray`): bool, (n,): whether `p_value` is at most `false_alarm_rate`.
         pred_mask (`list`): the defect's pixels at the image's own size, (height, width) bool; with
-            `output_type="pil"` an image of 0 and 255. Empty for an image accepted as good.
+            `output_type="pil"` an image of 0 and 255. Empty for an image that is accepted as good, or unfamiliar.
         kl_map, feature_map (`list`): the two components, like `anomaly_map`, which is
             alpha * kl_map + (1 - alpha) * feature_map. The feature component holds the feature error of Eq. 10 and the
             distances from good features.

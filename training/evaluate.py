@@ -40,9 +40,9 @@ from training.data.labelled_images import GOOD, check_labelled_images, find_labe
 from training.evaluation.example_sheet import example_sheet, save_sheet
 from training.evaluation.metrics import image_metrics
 from training.evaluation.pixel_groups import metrics_of_groups
-from training.records.error_rates import count_p_values
+from training.records.error_rates import ALL, count_p_values
 from training.records.image_record import leave_out_trained_on
-from training.records.measured_results import ALL, keep_results, sheet_path
+from training.records.measured_results import keep_results, sheet_path
 from training.runtime.collectives import (
     PATIENCE,
     gather_rows,

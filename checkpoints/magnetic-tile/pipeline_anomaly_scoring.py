@@ -87,7 +87,7 @@ class AnomalyScoringOutput(BaseOutput):
         p_value (`np.ndarray`): float64, (n,): share of good images that score at least as high.
         is_anomalous (`np.ndarray`): bool, (n,): whether `p_value` is at most `false_alarm_rate`.
         pred_mask (`list`): the defect's pixels at the image's own size, (height, width) bool; with
-            `output_type="pil"` an image of 0 and 255. Empty for an image accepted as good.
+            `output_type="pil"` an image of 0 and 255. Empty for an image that is accepted as good, or unfamiliar.
         kl_map, feature_map (`list`): the two components, like `anomaly_map`, which is
             alpha * kl_map + (1 - alpha) * feature_map. The feature component holds the feature error of Eq. 10 and the
             distances from good features.
@@ -3270,18 +3270,21 @@ class AnomalyScoringPipeline(TrainedModel, DiffusionPipeline):
             feature_maps.append(feature_map)
             anomaly_maps.append(blend(kl_map, feature_map, alpha))
 
-        # 4. Verdicts
+        # 4. Verdicts; what differs in an unfamiliar image is no defect
         verdicts = self.decide(anomaly_maps, scores, alpha, timesteps, false_alarm_rate)
+        is_unfamiliar = unfamiliarity > 1
+        masks = zip(verdicts.pop("pred_mask"), is_unfamiliar, strict=True)
+        masks = [mask & (not unfamiliar) for mask, unfamiliar in masks]
 
         # 5. Postprocess
         output = AnomalyScoringOutput(
             anomaly_map=[postprocess(m, output_type) for m in anomaly_maps],
             anomaly_score=scores.numpy(),
-            pred_mask=[postprocess(m, output_type) for m in verdicts.pop("pred_mask")],
+            pred_mask=[postprocess(mask, output_type) for mask in masks],
             kl_map=[postprocess(m, output_type) for m in kl_maps],
             feature_map=[postprocess(m, output_type) for m in feature_maps],
             unfamiliarity=unfamiliarity,
-            is_unfamiliar=unfamiliarity > 1,
+            is_unfamiliar=is_unfamiliar,
             **verdicts,
         )
         return output if return_dict else output.to_tuple()

@@ -4,6 +4,7 @@ import html
 
 from rendering.histogram import ACCEPTED_COLOR, REJECTED_COLOR, histogram_svg
 from rendering.words import count_of, duration
+from training.fitting.recalibration import warning_of
 from training.inference.drift import MIN_SCORES
 
 HEADERS = ["image", "verdict", "score", "file", "p-value", "area (pixels)", "area (%)", "no."]
@@ -14,18 +15,21 @@ NUMBER_COLUMN = HEADERS.index("no.")
 SIGNIFICANT = 0.01
 """A smaller p-value of the drift test is a warning."""
 
-VERDICTS = {"defect": "rejected", "good": "accepted"}
+REASSURING = 0.1
+"""From this p-value on, nothing is said to have changed; between both it is not clear."""
+
+VERDICTS = {"defect": "rejected", "good": "accepted", "unfamiliar": "unfamiliar"}
 """What the table on the page says of a row; files keep the words that other programs know."""
 
 HINT = "<p>Choose images, or a ZIP of images, then inspect them all.</p>"
 
 
 def table_cells(rows):
-    """The rows as cells, worst first: rejected ones by their scores, what cannot be read, then the accepted ones.
+    """The rows as cells, worst first: rejected ones by their scores, what has no verdict, then the accepted ones.
 
     A file's name comes from the user: it stands in a column of plain text, which shows markup as it is.
     """
-    order = {"defect": 0, "unreadable": 1, "good": 2}
+    order = {"defect": 0, "unfamiliar": 1, "unreadable": 2, "good": 3}
     ranked = sorted(rows, key=lambda row: (order[row.result.verdict], -(row.result.anomaly_score or 0), row.index))
     return [_cells(row) for row in ranked]
 
@@ -54,16 +58,20 @@ def bar(done, total):
 
 def batch_verdict(batch):
     """What has come of a batch that has ended."""
-    good, defects, unreadable = (batch.count(verdict) for verdict in ("good", "defect", "unreadable"))
+    good, defects = batch.count("good"), batch.count("defect")
+    unfamiliar, unreadable = batch.count("unfamiliar"), batch.count("unreadable")
     counts = f"{defects:,} rejected, {good:,} accepted"
+    counts += f", {unfamiliar:,} unfamiliar" if unfamiliar else ""
     counts += f", {unreadable} unreadable" if unreadable else ""
     doubtful = sum(row.result.error != "" for row in batch.rows) - unreadable
-    notes = ""
+    notes = f" {warning_of(batch.model.calibration)}".rstrip()
+    if unfamiliar:
+        notes += f" Of {count_of(unfamiliar, 'image')} there is no verdict: unlike anything that the model knows."
     if doubtful:
         notes += f" Of {count_of(doubtful, 'image')} the depth does not fit the model; see the table's column error."
     if batch.folder.num_masks:
         notes += f" Left out: {count_of(batch.folder.num_masks, 'mask')} in folders of ground truth."
-    css = "rejected" if defects or unreadable else "accepted"
+    css = "rejected" if defects or unfamiliar or unreadable else "accepted"
     done, total = len(batch.rows), len(batch.folder)
     ended = f"{done} of {total} images" if done < total else count_of(total, "image")
     rate = in_percent(batch.false_alarm_rate)
@@ -121,13 +129,20 @@ def drift_words(batch, p_value):
         p_value (`float`, *optional*): of its drift test.
     """
     defects, scored, details = batch.count("defect"), len(batch.scores), ""
+    unfamiliar = batch.count("unfamiliar")
     if p_value is not None:
         details = (
             f"<details><summary>Details</summary><p><b>p-value {p_value:.2g}</b> of a two-sample Kolmogorov-Smirnov "
             "test: the scores of the images that are accepted, against those of the calibration's good images.</p>"
             "</details>"
         )
-    if p_value is not None and p_value < SIGNIFICANT:
+    if unfamiliar > scored:
+        css, title = "rejected", "Most images are unlike anything this model knows"
+        text = (
+            "Another part, another camera or another light? Choose the model of this part. If it is the right one, "
+            "camera or light have changed so much that a new model has to be trained on images as they look now."
+        )
+    elif p_value is not None and p_value < SIGNIFICANT:
         css, title = "rejected", "Warning: this batch does not look like the calibration's images"
         text = (
             "The images that are accepted score unlike the good images that the model was calibrated on. Either "
@@ -143,6 +158,12 @@ def drift_words(batch, p_value):
     elif p_value is None:
         css, title = "unknown", "Too few images to tell whether camera or light have changed"
         text = f"{scored - defects} are accepted; at least {MIN_SCORES} are needed for a comparison."
+    elif p_value < REASSURING:
+        css, title = "unknown", "Not clear whether camera or light have changed"
+        text = (
+            "The images that are accepted score a little unlike the good images that the model was calibrated on. That "
+            f"happens by chance in {p_value:.0%} of such batches. Inspect more images of good parts to know."
+        )
     else:
         css, title = "accepted", "No sign that camera or light have changed"
         text = "The images that are accepted score as the good images do that the model was calibrated on."

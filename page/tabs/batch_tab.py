@@ -118,7 +118,8 @@ def _build_remedy(page):
     gr.Markdown(
         "The model learns anew which scores good parts have, from the images above; it becomes a model of its own, "
         f"and the old one stays. Upload {MIN_IMAGES} or more images of good parts, better 40, and leave out defects: "
-        "a defective part that is labelled good makes the model less sensitive."
+        "a defective part that is labelled good makes the model less sensitive. Images that are unfamiliar are left out: "
+        "another part needs a model of its own."
     )
     declared = gr.Checkbox(
         False, label="All images of this batch show good parts, also those that were rejected", elem_id="all-good"
@@ -200,7 +201,7 @@ def _begin_recalibration(page, batch, declared):
         raise ValueError("inspect a batch of good images to its end first.")
     if not declared:
         raise ValueError("say first that all images of this batch show good parts.")
-    readable = sorted(row.index for row in batch.rows if row.result.verdict != "unreadable")
+    readable = sorted(row.index for row in batch.rows if row.result.verdict in ("good", "defect"))
     recalibration = Recalibration(batch.model, page.shelf, batch.folder, readable, page.settings.trained_models)
     return recalibration, gr.update(interactive=False), gr.update(interactive=True)
 
@@ -218,9 +219,11 @@ def _watch_recalibration(page, recalibration):
     if name is None:
         yield "<p>Stopped; no model has changed.</p>", gr.skip()
         return
+    css = "rejected" if recalibration.warning else "accepted"
     words = (
-        f'<div class="verdict accepted"><h3>{html.escape(name)}</h3><p>This new model is chosen above. It is '
-        f"{html.escape(recalibration.promise)} Inspect the next batch with it.</p></div>"
+        f'<div class="verdict {css}"><h3>{html.escape(name)}</h3><p>This new model is chosen above. It is '
+        f"{html.escape(recalibration.promise)}</p><p>{html.escape(recalibration.change)}</p>"
+        "<p>Inspect the next batch with it.</p></div>"
     )
     yield words, gr.update(choices=page.shelf.names, value=name)
 

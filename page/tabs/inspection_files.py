@@ -39,7 +39,7 @@ def write_files(page, inspection, percent, upload):
     settings = {"timesteps": list(inspection.timesteps), "alpha": inspection.alpha}
     with page.shelf.turns.take():
         output = model.score(image, false_alarm_rate=percent / 100, **settings)
-    anomaly_map, mask = output.anomaly_map[0], output.pred_mask[0] & (not inspection.is_unfamiliar)
+    anomaly_map, mask = output.anomaly_map[0], output.pred_mask[0]
     saturation = inspection.saturation
     numbers, _ = page.inspector.judge(inspection, percent)
     heat = outline(overlay(as_uint8(image, model.scoring.config.white_level), anomaly_map, saturation), mask)

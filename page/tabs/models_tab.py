@@ -16,7 +16,7 @@ from page.tabs.own_model import build_own_model, wire_own_model
 from page.tabs.quality_html import synthetic_sentence
 from page.work.own_models import is_own
 from rendering.words import count_of, one_line, percent
-from training.records.measured_results import ALL
+from training.records.error_rates import ALL
 from training.records.synthetic_record import read_check
 
 NO_CARD = "This model has no card."

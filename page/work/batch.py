@@ -143,8 +143,8 @@ class Batch:
 
     @property
     def scores(self):
-        """Anomaly scores of the images that could be read, (n,)."""
-        return np.array([row.result.anomaly_score for row in self.rows if row.result.verdict != "unreadable"])
+        """Anomaly scores of the images that have a verdict, (n,): neither unreadable nor unfamiliar."""
+        return np.array([row.result.anomaly_score for row in self.rows if row.result.verdict in ("good", "defect")])
 
     def count(self, verdict):
         """How many rows have a verdict."""
@@ -237,7 +237,7 @@ class Batch:
 
     def _judged(self, measured, place):
         """The row at the current rate."""
-        if measured.areas is None:
+        if measured.areas is None or measured.row.result.verdict == "unfamiliar":
             return measured.row
         rejected = self._is_rejected(measured, self.false_alarm_rate)
         area = int(measured.areas[place]) if rejected else 0
@@ -247,7 +247,8 @@ class Batch:
         return replace(measured.row, result=result)
 
     def _is_rejected(self, measured, rate):
-        return measured.row.result.p_value <= rate + SLACK
+        result = measured.row.result
+        return result.verdict != "unfamiliar" and result.p_value <= rate + SLACK
 
     @property
     def _first_archive(self):

@@ -20,7 +20,7 @@ from page.context import Page
 from page.models.model_shelf import ModelShelf
 from page.server.settings import Settings
 from page.server.uploads import Folder
-from page.tabs.batch_html import HEADERS, HINT, NUMBER_COLUMN, drift_words, table_cells
+from page.tabs.batch_html import HEADERS, HINT, NUMBER_COLUMN, batch_verdict, drift_words, table_cells
 from page.tabs.batch_results import judge_batch
 from page.work.batch import Batch, _MemberNames
 from page.work.outlines import PixelLevels
@@ -318,11 +318,11 @@ def test_too_few_accepted_scores_have_no_p_value():
 
 
 class _EndedBatch:
-    def __init__(self, scores, defects):
-        self.scores, self._defects = np.array(scores), defects
+    def __init__(self, scores, defects, unfamiliar=0):
+        self.scores, self._defects, self._unfamiliar = np.array(scores), defects, unfamiliar
 
     def count(self, verdict):
-        return {"defect": self._defects}[verdict]
+        return {"defect": self._defects, "unfamiliar": self._unfamiliar}[verdict]
 
 
 def test_drift_is_said_in_plain_words_with_its_p_value():
@@ -338,6 +338,45 @@ def test_drift_is_said_in_plain_words_with_its_p_value():
         assert f"p-value {p_value}" in details
     assert "Too few" in drift_words(_EndedBatch(np.zeros(5), 0), None)
     assert "Most images are rejected" in drift_words(_EndedBatch(np.zeros(30), 28), None)
+    assert "unlike anything" in drift_words(_EndedBatch(np.zeros(9), 0, 30), 0.5)
+
+
+def test_nothing_is_reassuring_near_the_tests_own_threshold():
+    words = drift_words(_EndedBatch(np.zeros(30), 2), 0.033)
+    assert "Not clear" in words
+    assert "No sign" not in words
+
+
+def test_images_of_another_part_have_no_verdict_and_neither_areas_nor_outlines(
+    model, shelf, upload, tile_files, negative_files
+):
+    uploads = [upload(f"tile-{path.name}", path) for path in tile_files[:3]]
+    uploads += [upload(f"negative-{path.name}", path) for path in negative_files[:4]]
+    batch = run(model, shelf, uploads)
+    assert (batch.count("unfamiliar"), len(batch.scores)) == (4, 3)
+    cells = [row for row in table_cells(batch.rows) if row[1] == "unfamiliar"]
+    assert len(cells) == 4
+    assert "4 unfamiliar" in batch_verdict(batch)
+    for row in read_table(batch).values():
+        assert (row["verdict"] == "unfamiliar") == row["file"].startswith("negative")
+        assert (float(row["unfamiliarity"]) > 1) == row["file"].startswith("negative")
+        if row["verdict"] == "unfamiliar":
+            assert row["defect_pixels"] == "0"
+    with zipfile.ZipFile(batch.archive) as archive:
+        for name in archive.namelist():
+            if name.startswith("masks/negative"):
+                assert not np.asarray(Image.open(archive.open(name))).any()
+    batch.judge_at(20)  # unfamiliar they stay
+    assert batch.count("unfamiliar") == 4
+
+
+def test_recalibrating_on_another_part_is_refused_and_leaves_no_model(shelf, model, upload, negative_files, tmp_path):
+    uploads = [upload(path.name, path) for path in negative_files[:10]]
+    recalibration = Recalibration(model, shelf, Folder(uploads, 100, 32), list(range(10)), tmp_path)
+    with pytest.raises(ValueError, match="10 of 10 images are unlike"):
+        recalibration.result()
+    assert not list(tmp_path.iterdir())
+    assert shelf.names == ["tiny"]
 
 
 def test_histogram_counts_every_score_once_and_splits_at_the_threshold():

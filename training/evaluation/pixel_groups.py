@@ -8,7 +8,7 @@ from tqdm.auto import tqdm
 from pipelines.anomaly_maps import resize_map
 from training.data.labelled_images import GOOD
 from training.evaluation.metrics import metrics_of_sorted, sort_pixels
-from training.records.measured_results import ALL
+from training.records.error_rates import ALL
 
 
 def metrics_of_groups(kinds, masks, maps, resolution, native=True):

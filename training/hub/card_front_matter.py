@@ -8,7 +8,8 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from pipelines.checkpoint_loading import is_hub_id
 from rendering.words import one_line
-from training.records.measured_results import ALL, FIGURES
+from training.records.error_rates import ALL
+from training.records.measured_results import FIGURES
 
 TITLES = {
     "image_auroc": "image AUROC",

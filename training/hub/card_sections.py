@@ -12,7 +12,7 @@ from training.cli.repeat_command import repeat_command
 from training.fitting.promise import describe_promise
 from training.fitting.recalibration import warning_of
 from training.hub.card_front_matter import TITLES
-from training.records.measured_results import ALL
+from training.records.error_rates import ALL
 
 NOT_MEASURED = "Not measured."
 
