@@ -118,8 +118,8 @@ def _build_remedy(page):
     gr.Markdown(
         "The model learns anew which scores good parts have, from the images above; it becomes a model of its own, "
         f"and the old one stays. Upload {MIN_IMAGES} or more images of good parts, better 40, and leave out defects: "
-        "a defective part that is labelled good makes the model less sensitive. Images that are unfamiliar are left out: "
-        "another part needs a model of its own."
+        "a defective part that is labelled good makes the model less sensitive. Images that are unfamiliar are left "
+        "out: another part needs a model of its own."
     )
     declared = gr.Checkbox(
         False, label="All images of this batch show good parts, also those that were rejected", elem_id="all-good"
