@@ -25,6 +25,7 @@ class Page:
         tabs (`gr.Tabs`): their ids are inspect, repair, batch, train, models.
         image (`gr.Image`): the image to inspect; setting it inspects it.
         inspection (`gr.State`): the session's last `Inspection`, or None.
+        repaired (`gr.State`): the session's last repair, (its `Inspection`, the repaired image at drawn size), or None.
         percent (`gr.Slider`): the accepted false alarm rate, in per cent; may lie out of the model's range.
         to_repair (`gr.Button`): on Inspect; repairs what is outlined.
     """
@@ -38,5 +39,6 @@ class Page:
     tabs: gr.Tabs = field(default=None)
     image: gr.Image = field(default=None)
     inspection: gr.State = field(default=None)
+    repaired: gr.State = field(default=None)
     percent: gr.Slider = field(default=None)
     to_repair: gr.Button = field(default=None)

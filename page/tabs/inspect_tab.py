@@ -18,7 +18,14 @@ from page.work.rates import RateRefused, offered_percent
 VIEWS = [("Heat map", HEAT_MAP), ("Pixel component (KL)", "kl_map"), ("Feature component", "feature_map")]
 """What an image is compared with, in words and by its name in `Inspector.compared`."""
 
-FILE_ENDINGS = {HEAT_MAP: "heat-map", "kl_map": "pixel-component", "feature_map": "feature-component"}
+REPAIR = "repair"
+
+FILE_ENDINGS = {
+    HEAT_MAP: "heat-map",
+    "kl_map": "pixel-component",
+    "feature_map": "feature-component",
+    REPAIR: "repaired",
+}
 
 SCROLL_ON_PHONES = """() => {
   if (window.innerWidth < 768) document.querySelector("#verdict").scrollIntoView({ behavior: "smooth" })
@@ -48,13 +55,16 @@ class Answer(NamedTuple):
 
 
 def build_inspect_tab(page, demo):
-    """Lay out the tab and wire it; sets `page.image`, `page.inspection`, `page.percent` and `page.to_repair`.
+    """Lay out the tab and wire it.
+
+    It sets `page.image`, `page.inspection`, `page.repaired`, `page.percent` and `page.to_repair`.
 
     It opens with an example that has been inspected already, or with an invitation where there is none.
     """
     first = page.shelf.get(page.shelf.names[0])
     inspection = first_inspection(page)
     page.inspection = gr.State(inspection, time_to_live=KEPT_SECONDS)
+    page.repaired = gr.State(time_to_live=KEPT_SECONDS)
     with gr.Row(elem_id="inspect"):
         with gr.Column(scale=2, min_width=280, elem_id="question"):
             examples = _lay_out_question(page, first, inspection)
@@ -142,7 +152,7 @@ def _wire(page, answer, examples):
     outputs = [page.inspection, *answer.shown]
     look = private | {
         "fn": functools.partial(_inspect, page),
-        "inputs": [page.model, page.image, page.percent, answer.timesteps, answer.alpha, answer.view],
+        "inputs": [page.model, page.image, page.percent, answer.timesteps, answer.alpha, answer.view, page.repaired],
         "outputs": outputs,
         "preprocess": False,  # Gradio would open and re-encode the image
         "trigger_mode": "always_last",
@@ -164,7 +174,7 @@ def _wire(page, answer, examples):
         **quiet,
     ).then(**look).failure(**nothing)
     again = {
-        "inputs": [page.inspection, page.percent, answer.view],
+        "inputs": [page.inspection, page.percent, answer.view, page.repaired],
         "preprocess": False,  # Gradio would refuse a rate out of range, and the old verdict would stay
         "trigger_mode": "always_last",
         "concurrency_limit": 8,
@@ -174,6 +184,13 @@ def _wire(page, answer, examples):
         **failed, **private
     )
     answer.view.input(functools.partial(_compare, page), outputs=answer.comparison, **again, **quiet)
+    gr.on(
+        [page.inspection.change, page.repaired.change],
+        _views,
+        [page.inspection, answer.view, page.repaired],
+        answer.view,
+        **quiet,
+    )
     answer.prepare.click(
         functools.partial(_write_files, page),
         [page.inspection, page.percent, page.image],
@@ -185,48 +202,62 @@ def _wire(page, answer, examples):
 
 
 @answer_in_one_sentence
-def _inspect(page, model, upload, percent, timesteps, alpha, view):
+def _inspect(page, model, upload, percent, timesteps, alpha, view, repaired):
     if upload is None:
         return _forget(page, model)
     image, name = uploaded_image(upload, page.settings.max_upload_mb)
     inspection = page.inspector.inspect(model, image, shown_name(upload, name), timesteps, alpha)
-    words, box, comparison, *others = _judged(page, inspection, percent, view)
+    words, box, comparison, *others = _judged(page, inspection, percent, view, repaired)
     return inspection, words, box, comparison | _uncovered(), *others
 
 
 @answer_in_one_sentence
-def _judge_again(page, inspection, percent, view):
-    return (gr.skip(),) * 6 if inspection is None else _judged(page, inspection, percent, view)
+def _judge_again(page, inspection, percent, view, repaired):
+    return (gr.skip(),) * 6 if inspection is None else _judged(page, inspection, percent, view, repaired)
 
 
 @answer_in_one_sentence
-def _compare(page, inspection, percent, view):
+def _compare(page, inspection, percent, view, repaired):
     if inspection is None:
         return gr.skip()
     percent = offered_percent(page.shelf.get(inspection.model), percent)
-    return _compared(page, inspection, view, *page.inspector.judge(inspection, percent)) | _uncovered()
+    return _compared(page, inspection, view, repaired, *page.inspector.judge(inspection, percent)) | _uncovered()
 
 
-def _judged(page, inspection, percent, view):
+def _views(inspection, view, repaired):
+    """What there is to compare with: the repair too, once there is one of this very inspection."""
+    has_repair = _is_repair_of(inspection, repaired)
+    choices = [*VIEWS, ("Repair", REPAIR)] if has_repair else VIEWS
+    return gr.update(choices=choices, value=HEAT_MAP if view == REPAIR and not has_repair else view)
+
+
+def _is_repair_of(inspection, repaired):
+    return inspection is not None and repaired is not None and repaired[0] is inspection
+
+
+def _judged(page, inspection, percent, view, repaired=None):
     """`Answer.shown` of an inspection; no verdict at a rate that is not offered."""
     model = page.shelf.get(inspection.model)
     try:
         numbers, mask = page.inspector.judge(inspection, offered_percent(model, percent))
     except RateRefused as refusal:
         return no_verdict(refusal), *_nothing(model)[1:]
-    comparison = _compared(page, inspection, view, numbers, mask)
+    comparison = _compared(page, inspection, view, repaired, numbers, mask)
     colours = colour_scale(inspection.saturation, numbers["pixel_threshold"]) + list_regions(numbers)
     words = verdict(numbers, model.calibration.config)
     return words, gr.update(visible=True), comparison, colours, numbers, _no_files()
 
 
-def _compared(page, inspection, view, numbers, mask):
-    image, beside = page.inspector.compared(inspection, view, mask, numbers["regions"])
+def _compared(page, inspection, view, repaired, numbers, mask):
+    if view == REPAIR and not _is_repair_of(inspection, repaired):
+        view = HEAT_MAP
+    if view == REPAIR:
+        pair = (inspection.image, repaired[1])
+    else:
+        pair = page.inspector.compared(inspection, view, mask, numbers["regions"])
     stem = file_stem(inspection.file)
     names = (f"{stem}.png", f"{stem}-{FILE_ENDINGS[view]}.png")
-    return gr.update(
-        value=tuple(keep_drawing(pixels, name) for pixels, name in zip((image, beside), names, strict=True))
-    )
+    return gr.update(value=tuple(keep_drawing(pixels, name) for pixels, name in zip(pair, names, strict=True)))
 
 
 def _uncovered():

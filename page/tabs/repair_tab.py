@@ -85,7 +85,8 @@ def _wire(page, tab, editor, start, stop, result):
     running = gr.State(time_to_live=KEPT_SECONDS, delete_callback=_stop)
     marked = gr.State(time_to_live=KEPT_SECONDS)
     at_once = gr.State(False)
-    words = result[0]
+    words, *drawn = result
+    drawn.append(page.repaired)
     question = [page.inspection, page.percent, page.image]
     shown = [editor, marked, words, start]
     private = {"api_visibility": "private"}
@@ -94,8 +95,8 @@ def _wire(page, tab, editor, start, stop, result):
     def follow(event):
         """Show a repair that an event has begun, to its end; what is of another part by then is taken away."""
         event.success(
-            functools.partial(_watch, page), [page.inspection, running], result, concurrency_limit=4, **quiet
-        ).then(_settled, running, [start, stop, *result[1:]], **quiet)
+            functools.partial(_watch, page), [page.inspection, running], [words, *drawn], concurrency_limit=4, **quiet
+        ).then(_settled, running, [start, stop, *drawn], **quiet)
 
     prepared = tab.select(
         functools.partial(_prepare, page),
@@ -110,7 +111,7 @@ def _wire(page, tab, editor, start, stop, result):
         [page.inspection.change, page.percent.change],
         _clear,
         running,
-        [*shown, running, stop, *result[1:]],
+        [*shown, running, stop, *drawn],
         **quiet,
     )
     clicked = page.to_repair.click(
@@ -151,8 +152,8 @@ def _nothing():
 
 
 def _no_result():
-    """No images, no way there, no files."""
-    return None, None, None, None, gr.update(value=None, visible=False)
+    """No images, no way there, no files, no repair to compare with."""
+    return None, None, None, None, gr.update(value=None, visible=False), None
 
 
 @answer_in_one_sentence
@@ -237,7 +238,7 @@ def _started(page, inspection, upload, editing, marked):
 @answer_in_one_sentence
 def _watch(page, inspection, repair):
     """Yield progress, then the result; nothing once the repair is abandoned, or if it is watched already."""
-    unchanged = (gr.skip(),) * 6
+    unchanged = (gr.skip(),) * 7
     if repair is None or repair.is_watched or inspection is None:
         yield unchanged
         return
@@ -258,7 +259,7 @@ def _watch(page, inspection, repair):
 
 
 def _shown(inspection, output, was_stopped):
-    """What a repair has come to: words, both images, the way there, files."""
+    """What a repair has come to: words, both images, the way there, files, `Page.repaired`."""
     repaired = output.images[0]
     drawn = np.asarray(repaired.resize(inspection.image.shape[1::-1], Image.Resampling.BOX))
     folder = Path(tempfile.mkdtemp(dir=gr.utils.get_upload_folder()))
@@ -273,7 +274,7 @@ def _shown(inspection, output, was_stopped):
         names += [save_png(np.asarray(output.masks[0]), folder / f"{stem}-mask.png"), animation]
     words = repair_verdict(output, changed, was_stopped)
     files = gr.update(value=names, visible=True)
-    return words, (inspection.image, drawn), animation, film, _curves(output), files
+    return words, (inspection.image, drawn), animation, film, _curves(output), files, (inspection, drawn)
 
 
 def _curves(output):
@@ -294,7 +295,7 @@ def _settled(repair):
     if repair is None:
         return gr.skip(), gr.update(interactive=False), *_no_result()
     running = repair.is_running
-    return gr.update(interactive=not running), gr.update(interactive=running), *(gr.skip(),) * 5
+    return gr.update(interactive=not running), gr.update(interactive=running), *(gr.skip(),) * 6
 
 
 def _stop(repair):

@@ -165,7 +165,7 @@ def test_a_batch_keeps_its_rate_where_another_is_not_offered(model, shelf, uploa
 def test_page_follows_the_rate_says_so_and_shows_no_verdict_at_one_that_is_not_offered(
     model, shelf, upload, barred_files
 ):
-    page = Page(Settings(), shelf, None, None)
+    page = Page(Settings(), shelf, None, None, None)
     batch = run(model, shelf, [upload(path.name, path) for path in barred_files])
     table, words, _, _, note, histogram, files, redraw = judge_batch(page, batch, "tiny", PERCENT)
     assert "at 20 %" in words

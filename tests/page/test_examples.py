@@ -2,11 +2,13 @@
 
 import copy
 import threading
+from pathlib import Path
 
 import pytest
 from paths import ROOT, TILE
 from serving import served
 
+from page.server.gradio_internals import get_upload_folder
 from page.tabs.examples import EXAMPLES_OF, examples_of, is_example
 from page.work.inspection import Inspector
 
@@ -41,7 +43,6 @@ def test_page_opens_with_a_finished_result_above_the_fold_and_no_network_runs_fo
     opened.reload()
     opened.wait_for_selector("#verdict >> text=Rejected")
     opened.wait_for_selector("#comparison img")
-    opened.wait_for_load_state("networkidle")
     for selector in ("#verdict", "#percent", "#examples"):
         box = opened.locator(selector).bounding_box()
         assert box["y"] + box["height"] <= 900
@@ -77,10 +78,10 @@ def test_examples_go_with_the_model_that_they_belong_to_and_a_users_own_image_st
     assert opened.locator("#part img").count()
 
 
-def test_an_example_is_known_by_what_it_holds(upload_folder, two_models):
+def test_an_example_is_known_by_what_it_holds(two_models):
     model = two_models[1].get("magnetic-tile")
     example = examples_of(model)[0]
-    file = upload_folder / example.name
+    file = Path(get_upload_folder()) / example.name
     file.write_bytes(example.read_bytes())
     upload = {"path": str(file), "orig_name": example.name}
     assert is_example(upload)
