@@ -118,6 +118,16 @@ def test_no_verdict_stands_beside_a_rate_that_is_not_offered_and_no_traceback_is
     assert "Traceback" not in capfd.readouterr().err
 
 
+def test_another_part_has_no_verdict_and_its_numbers_say_so(browser_page, negative_files):
+    browser_page.locator("input[type=file]").first.set_input_files(str(negative_files[0]))
+    browser_page.wait_for_selector("#verdict >> text=unlike anything this model knows")
+    words = browser_page.locator("#verdict").inner_text()
+    assert not any(word in words for word in ("Accepted", "Rejected", "Promise", "outlined"))
+    set_percent(browser_page, 20)
+    browser_page.wait_for_timeout(500)
+    assert "unlike anything" in browser_page.locator("#verdict").inner_text()
+
+
 def test_defect_is_repaired_at_one_click_and_the_mask_can_be_emptied(browser_page, scratched_file):
     choose(browser_page, scratched_file)
     set_percent(browser_page, 20)
