@@ -11,9 +11,11 @@ import os
 import signal
 import sys
 import tempfile
+from contextlib import closing
 
 from page.build import build_page, launch_arguments
 from page.models.model_shelf import ModelShelf
+from page.server.listening import check_address
 from page.server.settings import parse_settings
 from page.work.trainings import shelve_trained_models
 from training.runtime.process import keep_large_buffers
@@ -32,9 +34,11 @@ def main(argv=None):
     with tempfile.TemporaryDirectory(prefix="defect-inspection-") as folder:
         os.environ.setdefault("GRADIO_TEMP_DIR", folder)  # its files are served: let them be this page's alone
         try:
+            check_address(settings.host, settings.port)
             shelf = ModelShelf(settings.models, settings.hub_models)
-            shelve_trained_models(settings.trained_models, shelf)
-            build_page(settings, shelf).launch(**launch_arguments(settings))
+            with closing(shelf.turns):
+                shelve_trained_models(settings.trained_models, shelf)
+                build_page(settings, shelf).launch(**launch_arguments(settings))
         except (ValueError, OSError) as error:
             sys.exit(f"error: {error}")
 
