@@ -5,7 +5,6 @@
 recalibrates a checkpoint on one's own good images without training: the remedy when camera or light changed.
 """
 
-import argparse
 import logging
 import sys
 from functools import partial
@@ -19,6 +18,7 @@ from pipelines.checkpoint_saving import is_half_precision
 from pipelines.config_checks import check_timesteps
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from rendering.words import count_of
+from training.cli.command_parser import CommandParser
 from training.data.good_images import GoodImages
 from training.data.groups import HELP as GROUPS_HELP
 from training.data.groups import find_groups
@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 def main(argv=None):
     """Run the command; a user's mistake ends it with one sentence and exit status 1."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = CommandParser(__doc__, __file__, "--model CKPT --data_dir FOLDER_OF_GOOD_IMAGES")
     parser.add_argument("--model", required=True, help="checkpoint folder or Hub id")
     parser.add_argument("--data_dir", required=True, help="good images the model was not trained on")
     parser.add_argument("--category", help="what they show, for a checkpoint of several categories")

@@ -12,7 +12,6 @@ with nearest masks and, as a second table, at each image's native size; F1, dete
 those of the calibrated verdict.
 """
 
-import argparse
 import json
 import math
 import statistics
@@ -33,6 +32,7 @@ from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from rendering.heat_map import saturation_of
 from rendering.sheet import map_sheet
 from rendering.words import count_of, one_line, percent
+from training.cli.command_parser import CommandParser
 from training.data.good_images import in_batches
 from training.data.image_folders import shown_path
 from training.data.image_reading import read_as_8_bits, read_image
@@ -210,7 +210,7 @@ def _test_images(data_dir, folder):
 
 def main(argv=None):
     """Run the command; a user's mistake ends it with one sentence and exit status 1."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = CommandParser(__doc__, __file__, "--model CKPT --data_dir CATEGORY")
     parser.add_argument("--model", required=True, help="checkpoint folder or Hub id")
     parser.add_argument("--category", help="what the images show, for a checkpoint of several categories")
     parser.add_argument("--data_dir", required=True, help="category of a data set, such as one in MVTec-AD layout")

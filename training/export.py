@@ -6,7 +6,6 @@ OUT holds model.onnx (model.xml and model.bin) with the weights inside, and cali
 turns scores into verdicts. `examples/score_onnx.py` scores with them.
 """
 
-import argparse
 import importlib.util
 import json
 import logging
@@ -21,6 +20,7 @@ import torch
 
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from rendering.heat_map import saturation_of
+from training.cli.command_parser import CommandParser
 from training.inference.scoring_graph import ScoringGraph
 from training.runtime.output_folder import prepare_output_dir
 from training.runtime.process import keep_large_buffers, use_all_cores
@@ -170,7 +170,7 @@ def _check_packages(formats):
 
 def main(argv=None):
     """Run the command; a user's mistake ends it with one sentence and exit status 1."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = CommandParser(__doc__, __file__, "--model CKPT --output_dir OUT")
     parser.add_argument("--model", required=True, help="checkpoint folder")
     parser.add_argument("--category", help="what the images will show, for a checkpoint of several categories")
     parser.add_argument("--output_dir", required=True, help="for the model and its calibration")

@@ -6,8 +6,8 @@ Only what belongs to a checkpoint is sent (`checkpoint_contents.py`); what the H
 push that was interrupted is repeated with the same command.
 """
 
-import argparse
 import json
+import re
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -23,6 +23,7 @@ from pipelines.checkpoint_names import CARD, HALF_PRECISION_WEIGHTS, TRAINING_RE
 from pipelines.checkpoint_saving import is_half_precision
 from pipelines.hub_errors import hub_sentences
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
+from training.cli.command_parser import CommandParser
 from training.hub.model_card import build_model_card, has_edited_card, is_edited
 from training.hub.space import list_space_files, push_space
 from training.records.checkpoint_contents import is_ours, list_components, list_contents
@@ -30,6 +31,12 @@ from training.records.training_record import publishable_record, read_record
 
 COMMIT_MESSAGE = "Upload a checkpoint"
 LICENSE = "apache-2.0"
+
+NO_ORGANISATION = "ORGANISATION"
+"""Stands in a card that is only printed, for a checkpoint that has no place on the Hub yet."""
+
+NO_NAME = re.compile(r"[^A-Za-z0-9_.-]+")
+"""What no repository's name can hold."""
 
 
 @dataclass(frozen=True)
@@ -192,7 +199,7 @@ def _read_card(api, repo_id, revision):
 
 
 def _parse_args(argv):
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = CommandParser(__doc__, __file__, "--model CKPT --repo_id ORGANISATION/NAME")
     parser.add_argument("--model", help="checkpoint folder")
     parser.add_argument("--repo_id", help="organisation/name on the Hub; created if it does not exist")
     parser.add_argument("--space", help="organisation/name of a Space: this repository's page, instead of a checkpoint")
@@ -210,10 +217,12 @@ def _parse_args(argv):
     )
     parser.add_argument("--token", help="better: hf auth login or HF_TOKEN, which no list of processes shows")
     parser.add_argument("--dry_run", action="store_true", help="list what would be sent; the Hub is not asked")
-    parser.add_argument("--card_only", action="store_true", help="print the card; the Hub is not asked")
+    parser.add_argument(
+        "--card_only", action="store_true", help="print the card, also without --repo_id; the Hub is not asked"
+    )
     args = parser.parse_args(argv)
-    if args.space is None and (args.model is None or args.repo_id is None):
-        parser.error("--model and --repo_id are needed, or --space")
+    if args.space is None and (args.model is None or (args.repo_id is None and not args.card_only)):
+        parser.error("--model and --repo_id are needed (without the latter --card_only is possible), or --space")
     if args.space is not None and (args.model or args.repo_id or args.revision or args.create_pr or args.card_only):
         parser.error("--space goes with --models, --private, --commit_message, --token and --dry_run only")
     if args.models is not None and args.space is None:
@@ -233,19 +242,22 @@ def main(argv=None):
         if args.space is not None:
             print("\n".join(list_space_files()) if args.dry_run else _push_space(args))
             return
-        with hub_sentences(args.repo_id, args.token):
-            validate_repo_id(args.repo_id)
-        shipment = prepare_shipment(args.model, args.repo_id, args.license, args.dataset)
+        repo_id = args.repo_id
+        if repo_id is None:
+            repo_id = f"{NO_ORGANISATION}/{NO_NAME.sub('-', Path(args.model).resolve().name)}"
+        with hub_sentences(repo_id, args.token):
+            validate_repo_id(repo_id)
+        shipment = prepare_shipment(args.model, repo_id, args.license, args.dataset)
         if args.card_only:
             card = shipment.files[CARD]
             print(card.decode() if isinstance(card, bytes) else card.read_text(), end="")
             return
         if args.dry_run:
-            print(describe_shipment(shipment, args.repo_id, args.revision))
+            print(describe_shipment(shipment, repo_id, args.revision))
             return
         for line in _describe_left_out(shipment):
             print(line)
-        repo_id = open_repository(args.repo_id, args.private, args.token)
+        repo_id = open_repository(repo_id, args.private, args.token)
         print(push(shipment, repo_id, args.revision, args.create_pr, args.commit_message, args.token))
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")

@@ -9,7 +9,6 @@ takes the result for a good part, which does not prove that the defect is gone; 
 be, and is still rejected; "unreadable" has its reason in the column error.
 """
 
-import argparse
 import csv
 import sys
 from pathlib import Path
@@ -22,6 +21,7 @@ from tqdm.auto import tqdm
 
 from pipelines.pipeline_gradient_denoise import GradientDenoisePipeline
 from rendering.repair_views import save_animation, side_by_side, strip
+from training.cli.command_parser import CommandParser
 from training.data.image_folders import find_images, short_enough
 from training.data.image_reading import read_as_8_bits
 from training.inference.score_table import as_text_cell
@@ -111,7 +111,7 @@ def summary(rows, output_dir):
 
 def main(argv=None):
     """Run the command; a user's mistake ends it with one sentence and exit status 1."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = CommandParser(__doc__, __file__, "--model CKPT --input_dir FOLDER --output_dir OUT")
     parser.add_argument("--model", required=True, help="checkpoint folder or Hub id")
     parser.add_argument("--category", help="what the images show, for a checkpoint of several categories")
     parser.add_argument("--input_dir", required=True, help="folder tree of images")

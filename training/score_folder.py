@@ -9,7 +9,6 @@ any number of processes: what is written is in `scored_chunks.py`, what is read 
 `image_shards.py`, what a process does with it in `image_batches.py` and `chunk_scoring.py`.
 """
 
-import argparse
 import sys
 import time
 from pathlib import Path
@@ -22,6 +21,7 @@ from tqdm.auto import tqdm
 
 from pipelines.checkpoint_loading import locate_checkpoint
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
+from training.cli.command_parser import CommandParser
 from training.cli.data_arguments import (
     add_hub_options,
     add_hub_token,
@@ -219,7 +219,7 @@ def _open_source(args, chunks, is_resumed):
 
 def parse_args(argv=None):
     """Parse the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = CommandParser(__doc__, __file__, "--model CKPT --input_dir FOLDER --output_dir OUT")
     parser.add_argument("--model", required=True, help="checkpoint folder or Hub id")
     parser.add_argument("--category", help="what the images show, for a checkpoint of several categories")
     data = parser.add_argument_group("images, one of the first three")

@@ -7,7 +7,6 @@ The list has the form of sha256sum, with names as they are in the checkpoint: wi
 it. Nothing of the checkpoint is loaded or run.
 """
 
-import argparse
 import hashlib
 import re
 import sys
@@ -16,6 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipelines.checkpoint_loading import locate_checkpoint
+from training.cli.command_parser import CommandParser
 from training.records.checkpoint_contents import list_loaded
 
 
@@ -71,7 +71,7 @@ def read_list(path):
 
 def main(argv=None):
     """Run the command; a mistake, or a file that differs, ends it with one sentence and exit status 1."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = CommandParser(__doc__, __file__, "--model CKPT")
     parser.add_argument("--model", required=True, help="checkpoint folder or Hub id")
     parser.add_argument("--revision", help="branch, tag or commit on the Hub; default main")
     parser.add_argument("--check", help="file with a list that was printed before")

@@ -18,7 +18,7 @@ from sentences import assert_sentence, refused
 from page.server.settings import parse_settings
 from pipelines.checkpoint_card import CARD_MARK
 from pipelines.checkpoint_names import CARD, EVALUATION
-from training.publish import prepare_shipment
+from training.publish import main, prepare_shipment
 from training.records.checkpoint_contents import list_contents
 
 TOKEN, READER = "hf_secret_of_me", "hf_secret_of_a_reader"
@@ -155,6 +155,16 @@ def test_a_dry_run_lists_sizes_and_asks_nobody(publish, server, checkpoint):
     status, printed = publish(checkpoint, "--card_only")
     assert printed.encode() == shipped(checkpoint)[CARD]
     assert server.asked == []
+
+
+def test_a_card_is_printed_for_a_checkpoint_without_a_place_on_the_hub(checkpoint, capsys):
+    main(["--model", str(checkpoint), "--card_only"])
+    printed = capsys.readouterr().out
+    assert printed.count("ORGANISATION/tile") >= 3
+    assert "# tile: finds defects" in printed
+    with pytest.raises(SystemExit):
+        main(["--model", str(checkpoint), "--dry_run"])
+    assert "--repo_id" in capsys.readouterr().err
 
 
 def test_branches_and_pull_requests(publish, server, checkpoint):

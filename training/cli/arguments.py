@@ -6,6 +6,7 @@ import sys
 from diffusers.optimization import SchedulerType
 
 from pipelines.config_checks import check_timesteps
+from training.cli.command_parser import CommandParser, PresetsHelp
 from training.cli.data_arguments import (
     add_hub_options,
     add_hub_token,
@@ -59,16 +60,18 @@ def _with_settings_file(parser, argv):
 
 
 def _build_parser():
-    parser = argparse.ArgumentParser(
-        description="Train a diffusion model on images of good parts and calibrate it on held-out ones.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    parser = CommandParser(
+        "Train a diffusion model on images of good parts and calibrate it on held-out ones.",
+        "train.py",
+        "--train_data_dir FOLDER_OF_GOOD_IMAGES --output_dir OUT",
+        formatter_class=PresetsHelp,
     )
     parser.add_argument(
         "--config",
         help="YAML or JSON file of settings, or the training.json of a checkpoint; options given beside it override it",
     )
     _add_data_options(parser.add_argument_group("data"))
-    _add_model_options(parser.add_argument_group("model (defaults from the preset)"))
+    _add_model_options(parser.add_argument_group("model"))
     _add_loss_options(parser.add_argument_group("loss"))
     _add_optimisation_options(parser.add_argument_group("optimisation"))
     _add_scoring_options(parser.add_argument_group("scoring (stored in the checkpoint)"))
@@ -89,7 +92,7 @@ def _add_data_options(group):
     group.add_argument("--groups", help=GROUPS_HELP)
     group.add_argument("--group_column", help="column of a data set of the Hub that says which part an image shows")
     group.add_argument("--output_dir", required=True, help="folder of the finished pipeline and of its checkpoints")
-    group.add_argument("--resolution", type=int, help="images are squashed to this square (see the preset)")
+    group.add_argument("--resolution", type=int, help="images are squashed to this square")
     group.add_argument("--rotation_degrees", type=float, default=5.0, help="largest random rotation either way")
     group.add_argument(
         "--calibration_fraction",
@@ -106,7 +109,7 @@ def _add_model_options(group):
         choices=sorted(PRESETS),
         default=DEFAULT_PRESET,
         help="balanced for a CPU; fast: the same in a quarter of the steps; fine: images twice as large, for small "
-        "defects; paper: the paper's network, for a GPU",
+        "defects; paper: the paper's network, for a GPU. Options that are given beside it override it",
     )
     group.add_argument(
         "--init_from",
@@ -138,7 +141,7 @@ def _add_model_options(group):
 def _add_loss_options(group):
     group.add_argument("--vlb_weight", type=float, default=0.001, help="weight of the variational bound")
     group.add_argument("--feature_weight", type=float, default=1.0, help="weight of the feature loss (Eq. 10)")
-    group.add_argument("--snr_gamma", type=float, help="min-SNR weighting of the noise's error (see the preset)")
+    group.add_argument("--snr_gamma", type=float, help="min-SNR weighting of the noise's error")
     group.add_argument("--low_noise_share", type=float, help="share of timesteps drawn below --low_noise_limit")
     group.add_argument("--low_noise_limit", type=int, default=200, help="see --low_noise_share")
 
@@ -186,7 +189,7 @@ def _add_running_options(group):
         type=int,
         help="steps between two validations, of which one follows the last step: how well the network tells synthetic "
         "defects from good images, on held-out ones that fit the calibration; 0 for none. It changes nothing of what "
-        "is trained. The default is the preset's",
+        "is trained",
     )
     group.add_argument(
         "--report_to",

@@ -14,7 +14,7 @@ from pipelines.category_bank import check_category_name
 from pipelines.image_preprocessing import WHITE_LEVELS, preprocess, to_rgb, white_level_of
 from rendering.words import count_of, escaped
 from training.data.image_reading import open_image
-from training.data.layouts import find_good_images
+from training.data.layouts import category_name, find_good_images
 
 MAX_REPLACED = 10
 """So many images in a row may have become unreadable before a training ends."""
@@ -41,7 +41,7 @@ def in_batches(items, batch_size):
 
 
 def find_categories(folders, all_good=False, left_out=None):
-    """The good images of each folder, `dict[str, list[Path]]`, named after the folders.
+    """The good images of each folder, `dict[str, list[Path]]`, named after the folders (`layouts.category_name`).
 
     Args:
         folders (`list[str]`): one for each category.
@@ -50,7 +50,7 @@ def find_categories(folders, all_good=False, left_out=None):
     Raises:
         ValueError: as `find_good_images`, or if two folders have the same name, or one that cannot be read.
     """
-    names = [escaped(Path(folder).resolve().name) for folder in folders]
+    names = [escaped(category_name(folder)) for folder in folders]
     if len(set(names)) < len(names):
         raise ValueError(f"the folders are named {', '.join(names)}; categories are named after them and must differ.")
     for name in names if len(names) > 1 else []:

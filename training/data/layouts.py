@@ -40,6 +40,7 @@ TEST_NAMES = re.compile("test(ing|set|_set|_public)?")
 OTHER_SPLITS = re.compile(f"{TEST_NAMES.pattern}|test_private(_mixed)?|val(id|idation|_set)?|eval(uation)?")
 MASK_NAMES = re.compile(f"{GROUND_TRUTH.pattern}|gts?|masks?|labels?|annotations?|anno|seg(mentations?)?(_masks?)?")
 IMAGE_FOLDER = re.compile("images?")
+DATA_FOLDER = re.compile("data")
 """Names of folders as `normalised` spells them."""
 
 MASK_SUFFIXES = ("_mask", "-mask", "_gt", "-gt", "_label", "-label", "_seg", "-seg", "_segmentation", "_groundtruth")
@@ -131,6 +132,19 @@ def says_what_it_shows(folder):
     """Whether the name of a folder says that its images are good, bad, of a split, or masks."""
     kinds = (GOOD_NAMES, BAD_NAMES, TRAIN_NAMES, OTHER_SPLITS, MASK_NAMES)
     return any(is_named(folder, names) for names in kinds)
+
+
+def category_name(folder):
+    """What the parts of a folder of good images are called: "screw" for screw, screw/good and screw/train/good.
+
+    Args:
+        folder (`str` or `Path`): names that say which of a category's images it holds are passed over, upwards.
+    """
+    folder = Path(folder).resolve()
+    for each in (folder, *folder.parents):
+        if each.name and not (says_what_it_shows(each) or is_named(each, IMAGE_FOLDER) or is_named(each, DATA_FOLDER)):
+            return each.name
+    return folder.name
 
 
 def subfolders(folder):

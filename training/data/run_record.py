@@ -9,6 +9,7 @@ import logging
 from collections import Counter, defaultdict
 from pathlib import Path
 
+from training.data.layouts import says_what_it_shows
 from training.data.splits import MIN_HELD_OUT, split_key
 
 RUN_RECORD = "run.json"
@@ -101,6 +102,19 @@ def check_same_settings(checkpoint, run, options, images_per_step):
             f"{checkpoint.name} was trained on {run['pictures_per_step']} images a step, not {images_per_step}; "
             "choose processes, --train_batch_size and --gradient_accumulation_steps so that their product stays."
         )
+
+
+def under_present_names(run, found):
+    """A run's record with its only category as it is called now: it was "good" where a folder alone gave its name.
+
+    Args:
+        run (`dict`): as in `read_run`.
+        found (`dict[str, list]`): what the folders hold now.
+    """
+    if len(found) > 1 or not all(map(says_what_it_shows, run["pictures"])):
+        return run
+    present = {name: dict(zip(found, run.get(name, {}).values(), strict=False)) for name in ("pictures", "groups")}
+    return run | present
 
 
 def restore_splits(checkpoint, run, found):

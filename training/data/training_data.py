@@ -15,7 +15,7 @@ from training.data.hub_dataset import HubSource, import_datasets, keep_revision,
 from training.data.hub_images import find_good_rows
 from training.data.image_stream import HeldOutOfStream, ImageStream, StreamedRotatedImages
 from training.data.layouts import CHECKED_WHOLE, MIN_IMAGES, readable
-from training.data.run_record import restore_groups, restore_splits
+from training.data.run_record import restore_groups, restore_splits, under_present_names
 from training.data.splits import MIN_HELD_OUT, count_parts, hold_out
 from training.records.image_record import not_trained_on
 from training.runtime.collectives import on_main_process
@@ -119,6 +119,7 @@ def find_training_data(settings, output_dir, checkpoint=None, former=None):
     else:
         found, revision, stream, folder = _open_source(settings, output_dir, is_resumed=checkpoint is not None)
     if former is not None:
+        former = under_present_names(former, found)
         splits = restore_splits(checkpoint, former, found)
         groups = restore_groups(former, splits)
     else:

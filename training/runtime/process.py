@@ -9,11 +9,13 @@ import os
 import platform
 import re
 import signal
+import sys
 import threading
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
+from tqdm.auto import tqdm
 
 TERMINATED = 128 + signal.SIGTERM
 """Exit status of a process that ended because it was asked to."""
@@ -27,9 +29,19 @@ READER_NICENESS = 10
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -2, -3, -8
 
 
+class _AboveProgressBars:
+    """Standard error as a stream whose lines stand above the progress bars that are being drawn there."""
+
+    def write(self, text):
+        tqdm.write(text, file=sys.stderr, end="")
+
+    def flush(self):
+        sys.stderr.flush()
+
+
 def show_messages():
     """Let a command's messages reach its user, such as what is left out; requests to the Hub are no news."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=_AboveProgressBars())
     for client in ("httpx", "httpx2"):
         logging.getLogger(client).setLevel(logging.WARNING)
 
