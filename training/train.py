@@ -26,7 +26,7 @@ from training.engine.finished_pipeline import finish_pipeline, images_measured_a
 from training.engine.initial_weights import build_networks, load_initial
 from training.engine.kept_features import feature_source
 from training.engine.losses import DenoisingLoss
-from training.engine.optimisation import Trained, build_accelerator, build_trained
+from training.engine.optimisation import PRECISIONS, Trained, build_accelerator, build_trained
 from training.engine.settings import TrainingSettings
 from training.engine.trackers import check_trackers, log_sheets, start_trackers
 from training.engine.training_state import load_state, load_statistics
@@ -94,8 +94,8 @@ def train(settings):
     networks, categories = _build_networks(settings, data, former, accelerator.is_local_main_process)
     validation = None
     if run.validation_steps:
-        timesteps, precision = settings.scoring.timesteps, accelerator.mixed_precision
-        validation = Validation(networks, data.splits, data.groups, timesteps, run.seed, precision)
+        timesteps, mixed_precision = settings.scoring.timesteps, accelerator.mixed_precision
+        validation = Validation(networks, data.splits, data.groups, timesteps, run.seed, mixed_precision)
     networks.extractor.to(accelerator.device)
     if optimisation.gradient_checkpointing:
         networks.unet.enable_gradient_checkpointing()
@@ -108,8 +108,10 @@ def train(settings):
     steps = range(former.step, optimisation.max_train_steps)
     dataloader = build_dataloader(settings.data, data, list(categories.values()), steps, images_per_step)
     training_step, batches = _prepare_step(settings, networks, dataloader, former, accelerator)
+    precision = PRECISIONS[accelerator.mixed_precision]
     if accelerator.is_main_process:
         _log_splits(data)
+        logger.info("the network computes in %s (--mixed_precision %s)", precision, optimisation.mixed_precision)
         start_trackers(accelerator, settings_to_record(settings.options))
     images_after = sum(images_measured_after(settings, data, accelerator.device).values())
     log = ProgressLog(output_dir, steps.start, steps.stop, accelerator.is_main_process, images_after=images_after)
@@ -124,7 +126,7 @@ def train(settings):
         validation.measure(trained.ema)
     networks.unet = accelerator.unwrap_model(trained.unet, keep_fp32_wrapper=False, keep_torch_compile=False)
     trained.ema.copy_to(networks.unet.parameters())
-    pipe = finish_pipeline(settings, networks, categories, data, training_seconds, log, validation)
+    pipe = finish_pipeline(settings, networks, categories, data, training_seconds, log, validation, precision)
     if repository:
         logger.info(push_finished(output_dir, repository, settings.sharing.hub_token))
     accelerator.end_training()

@@ -144,12 +144,13 @@ def test_examples_of_any_category_have_a_file_of_their_own(category, tmp_path):
 
 def test_a_published_record_names_no_image(checkpoint):
     settings = {"seed": 3, "resume_from_checkpoint": "/home/me/out/checkpoint-7"}
-    write_record(checkpoint, settings, 1.5, 2.0, {"tile": [Path("part-4711.png"), Path("part-4712.png")]})
+    write_record(checkpoint, settings, 1.5, 2.0, {"tile": [Path("part-4711.png"), Path("part-4712.png")]}, "bfloat16")
     shipment = prepare_shipment(checkpoint, "team/tile").files
     assert json.loads(shipment["training.json"]) == {
         "settings": {"seed": 3},
         "training_seconds": 1.5,
         "peak_memory_gb": 2.0,
+        "precision": "bfloat16",
         "held_out": {"tile": {"pictures": 2, "sha256": hashlib.sha256(b"part-4711.png\npart-4712.png").hexdigest()}},
     }
     assert b"part-47" not in b"".join(source for source in shipment.values() if isinstance(source, bytes))
@@ -177,6 +178,7 @@ def test_the_promise_and_the_settings_are_those_of_the_checkpoint(tiny_pipeline,
     )
     settings = settings_to_record(vars(args))
     record = {"settings": settings, "training_seconds": 120, "peak_memory_gb": 2.3, "held_out": {"my tiles": ["a.jpg"]}}
+    record["precision"] = "bfloat16"
     (checkpoint / "training.json").write_text(json.dumps(record))
     text = card_of(tiny_pipeline, checkpoint).text
     assert "24 good images by cross-fitting" in text
@@ -186,6 +188,7 @@ def test_the_promise_and_the_settings_are_those_of_the_checkpoint(tiny_pipeline,
     assert again.train_data_dir == ["my tiles"]
     assert "Time: 2 minutes" in text
     assert "2.3 GB" in text
+    assert "Precision: bfloat16." in text
     assert "a.jpg" not in text
 
 
@@ -204,7 +207,7 @@ def test_hostile_names_and_settings_are_text(tiny_pipeline, checkpoint):
         checkpoint, None, EVIL, report_of(all=0.5) | {"groups": report_of(**{"all": 0.5, EVIL: 0.6})["groups"]}
     )
     settings = {"preset": EVIL, "feature_extractor": EVIL, "evil": EVIL, "dataset_name": EVIL, "good_label": EVIL}
-    record = {"settings": settings, "held_out": {EVIL: []}}
+    record = {"settings": settings, "held_out": {EVIL: []}, "precision": EVIL}
     (checkpoint / "training.json").write_text(json.dumps(record | {"training_seconds": EVIL, "peak_memory_gb": [1]}))
     card = card_of(tiny_pipeline, checkpoint)
     again = ModelCard(card.content)

@@ -12,6 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from sentences import assert_sentence
 
+from pipelines.denoising_network import has_bfloat16
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from training.data.good_images import GoodImages
 from training.data.layouts import find_good_images
@@ -70,10 +71,23 @@ def test_held_out_images_calibrate_and_are_named_in_the_record(finished):
     torch.testing.assert_close(pipe.calibration.kl_mean, expected.kl_mean, atol=1e-5, rtol=1e-3)
 
 
+def test_what_auto_became_is_said_and_recorded(environment, tmp_path):
+    arguments = ["--train_data_dir", TILES, "--output_dir", tmp_path, *TINY, "--max_train_steps", "1", "--report"]
+    done = train(environment, *arguments, "--mixed_precision", "auto")
+    assert done.returncode == 0, done.stderr
+    expected = "bfloat16" if has_bfloat16(torch.device("cpu")) else "float32"
+    assert f"the network computes in {expected} (--mixed_precision auto)" in done.stderr
+    record = json.loads((tmp_path / "training.json").read_text())
+    assert (record["precision"], record["settings"]["mixed_precision"]) == (expected, "auto")
+    assert f">{expected}<" in (tmp_path / "report.html").read_text()
+
+
 def test_a_run_in_bfloat16_is_calibrated_in_float32(environment, tmp_path):
     arguments = ["--train_data_dir", TILES, "--output_dir", tmp_path, *TINY, "--max_train_steps", "2"]
     done = train(environment, *arguments, "--mixed_precision", "bf16")
     assert done.returncode == 0, done.stderr
+    assert "the network computes in bfloat16 (--mixed_precision bf16)" in done.stderr
+    assert json.loads((tmp_path / "training.json").read_text())["precision"] == "bfloat16"
     pipe = AnomalyScoringPipeline.from_pretrained(tmp_path, mixed_precision="no")
     expected = fit_calibration(pipe, hold_out(find_good_images(TILES), 0.25, 0)[1], TIMESTEPS)
     torch.testing.assert_close(pipe.calibration.kl_mean, expected.kl_mean, atol=1e-6, rtol=1e-5)

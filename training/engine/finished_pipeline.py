@@ -41,7 +41,7 @@ def images_measured_after(settings, data, device):
     return found
 
 
-def finish_pipeline(settings, networks, categories, data, training_seconds, log, validation=None):
+def finish_pipeline(settings, networks, categories, data, training_seconds, log, validation=None, precision=None):
     """Fit references to training images, calibrate on held-out ones, try it on synthetic defects, save.
 
     Returns the pipeline.
@@ -58,6 +58,7 @@ def finish_pipeline(settings, networks, categories, data, training_seconds, log,
         training_seconds (`float`): spent in the training steps, by all runs that led here.
         log (`ProgressLog`): is told what is being done.
         validation (`Validation`, *optional*): what the report shows of it; it has measured.
+        precision (`str`, *optional*): what the network computed in, such as "bfloat16".
     """
     networks.unet.eval()
     round_to_half(networks.unet)
@@ -87,8 +88,8 @@ def finish_pipeline(settings, networks, categories, data, training_seconds, log,
     pipe.to("cpu")
     if is_main_process():
         log.log_phase("saving")
-        made = Making(settings.options, training_seconds, log.phase_seconds)
-        _save(pipe, settings, data, training_seconds)
+        made = Making(settings.options, training_seconds, log.phase_seconds, precision)
+        _save(pipe, settings, data, made)
         if settings.run.report:
             leave_check(pipe, checks, settings.run.output_dir)
             leave_report(pipe.to(device), made, list(categories.values()), data.splits, validation, checks)
@@ -130,7 +131,7 @@ def _calibrate(settings, pipe, held_out, groups, log, later):
     )
 
 
-def _save(pipe, settings, data, training_seconds):
+def _save(pipe, settings, data, made):
     """Save the checkpoint, with the records of what it was trained on, and how."""
     output_dir, init_from = settings.run.output_dir, settings.data.init_from
     forget_results(output_dir)
@@ -140,4 +141,5 @@ def _save(pipe, settings, data, training_seconds):
         first = read_image_record(locate_checkpoint(init_from)) or KnownImages(None, frozenset())
     write_image_record(output_dir, data.splits, data.stream is not None, first)
     held_out = {name: images for name, (_, images) in data.splits.items()}
-    write_record(output_dir, settings_to_record(settings.options), training_seconds, peak_memory_gb(), held_out)
+    recorded = settings_to_record(settings.options)
+    write_record(output_dir, recorded, made.training_seconds, peak_memory_gb(), held_out, made.precision)

@@ -13,6 +13,9 @@ from pipelines.denoising_network import has_bfloat16
 from training.runtime.collectives import PATIENCE
 from training.runtime.process import are_on_cpu
 
+PRECISIONS = {"no": "float32", "fp16": "float16", "bf16": "bfloat16"}
+"""What accelerate calls them, to what they are."""
+
 
 @dataclass(frozen=True)
 class OptimisationSettings:

@@ -64,11 +64,13 @@ class Making:
         options (`dict`): those of `training/train.py`, by name.
         training_seconds (`float`): spent in the training steps, by all runs that led here.
         phase_seconds (`dict[str, float]`): of what followed, by phase.
+        precision (`str`, *optional*): what the network computed in, such as "bfloat16".
     """
 
     options: dict
     training_seconds: float
     phase_seconds: dict
+    precision: str | None = None
 
     def command(self):
         """That makes it again, for a shell."""
@@ -276,8 +278,9 @@ def _making(made, entries, splits):
     images = {name: f"{len(trained):,} trained on, {len(kept):,} held out" for name, (trained, kept) in splits.items()}
     yield html.section("Images", html.table(images), level=3)
     device = describe_device(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    settings = {"computed on": device, "PyTorch": torch.__version__}
-    settings |= {name: _words(value) for name, value in settings_to_record(made.options).items() if value is not None}
+    settings = {"computed on": device, "computed in": made.precision, "PyTorch": torch.__version__}
+    settings |= settings_to_record(made.options)
+    settings = {name: _words(value) for name, value in settings.items() if value is not None}
     yield html.section("The same again", html.command(made.command()), level=3)
     yield html.section("All settings", html.table(settings), level=3)
 

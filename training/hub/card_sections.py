@@ -13,6 +13,7 @@ from training.fitting.promise import describe_promise
 from training.fitting.recalibration import warning_of
 from training.hub.card_front_matter import TITLES
 from training.records.error_rates import ALL
+from training.records.training_record import MEASURED
 
 NOT_MEASURED = "Not measured."
 
@@ -139,7 +140,7 @@ def training_section(record, backbone):
     if settings.get("init_from"):
         settings = settings | {"init_from": "FIRST_CHECKPOINT"}  # it may be a folder of the machine that trained
     command = repeat_command(settings, list(folders) or ["FOLDER_OF_GOOD_IMAGES"])
-    seconds, memory = record.get("training_seconds"), record.get("peak_memory_gb")
+    seconds, memory, precision = (record.get(name) for name in MEASURED)
     return f"""## Training
 
 On images of good parts alone; a part of them was held out for the calibration. With the repository of the code:
@@ -152,6 +153,7 @@ Every other setting is the preset's default. Features: {as_text(backbone)}, from
 
 - Time: {f"{seconds / 60:.0f} minutes" if _is_number(seconds) else "not measured"}.
 - Peak memory: {f"{memory:.1f} GB" if _is_number(memory) else "not measured"}.
+- Precision: {as_text(precision) if isinstance(precision, str) else "not recorded"}.
 - Carbon emitted: not measured."""
 
 

@@ -8,6 +8,9 @@ from pathlib import Path
 from pipelines.checkpoint_names import TRAINING_RECORD
 from pipelines.checkpoint_reading import read_json
 
+MEASURED = ("training_seconds", "peak_memory_gb", "precision")
+"""What the record says of the run itself."""
+
 
 def settings_to_record(options):
     """What of a training's options others may read, `dict`: no folders of this machine, no token."""
@@ -18,7 +21,7 @@ def settings_to_record(options):
     return settings
 
 
-def write_record(folder, settings, training_seconds, peak_memory_gb, held_out):
+def write_record(folder, settings, training_seconds, peak_memory_gb, held_out, precision=None):
     """Leave the record in a checkpoint.
 
     Args:
@@ -26,11 +29,13 @@ def write_record(folder, settings, training_seconds, peak_memory_gb, held_out):
         settings (`dict`): as `settings_to_record` gives them.
         training_seconds, peak_memory_gb (`float`, *optional*): None where they were not measured.
         held_out (`dict[str, list]`): each category's images that calibrate it.
+        precision (`str`, *optional*): what the network computed in, such as "bfloat16".
     """
     record = {
         "settings": settings,
         "training_seconds": training_seconds,
         "peak_memory_gb": peak_memory_gb,
+        "precision": precision,
         "held_out": {name: [path.name for path in files] for name, files in held_out.items()},
     }
     (Path(folder) / TRAINING_RECORD).write_text(json.dumps(record, indent=2) + "\n")
@@ -51,7 +56,7 @@ def publishable_record(record):
     The split follows from names and seed alone (`data.splits.hold_out`), so that whoever has the images finds it
     again, and sees by the hash whether it is the same.
     """
-    shared = {name: record[name] for name in ("training_seconds", "peak_memory_gb") if name in record}
+    shared = {name: record[name] for name in MEASURED if name in record}
     if isinstance(record.get("settings"), dict):
         hidden = ("resume_from_checkpoint", "init_from")  # may be folders of this machine
         shared["settings"] = {name: value for name, value in record["settings"].items() if name not in hidden}
