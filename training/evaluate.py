@@ -57,6 +57,7 @@ COMPUTED = {
     "scores": "anomaly_score",
     "p_values": "p_value",
     "is_anomalous": "is_anomalous",
+    "is_unfamiliar": "is_unfamiliar",
     "pred_masks": "pred_mask",
     "maps": "anomaly_map",
     "kl_maps": "kl_map",
@@ -104,6 +105,7 @@ def evaluate(pipe, labelled, batch_size=8, false_alarm_rate=None, alpha=None, na
             "batch_size": batch_size,
             "precision": "bfloat16" if pipe.uses_bfloat16() else str(pipe.unet.dtype).removeprefix("torch."),
         },
+        "unfamiliar": _unfamiliar_shares(pipe, computed["is_unfamiliar"], defects),
         "p_values": count_p_values(list(defects), computed["p_values"]),
         "groups": metrics_of_groups(list(defects), marked, computed["maps"], pipe.resolution, native),
     }
@@ -126,6 +128,7 @@ def format_report(report):
         f"alpha {report['alpha']}, timesteps {report['timesteps']}; "
         f"images: {', '.join(f'{name} {count}' for name, count in report['pictures'].items())}",
         f"false alarm rate: {asked} {percent(promised)}, measured {_percent(measured)}",
+        *_unfamiliar_sentence(report["unfamiliar"]),
         *([f"pixels are not measured on {count_of(without, 'image')} of defects without a mask"] if without else []),
         f"{report['speed']['seconds_per_picture']:.3g} s an image on {report['speed']['device']}",
         "",
@@ -139,6 +142,23 @@ def format_report(report):
             lines.append(f"{shown:12}" + "".join(f"{_figure(metrics[column]):>20}" for column in columns))
         lines.append("")
     return "\n".join(lines)
+
+
+def _unfamiliar_shares(pipe, is_unfamiliar, defects):
+    """Share of good and of defective images that are called unfamiliar, `dict`; None where the model cannot tell."""
+    if pipe.calibration.config.unfamiliar_distance is None:
+        return None
+    kinds = ((GOOD, defects == GOOD), (ALL, defects != GOOD))
+    return {name: float(is_unfamiliar[chosen].mean()) for name, chosen in kinds if chosen.any()}
+
+
+def _unfamiliar_sentence(shares):
+    words = {GOOD: "good images", ALL: "defective ones"}
+    if not shares:
+        return []
+    return [
+        "called unfamiliar: " + ", ".join(f"{percent(share)} of the {words[name]}" for name, share in shares.items())
+    ]
 
 
 def _percent(share):

@@ -6,17 +6,20 @@ from paths import TILES
 from sentences import assert_sentence
 
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
+from rendering.words import percent
 from training.calibration import main
+from training.data.labelled_images import LabelledImage, find_labelled_images
 from training.data.layouts import find_good_images
+from training.evaluate import evaluate, format_report
 from training.fitting.calibration_fit import fit_calibration
 from training.fitting.recalibration import check_sensitivity, describe_recalibration, share_rejected, warning_of
 from training.records.image_record import write_image_record
 
 
 def copy_of(calibration, **settings):
-    copy = type(calibration).from_config(calibration.config)
+    known = {name: value for name, value in calibration.config.items() if not name.startswith("_")}
+    copy = type(calibration)(**known | settings)
     copy.load_state_dict(calibration.state_dict())
-    copy.register_to_config(**settings)
     return copy
 
 
@@ -53,7 +56,7 @@ def test_good_images_recalibrate_and_the_first_limit_stays(tiny_pipeline, tile_f
     assert again.config.unfamiliar_distance == first.config.unfamiliar_distance
     assert again.config.unfamiliar_share == 0
     assert warning_of(again) == ""
-    assert f"{again.config.synthetic_rejected:.0%} of synthetic defects" in describe_recalibration(first, again)
+    assert f"{percent(again.config.synthetic_rejected)} of synthetic defects" in describe_recalibration(first, again)
 
 
 def test_a_few_unlike_images_are_said_for_good(tiny_pipeline, tile_files, negative_files):
@@ -78,7 +81,7 @@ def test_a_calibration_that_finds_far_less_is_refused(tiny_pipeline):
         if is_fine:
             check_sensitivity(replaced, new)
             continue
-        with pytest.raises(ValueError, match=f"only {after:.0%} of synthetic defects"):
+        with pytest.raises(ValueError, match=f"only {percent(after)} of synthetic defects"):
             check_sensitivity(replaced, new)
 
 
@@ -105,3 +108,10 @@ def test_an_earlier_checkpoint_learns_what_it_was_trained_on_where_those_images_
     pipe = AnomalyScoringPipeline.from_pretrained(tmp_path / "new")
     assert pipe.familiarity.config.num_axes == 11
     assert pipe.calibration.config.unfamiliar_distance == pipe.calibration.config.first_unfamiliar_distance > 0
+
+
+def test_an_evaluation_says_how_many_good_and_defective_images_are_called_unfamiliar(tiny_pipeline, negative_files):
+    good, defective = find_labelled_images(TILES)[0], LabelledImage(negative_files[0], "negative")
+    report, _ = evaluate(tiny_pipeline, [good, defective], native=False)
+    assert report["unfamiliar"] == {"good": 0.0, "all": 1.0}
+    assert "called unfamiliar: 0 % of the good images, 100 % of the defective ones" in format_report(report)

@@ -6,7 +6,7 @@ which the model finds far fewer synthetic defects than it did.
 """
 
 from pipelines.score_calibration import SLACK
-from rendering.words import count_of
+from rendering.words import count_of, percent
 
 MAX_UNFAMILIAR = 0.5
 """Of the new images, a larger share that is unlike the trained kind is refused."""
@@ -71,9 +71,9 @@ def check_sensitivity(replaced, calibration):
     blind, was_blind = MIN_LIFT * calibration.effective_rate(), MIN_LIFT * replaced.effective_rate()
     if after >= (blind if before is None else MIN_KEPT * before if before >= was_blind else 0):
         return
-    formerly = "" if before is None else f" (of {before:.0%} before)"
+    formerly = "" if before is None else f" (of {percent(before)} before)"
     raise ValueError(
-        f"recalibrated on these images, the model would find only {after:.0%} of synthetic defects{formerly}: either "
+        f"recalibrated on these images, the model would find only {percent(after)} of synthetic defects{formerly}: either "
         "some of the images show defects, or they differ too much from each other or from those that it was trained "
         "on. Leave out what is not good, or train a model on these images instead."
     )
@@ -82,8 +82,8 @@ def check_sensitivity(replaced, calibration):
 def describe_recalibration(replaced, calibration):
     """What a recalibration has changed, a sentence or two; with a warning where images were unlike the trained kind."""
     before, after = replaced.config.synthetic_rejected, calibration.config.synthetic_rejected
-    found = f"It finds {after:.0%} of synthetic defects put into these images"
-    found += "." if before is None else f"; before, with its own good images, it found {before:.0%}."
+    found = f"It finds {percent(after)} of synthetic defects put into these images"
+    found += "." if before is None else f"; before, with its own good images, it found {percent(before)}."
     return f"{found} {warning_of(calibration)}".strip()
 
 
@@ -93,6 +93,6 @@ def warning_of(calibration):
     if not share:
         return ""
     return (
-        f"Recalibrated on images of which {max(share, 0.01):.0%} are unlike those that the model was trained on: it "
+        f"Recalibrated on images of which {percent(share)} are unlike those that the model was trained on: it "
         "may miss defects."
     )
