@@ -73,9 +73,9 @@ def check_sensitivity(replaced, calibration):
         return
     formerly = "" if before is None else f" (of {percent(before)} before)"
     raise ValueError(
-        f"recalibrated on these images, the model would find only {percent(after)} of synthetic defects{formerly}: either "
-        "some of the images show defects, or they differ too much from each other or from those that it was trained "
-        "on. Leave out what is not good, or train a model on these images instead."
+        f"recalibrated on these images, the model would find only {percent(after)} of synthetic defects{formerly}: "
+        "either some of the images show defects, or they differ too much from each other or from those that it was "
+        "trained on. Leave out what is not good, or train a model on these images instead."
     )
 
 
