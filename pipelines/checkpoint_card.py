@@ -26,10 +26,11 @@ def _components_in_words(calibration):
 
 
 def short_card(pipe):
-    calibration = pipe.calibration
+    calibration, argument = pipe.calibration, ""
     if pipe.categories is not None:
         names = ", ".join("`" + name.replace("`", "'") + "`" for name in pipe.categories.config.names)
-        promise = f"One checkpoint for several categories: `pipe(image, category=…)` with one of {names}."
+        promise = f"One checkpoint for several categories: `category=` is one of {names}."
+        argument = ', category="…"'
     elif calibration is None:
         promise = "This checkpoint is not calibrated yet: it measures maps but gives no verdict."
     else:
@@ -61,13 +62,15 @@ Trained on images of good parts alone, this pipeline says whether an image shows
 
 ```python
 from diffusers import DiffusionPipeline
-from PIL import Image
 pipe = DiffusionPipeline.from_pretrained("PATH_OR_HUB_ID", trust_remote_code=True)
-result = pipe(Image.open("part.png"))
+result = pipe("part.png"{argument})
+pipe.image_processor.visualize(result, "part.png"{argument})[0].save("heat_map.png")
+pipe.image_processor.legend(result{argument}).save("colours.png")
 ```
 
 `result.anomaly_map[0]` is the heat map at the image's own size, `result.is_anomalous[0]` the verdict,
-`result.p_value[0]` the share of good images that score at least as high.
+`result.p_value[0]` the share of good images that score at least as high. The drawings show the heat map over the image
+with the defect outlined, and what its colours mean.
 
 What would the part look like without its defect? The second pipeline of this checkpoint draws it:
 
@@ -75,7 +78,7 @@ What would the part look like without its defect? The second pipeline of this ch
 repair = DiffusionPipeline.from_pretrained(
     "PATH_OR_HUB_ID", custom_pipeline="pipeline_gradient_denoise", trust_remote_code=True
 )
-repair(Image.open("part.png")).images[0].save("repaired.png")
+repair("part.png"{argument}).images[0].save("repaired.png")
 ```
 
 {promise}

@@ -35,6 +35,18 @@ def check_number(name, value, low, high):
         raise ValueError(f"{name} is {shown(value)}; a number from {low:g} to {high:g} is accepted.")
 
 
+def check_rate(value):
+    """Check that a false alarm rate is a share of good parts, above 0 and at most 1.
+
+    Raises:
+        ValueError: if it is none; of one in per cent it says the share.
+    """
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    if not is_number or not 0 < value <= 1:
+        share = f": {value / 100:g} for {value:g} %" if is_number and 1 < value <= 100 else ""
+        raise ValueError(f"false_alarm_rate is {shown(value)}; it must lie above 0 and at most at 1{share}.")
+
+
 def check_list(name, values, shortest, longest):
     """Check that a setting is a list of so many values.
 

@@ -9,14 +9,18 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
+from .image_files import check_size, is_path, open_image_file
+
 WHITE_LEVELS = (1023, 4095, 16383, 65535)
 """The largest value of images of 10, 12, 14 and 16 bits. Cameras store any of them in 16."""
 
 DARKER = 16
 """A 16-bit image whose largest value is below the white level by more than this factor was stored by other bits."""
 
-MAX_PIXELS = 64_000_000
-"""Largest image accepted, in pixels: beyond it the maps at the image's own size would fill a laptop's memory."""
+ACCEPTED = (
+    "a PIL image, an array, a tensor or the path of a file is accepted: open anything else with "
+    "PIL.Image.open(...) first"
+)
 
 logger = logging.getLogger(__name__)
 
@@ -25,8 +29,8 @@ def preprocess(images, resolution, white_level=65535):
     """Bring one image or a list of them to the model's square.
 
     Args:
-        images: a PIL image, an array, a tensor, or a list of them, each of its own size and mode. Arrays are
-            (height, width) or (height, width, channel), uint8, uint16 or float in [0, 1]; tensors
+        images: a PIL image, an array, a tensor, the path of a file, or a list of them, each of its own size and mode.
+            Arrays are (height, width) or (height, width, channel), uint8, uint16 or float in [0, 1]; tensors
             (channel, height, width), uint8 or float in [0, 1]; four axes mean a batch.
         resolution (`int`): height and width of the model's square, in pixels.
         white_level (`int`): the value of white in 16-bit images. What is brighter is cut, with a warning.
@@ -126,7 +130,7 @@ def to_rgb(image, name="image"):
     Returns:
         `np.ndarray`: (height, width, 3), uint8, uint16 for grey of 16 bits, or float32 in [0, 1] for float images.
     """
-    _check_size(image.height, image.width, name)
+    check_size(image.height, image.width, name)
     try:
         image = ImageOps.exif_transpose(image)
         if image.mode in ("I", "F") or image.mode.startswith("I;16"):
@@ -148,7 +152,7 @@ def read_mask(mask, size, name="mask"):
     """A mask of the caller's: what is neither 0 nor False is marked.
 
     Args:
-        mask (`PIL.Image.Image`, `np.ndarray` or `torch.Tensor`): (height, width), a grey or binary image.
+        mask (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or path): (height, width), a grey or binary image.
         size (`tuple[int, int]`): height and width of the image it belongs to.
 
     Returns:
@@ -157,12 +161,14 @@ def read_mask(mask, size, name="mask"):
     Raises:
         ValueError: if it has another size than the image, or more than one channel.
     """
+    if is_path(mask):
+        mask = open_image_file(mask, name)
     if isinstance(mask, torch.Tensor):
         values = mask.detach().cpu().numpy() if mask.dtype != torch.bfloat16 else mask.detach().cpu().float().numpy()
     elif isinstance(mask, (np.ndarray, Image.Image)):
         values = np.asarray(mask)
     else:
-        raise TypeError(f"{name} is a {type(mask).__name__}; a PIL image, an array or a tensor is accepted.")
+        raise TypeError(f"{name} is a {type(mask).__name__}; {ACCEPTED}.")
     if values.ndim == 3 and 1 in (values.shape[0], values.shape[-1]):
         values = values[0] if values.shape[0] == 1 else values[..., 0]
     if values.ndim != 2:
@@ -187,6 +193,8 @@ def _as_list(images):
 
 def _to_array(image, name):
     """(height, width, 3) as uint8, or as uint16 or float32 in [0, 1] where 8 bits would lose something."""
+    if is_path(image):
+        image = open_image_file(image, name)
     if isinstance(image, Image.Image):
         return to_rgb(image, name)
     if isinstance(image, torch.Tensor):
@@ -196,12 +204,12 @@ def _to_array(image, name):
         image = (image.float() if image.dtype in (torch.bfloat16, torch.float16) else image).numpy()
         image = np.moveaxis(image, 0, -1) if image.ndim == 3 else image
     if not isinstance(image, np.ndarray):
-        raise TypeError(f"{name} is a {type(image).__name__}; a PIL image, an array or a tensor is accepted.")
+        raise TypeError(f"{name} is a {type(image).__name__}; {ACCEPTED}.")
     if image.ndim == 2:
         image = image[..., None]
     if image.ndim != 3 or image.shape[-1] not in (1, 3):
         raise ValueError(f"{name} has shape {image.shape}; one (grey) or three (RGB) channels are accepted.")
-    _check_size(*image.shape[:2], name)
+    check_size(*image.shape[:2], name)
     return np.broadcast_to(_scale_values(image, name), (*image.shape[:2], 3))
 
 
@@ -230,16 +238,6 @@ def _deep_grey_to_rgb(image, name):
             raise ValueError(f"{name} has 32-bit values beyond 16 bits; convert it to 16-bit grey first.")
         values = values.astype(np.uint16)
     return np.repeat(_scale_values(values[..., None], name), 3, axis=-1)
-
-
-def _check_size(height, width, name):
-    if height < 1 or width < 1:
-        raise ValueError(f"{name} has no pixels ({width}×{height}).")
-    if height * width > MAX_PIXELS:
-        raise ValueError(
-            f"{name} has {width}×{height} pixels; at most {MAX_PIXELS // 1_000_000} million are accepted: "
-            "crop it or scale it down first."
-        )
 
 
 def _unit_values(image, white_level):

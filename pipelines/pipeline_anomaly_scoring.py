@@ -10,6 +10,7 @@ from diffusers import DiffusionPipeline
 
 from .anomaly_maps import blend, render, resize_map
 from .anomaly_scoring_output import AnomalyScoringOutput, postprocess
+from .config_checks import check_rate
 from .denoising_network import without_tf32
 from .image_preprocessing import preprocess
 from .pipeline_base import TrainedModel
@@ -38,9 +39,10 @@ class AnomalyScoringPipeline(TrainedModel, DiffusionPipeline):
         """Score one image or a list of them.
 
         Args:
-            image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of them): each at its own size and mode.
-                Arrays are (height, width[, channel]), tensors (channel, height, width); uint8, uint16 or float in
-                [0, 1]. Images are squashed to the model's square; maps come back at the image's own size.
+            image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor`, `str`, `Path` or a list of them): each at its own
+                size and mode; text is the path of a file. Arrays are (height, width[, channel]), tensors
+                (channel, height, width); uint8, uint16 or float in [0, 1]. Images are squashed to the model's square;
+                maps come back at the image's own size.
             category (`str`, *optional*): what the images show, for a checkpoint of several categories.
             timesteps (`list[int]`, *optional*): T of Eq. 11, a subset of the calibrated ones.
             alpha (`float`, *optional*): weight of the pixel component in the map, in [0, 1].
@@ -62,11 +64,11 @@ class AnomalyScoringPipeline(TrainedModel, DiffusionPipeline):
         Example:
             ```py
             >>> from diffusers import DiffusionPipeline
-            >>> from PIL import Image
 
             >>> pipe = DiffusionPipeline.from_pretrained("checkpoints/magnetic-tile", trust_remote_code=True)
-            >>> result = pipe(Image.open("part.jpg"))
+            >>> result = pipe("part.jpg")
             >>> print(result.is_anomalous[0], result.p_value[0])
+            >>> pipe.image_processor.visualize(result, "part.jpg")[0].save("heat_map.png")
             ```
         """
         if self.categories is not None or category is not None:
@@ -177,8 +179,8 @@ class AnomalyScoringPipeline(TrainedModel, DiffusionPipeline):
             )
         if not 0 <= alpha <= 1:
             raise ValueError(f"alpha is {alpha}; it must lie in [0, 1].")
-        if false_alarm_rate is not None and not 0 < false_alarm_rate <= 1:
-            raise ValueError(f"false_alarm_rate is {false_alarm_rate}; it must lie above 0 and at most at 1.")
+        if false_alarm_rate is not None:
+            check_rate(false_alarm_rate)
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; it must be at least 1.")
         if output_type not in ("np", "pt", "pil"):

@@ -17,6 +17,7 @@ from .feature_familiarity import FeatureFamiliarity
 from .feature_gaussian import FeatureGaussian
 from .feature_memory import FeatureMemory
 from .image_preprocessing import WHITE_LEVELS
+from .image_processor import AnomalyImageProcessor
 from .measurement import ScoredSamples, measure
 from .model_checks import check_fit, check_settings
 from .safetensors_only import SafetensorsUNet
@@ -200,6 +201,11 @@ class TrainedModel:
         grid = self.feature_extractor.config.grid_size
         with torch.autocast(noisy_sample.device.type, torch.bfloat16, enabled=self.uses_bfloat16(mixed_precision)):
             return predict(self.unet, self.scheduler, noisy_sample, timesteps, self.config.patch_size, grid, labels)
+
+    @property
+    def image_processor(self):
+        """Draws results: `pipe.image_processor.visualize(result, image)`, see `AnomalyImageProcessor`."""
+        return AnomalyImageProcessor(self)
 
     @property
     def references(self):

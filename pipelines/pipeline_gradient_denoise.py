@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 
+from .config_checks import check_rate
 from .gradient_denoise_output import GradientDenoiseOutput
 from .image_preprocessing import read_images, read_mask, scale_depth, to_samples
 from .pipeline_base import TrainedModel
@@ -56,10 +57,11 @@ class GradientDenoisePipeline(TrainedModel, DiffusionPipeline):
         gradient_scale=1, use_memory=False`.
 
         Args:
-            image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of them): as for `AnomalyScoringPipeline`.
+            image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor`, `str`, `Path` or a list of them): as for
+                `AnomalyScoringPipeline`.
             category (`str`, *optional*): what the images show, for a checkpoint of several categories.
-            mask (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of them, *optional*): what to replace,
-                (height, width) at the image's own size, instead of what scoring finds. An empty one changes nothing.
+            mask (as `image`, *optional*): what to replace, (height, width) at the image's own size, instead of what
+                scoring finds. An empty one changes nothing.
             num_inference_steps (`int`): reverse steps that the whole noise schedule is respaced to (paper: 250).
             strengths (`tuple[float]`): share of the noise schedule that a region is drawn anew from, in (0, 1]: a
                 little repairs texture, much redraws structure. They are tried in turn until a result is accepted; else
@@ -101,12 +103,11 @@ class GradientDenoisePipeline(TrainedModel, DiffusionPipeline):
         Example:
             ```py
             >>> from diffusers import DiffusionPipeline
-            >>> from PIL import Image
 
             >>> pipe = DiffusionPipeline.from_pretrained(
             ...     "checkpoints/magnetic-tile", custom_pipeline="pipeline_gradient_denoise", trust_remote_code=True
             ... )
-            >>> result = pipe(Image.open("part.jpg"))
+            >>> result = pipe("part.jpg")
             >>> result.images[0].save("repaired.png")
             ```
         """
@@ -220,8 +221,7 @@ class GradientDenoisePipeline(TrainedModel, DiffusionPipeline):
         if self.gaussian is None:
             raise ValueError("this checkpoint has no Gaussian of good features, which Eq. 12 needs; train it again.")
         settings.check(self.scheduler.config.num_train_timesteps)
-        if false_alarm_rate is None or not 0 < false_alarm_rate <= 1:
-            raise ValueError(f"false_alarm_rate is {false_alarm_rate}; it must lie above 0 and at most at 1.")
+        check_rate(false_alarm_rate)
         if output_type not in ("pil", "np", "pt"):
             raise ValueError(f"output_type is {output_type!r}; pil, np and pt are accepted.")
 

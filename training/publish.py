@@ -19,9 +19,10 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ge
 from huggingface_hub.errors import LocalTokenNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
-from pipelines.checkpoint_names import CARD, HALF_PRECISION_WEIGHTS, TRAINING_RECORD, WEIGHTS
+from pipelines.checkpoint_names import CARD, ENTRY_MODULES, HALF_PRECISION_WEIGHTS, TRAINING_RECORD, WEIGHTS
 from pipelines.checkpoint_saving import is_half_precision
 from pipelines.hub_errors import hub_sentences
+from pipelines.image_processor import AnomalyImageProcessor
 from pipelines.pipeline_anomaly_scoring import AnomalyScoringPipeline
 from training.cli.command_parser import CommandParser
 from training.hub.model_card import build_model_card, has_edited_card, is_edited
@@ -31,6 +32,9 @@ from training.records.training_record import publishable_record, read_record
 
 COMMIT_MESSAGE = "Upload a checkpoint"
 LICENSE = "apache-2.0"
+
+OLDER = "was saved by an older version"
+SAVE_AGAIN = "save it again with AnomalyScoringPipeline.from_pretrained(folder).save_pretrained(folder)."
 
 NO_ORGANISATION = "ORGANISATION"
 """Stands in a card that is only printed, for a checkpoint that has no place on the Hub yet."""
@@ -83,10 +87,7 @@ def prepare_shipment(folder, repo_id, license=LICENSE, datasets=()):
     contents = list_contents(folder)
     for name in contents.shared:
         if name.count("/") == 1 and name.endswith(".py") and "\nfrom ." in (folder / name).read_text():
-            raise ValueError(
-                f"{folder} was saved by an older version, and nobody could load it from the Hub; save it again with "
-                "AnomalyScoringPipeline.from_pretrained(folder).save_pretrained(folder)."
-            )
+            raise ValueError(f"{folder} {OLDER}, and nobody could load it from the Hub; {SAVE_AGAIN}")
     pipe = AnomalyScoringPipeline.from_pretrained(folder)  # what does not load is not shared
     files = {name: folder / name for name in contents.shared}
     if is_half_precision(folder):  # for variant="fp16"; a file under two names is sent and kept once
@@ -96,6 +97,8 @@ def prepare_shipment(folder, repo_id, license=LICENSE, datasets=()):
         files[TRAINING_RECORD] = (json.dumps(publishable_record(read_record(folder)), indent=2) + "\n").encode()
     has_own_card = has_edited_card(folder)
     if not has_own_card:
+        if AnomalyImageProcessor.__name__ not in (folder / f"{next(iter(ENTRY_MODULES))}.py").read_text():
+            raise ValueError(f"{folder} {OLDER}, and cannot do what a card shows; {SAVE_AGAIN}")
         files[CARD] = build_model_card(pipe, folder, repo_id, license, datasets).content.encode()
     return Shipment(dict(sorted(files.items())), contents.left_out, has_own_card, list_components(folder))
 

@@ -1,10 +1,10 @@
-"""AnomalyScoringPipeline, in one file made of 27 modules; change those, not this copy.
+"""AnomalyScoringPipeline, in one file made of 30 modules; change those, not this copy.
 
 Each after those that it needs: anomaly_maps, anomaly_scoring_output, config_checks, gaussian_diffusion,
-denoising_network, image_preprocessing, safetensors_only, float32_component, feature_familiarity, feature_gaussian,
-feature_memory, calibration_checks, score_calibration, category_bank, checkpoint_names, checkpoint_reading,
-checkpoint_card, code_bundle, checkpoint_saving, hub_errors, checkpoint_loading, feature_extraction, measurement,
-model_checks, pipeline_base, verdicts, pipeline_anomaly_scoring.
+denoising_network, image_files, image_preprocessing, safetensors_only, float32_component, feature_familiarity,
+feature_gaussian, feature_memory, calibration_checks, score_calibration, category_bank, checkpoint_names,
+checkpoint_reading, checkpoint_card, code_bundle, checkpoint_saving, hub_errors, checkpoint_loading, feature_extraction,
+heat_map, image_processor, measurement, model_checks, pipeline_base, verdicts, pipeline_anomaly_scoring.
 """
 
 
@@ -159,6 +159,18 @@ def check_number(name, value, low, high):
     """
     if isinstance(value, bool) or not isinstance(value, Real) or not low <= value <= high:
         raise ValueError(f"{name} is {shown(value)}; a number from {low:g} to {high:g} is accepted.")
+
+
+def check_rate(value):
+    """Check that a false alarm rate is a share of good parts, above 0 and at most 1.
+
+    Raises:
+        ValueError: if it is none; of one in per cent it says the share.
+    """
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    if not is_number or not 0 < value <= 1:
+        share = f": {value / 100:g} for {value:g} %" if is_number and 1 < value <= 100 else ""
+        raise ValueError(f"false_alarm_rate is {shown(value)}; it must lie above 0 and at most at 1{share}.")
 
 
 def check_list(name, values, shortest, longest):
@@ -526,7 +538,80 @@ class _SharedSetting:
 _TF32 = _SharedSetting()
 
 
-# %% image_preprocessing: needs nothing
+# %% image_files: needs config_checks
+"""Opening image files by their paths: files of this machine only, in the formats of cameras, of a size that fits."""
+
+import os
+import re
+
+from PIL import Image, UnidentifiedImageError
+
+
+MAX_PIXELS = 64_000_000
+"""Largest image accepted, in pixels: beyond it the maps at the image's own size would fill a laptop's memory."""
+
+FILE_FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "DIB", "WEBP", "GIF", "PPM", "JPEG2000", "TGA", "AVIF", "HEIF")
+"""Pillow's names of what is read. Others run programs (EPS) or are no images of a camera."""
+
+SHOWN_PATH = 50
+"""Characters of a path that an error shows, counted from its end."""
+
+ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://|data:")
+
+
+def is_path(image):
+    """Whether something is a path, `str` or `os.PathLike`, instead of an image."""
+    return isinstance(image, str | os.PathLike)
+
+
+def open_image_file(path, name="image"):
+    """Open and decode an image file; of several pages the first.
+
+    Args:
+        path (`str` or `os.PathLike`): a file of this machine.
+        name (`str`): what errors call it, before its path.
+
+    Returns:
+        `PIL.Image.Image`
+
+    Raises:
+        ValueError: for an address, or a file that is not there or is no image that can be read.
+    """
+    path = os.fsdecode(path)
+    named = f"{name}, {shown(path if len(path) <= SHOWN_PATH else '…' + path[-SHOWN_PATH:])},"
+    if ADDRESS.match(path):
+        raise ValueError(f"{named} is an address; nothing is fetched from it: save the file, then pass its path.")
+    Image.init()
+    try:
+        with Image.open(path, formats=[known for known in FILE_FORMATS if known in Image.OPEN]) as image:
+            check_size(image.height, image.width, named)
+            image.load()
+            return image
+    except UnidentifiedImageError as error:
+        raise ValueError(f"{named} is not an image in a known format.") from error
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{named} has too many pixels; crop it or scale it down first.") from error
+    except (OSError, SyntaxError, EOFError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"{named} cannot be read: {reason}.") from error
+
+
+def check_size(height, width, name):
+    """Check that an image has pixels, and at most `MAX_PIXELS`.
+
+    Raises:
+        ValueError: if it has none, or more.
+    """
+    if height < 1 or width < 1:
+        raise ValueError(f"{name} has no pixels ({width}×{height}).")
+    if height * width > MAX_PIXELS:
+        raise ValueError(
+            f"{name} has {width}×{height} pixels; at most {MAX_PIXELS // 1_000_000} million are accepted: "
+            "crop it or scale it down first."
+        )
+
+
+# %% image_preprocessing: needs image_files
 """Images as they come (PIL, arrays, tensors; grey, 16-bit, alpha, CMYK, rotated by EXIF) to samples in [-1, 1].
 
 Images are squashed to the model's square, as the paper does, and maps are brought back to each image's own size.
@@ -538,14 +623,17 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
+
 WHITE_LEVELS = (1023, 4095, 16383, 65535)
 """The largest value of images of 10, 12, 14 and 16 bits. Cameras store any of them in 16."""
 
 DARKER = 16
 """A 16-bit image whose largest value is below the white level by more than this factor was stored by other bits."""
 
-MAX_PIXELS = 64_000_000
-"""Largest image accepted, in pixels: beyond it the maps at the image's own size would fill a laptop's memory."""
+ACCEPTED = (
+    "a PIL image, an array, a tensor or the path of a file is accepted: open anything else with "
+    "PIL.Image.open(...) first"
+)
 
 logger = logging.getLogger(__name__)
 
@@ -554,8 +642,8 @@ def preprocess(images, resolution, white_level=65535):
     """Bring one image or a list of them to the model's square.
 
     Args:
-        images: a PIL image, an array, a tensor, or a list of them, each of its own size and mode. Arrays are
-            (height, width) or (height, width, channel), uint8, uint16 or float in [0, 1]; tensors
+        images: a PIL image, an array, a tensor, the path of a file, or a list of them, each of its own size and mode.
+            Arrays are (height, width) or (height, width, channel), uint8, uint16 or float in [0, 1]; tensors
             (channel, height, width), uint8 or float in [0, 1]; four axes mean a batch.
         resolution (`int`): height and width of the model's square, in pixels.
         white_level (`int`): the value of white in 16-bit images. What is brighter is cut, with a warning.
@@ -655,7 +743,7 @@ def to_rgb(image, name="image"):
     Returns:
         `np.ndarray`: (height, width, 3), uint8, uint16 for grey of 16 bits, or float32 in [0, 1] for float images.
     """
-    _check_size(image.height, image.width, name)
+    check_size(image.height, image.width, name)
     try:
         image = ImageOps.exif_transpose(image)
         if image.mode in ("I", "F") or image.mode.startswith("I;16"):
@@ -677,7 +765,7 @@ def read_mask(mask, size, name="mask"):
     """A mask of the caller's: what is neither 0 nor False is marked.
 
     Args:
-        mask (`PIL.Image.Image`, `np.ndarray` or `torch.Tensor`): (height, width), a grey or binary image.
+        mask (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or path): (height, width), a grey or binary image.
         size (`tuple[int, int]`): height and width of the image it belongs to.
 
     Returns:
@@ -686,12 +774,14 @@ def read_mask(mask, size, name="mask"):
     Raises:
         ValueError: if it has another size than the image, or more than one channel.
     """
+    if is_path(mask):
+        mask = open_image_file(mask, name)
     if isinstance(mask, torch.Tensor):
         values = mask.detach().cpu().numpy() if mask.dtype != torch.bfloat16 else mask.detach().cpu().float().numpy()
     elif isinstance(mask, (np.ndarray, Image.Image)):
         values = np.asarray(mask)
     else:
-        raise TypeError(f"{name} is a {type(mask).__name__}; a PIL image, an array or a tensor is accepted.")
+        raise TypeError(f"{name} is a {type(mask).__name__}; {ACCEPTED}.")
     if values.ndim == 3 and 1 in (values.shape[0], values.shape[-1]):
         values = values[0] if values.shape[0] == 1 else values[..., 0]
     if values.ndim != 2:
@@ -716,6 +806,8 @@ def _as_list(images):
 
 def _to_array(image, name):
     """(height, width, 3) as uint8, or as uint16 or float32 in [0, 1] where 8 bits would lose something."""
+    if is_path(image):
+        image = open_image_file(image, name)
     if isinstance(image, Image.Image):
         return to_rgb(image, name)
     if isinstance(image, torch.Tensor):
@@ -725,12 +817,12 @@ def _to_array(image, name):
         image = (image.float() if image.dtype in (torch.bfloat16, torch.float16) else image).numpy()
         image = np.moveaxis(image, 0, -1) if image.ndim == 3 else image
     if not isinstance(image, np.ndarray):
-        raise TypeError(f"{name} is a {type(image).__name__}; a PIL image, an array or a tensor is accepted.")
+        raise TypeError(f"{name} is a {type(image).__name__}; {ACCEPTED}.")
     if image.ndim == 2:
         image = image[..., None]
     if image.ndim != 3 or image.shape[-1] not in (1, 3):
         raise ValueError(f"{name} has shape {image.shape}; one (grey) or three (RGB) channels are accepted.")
-    _check_size(*image.shape[:2], name)
+    check_size(*image.shape[:2], name)
     return np.broadcast_to(_scale_values(image, name), (*image.shape[:2], 3))
 
 
@@ -759,16 +851,6 @@ def _deep_grey_to_rgb(image, name):
             raise ValueError(f"{name} has 32-bit values beyond 16 bits; convert it to 16-bit grey first.")
         values = values.astype(np.uint16)
     return np.repeat(_scale_values(values[..., None], name), 3, axis=-1)
-
-
-def _check_size(height, width, name):
-    if height < 1 or width < 1:
-        raise ValueError(f"{name} has no pixels ({width}×{height}).")
-    if height * width > MAX_PIXELS:
-        raise ValueError(
-            f"{name} has {width}×{height} pixels; at most {MAX_PIXELS // 1_000_000} million are accepted: "
-            "crop it or scale it down first."
-        )
 
 
 def _unit_values(image, white_level):
@@ -1929,10 +2011,11 @@ def _components_in_words(calibration):
 
 
 def short_card(pipe):
-    calibration = pipe.calibration
+    calibration, argument = pipe.calibration, ""
     if pipe.categories is not None:
         names = ", ".join("`" + name.replace("`", "'") + "`" for name in pipe.categories.config.names)
-        promise = f"One checkpoint for several categories: `pipe(image, category=…)` with one of {names}."
+        promise = f"One checkpoint for several categories: `category=` is one of {names}."
+        argument = ', category="…"'
     elif calibration is None:
         promise = "This checkpoint is not calibrated yet: it measures maps but gives no verdict."
     else:
@@ -1964,13 +2047,15 @@ Trained on images of good parts alone, this pipeline says whether an image shows
 
 ```python
 from diffusers import DiffusionPipeline
-from PIL import Image
 pipe = DiffusionPipeline.from_pretrained("PATH_OR_HUB_ID", trust_remote_code=True)
-result = pipe(Image.open("part.png"))
+result = pipe("part.png"{argument})
+pipe.image_processor.visualize(result, "part.png"{argument})[0].save("heat_map.png")
+pipe.image_processor.legend(result{argument}).save("colours.png")
 ```
 
 `result.anomaly_map[0]` is the heat map at the image's own size, `result.is_anomalous[0]` the verdict,
-`result.p_value[0]` the share of good images that score at least as high.
+`result.p_value[0]` the share of good images that score at least as high. The drawings show the heat map over the image
+with the defect outlined, and what its colours mean.
 
 What would the part look like without its defect? The second pipeline of this checkpoint draws it:
 
@@ -1978,7 +2063,7 @@ What would the part look like without its defect? The second pipeline of this ch
 repair = DiffusionPipeline.from_pretrained(
     "PATH_OR_HUB_ID", custom_pipeline="pipeline_gradient_denoise", trust_remote_code=True
 )
-repair(Image.open("part.png")).images[0].save("repaired.png")
+repair("part.png"{argument}).images[0].save("repaired.png")
 ```
 
 {promise}
@@ -2684,6 +2769,231 @@ def _to_grid(feature_map, grid_size):
     return F.interpolate(feature_map, size=(grid_size, grid_size), mode="bilinear", align_corners=False)
 
 
+# %% heat_map: needs nothing
+"""Heat maps over images: colours of a fixed scale, outlines of masks, the scale's legend.
+
+The scale runs from 0, an average good image, which stays transparent, to a saturation that belongs to the
+checkpoint: the same value has the same colour in every image.
+"""
+
+import numpy as np
+
+PLASMA = np.array(
+    [
+        (13, 8, 135),
+        (70, 3, 159),
+        (114, 1, 168),
+        (156, 23, 158),
+        (189, 55, 134),
+        (216, 87, 107),
+        (237, 121, 83),
+        (251, 159, 58),
+        (253, 202, 38),
+        (240, 249, 33),
+    ],
+    dtype=np.float32,
+)
+"""Ten equidistant colours of the colour map plasma: lightness rises throughout, so that it reads without hue."""
+
+MAX_OPACITY = 0.75
+"""Opacity at saturation; the image still shows through."""
+
+OUTLINE_COLOR = (0, 255, 255)
+"""Cyan, which plasma does not hold."""
+
+SATURATION_FACTOR = 1.5
+"""The colours saturate at this multiple of the pixel threshold at the default false alarm rate."""
+
+LEGEND_GREY = 128
+LEGEND_MARK = 2
+"""Half the width of the threshold's mark, in pixels."""
+
+
+def saturation_of(pipe):
+    """Where a checkpoint's colours end, in standard deviations of good images, whatever false alarm rate is chosen.
+
+    Raises:
+        ValueError: if the pipeline has no calibration.
+    """
+    if pipe.calibration is None:
+        raise ValueError("this checkpoint has no calibration; run training/calibration.py on good images first.")
+    return SATURATION_FACTOR * pipe.calibration.pixel_threshold(None, pipe.alpha, pipe.config.timesteps)
+
+
+def colormap(strength):
+    """Colours of a strength in [0, 1] (clipped to it), any shape, as float32 in [0, 255], (*shape, 3)."""
+    places = np.linspace(0, 1, len(PLASMA))
+    return np.stack([np.interp(strength, places, channel) for channel in PLASMA.T], axis=-1).astype(np.float32)
+
+
+def overlay(image, anomaly_map, saturation):
+    """Lay a heat map over its image; opacity and colour rise linearly from 0 to saturation.
+
+    Args:
+        image (`np.ndarray`): uint8 RGB, (height, width, 3).
+        anomaly_map (`np.ndarray`): float, (height, width), in standard deviations of good images. Values up to 0
+            leave the image as it is.
+        saturation (`float`): value from which on the colour no longer changes, above 0.
+
+    Returns:
+        `np.ndarray`: uint8 RGB, (height, width, 3).
+
+    Raises:
+        ValueError: if the sizes differ or the saturation is not above 0.
+    """
+    if image.shape != (*anomaly_map.shape, 3):
+        raise ValueError(f"the image's shape is {image.shape}, the map's {anomaly_map.shape}; they must agree.")
+    if not saturation > 0:
+        raise ValueError(f"saturation is {saturation}; it must be above 0.")
+    strength = np.clip(anomaly_map / saturation, 0, 1).astype(np.float32)
+    opacity = MAX_OPACITY * strength[..., None]
+    return np.rint(image + opacity * (colormap(strength) - image)).astype(np.uint8)
+
+
+def outline(image, mask, color=OUTLINE_COLOR, width=None):
+    """Draw the border of a mask's regions, inside of them, closed where they touch the image's edge.
+
+    Args:
+        image (`np.ndarray`): uint8 RGB, (height, width, 3); it is left as it is.
+        mask (`np.ndarray`): bool, (height, width).
+        color (`tuple[int, int, int]`): RGB, 0 to 255.
+        width (`int`, *optional*): in pixels; by default 1 for every 400 pixels of the image's longer side.
+
+    Returns:
+        `np.ndarray`: uint8 RGB, (height, width, 3).
+    """
+    drawn = image.copy()
+    if mask.any():
+        width = width or max(1, round(max(mask.shape) / 400))
+        drawn[mask & ~_eroded(mask, width)] = color
+    return drawn
+
+
+def _eroded(mask, radius):
+    """What of a mask lies more than `radius` pixels from all that is not, such as what lies beyond the edges."""
+    for _ in range(2):  # along one axis, then along the other
+        inside, window, whole = np.pad(mask, ((radius, radius), (0, 0))), 1, 2 * radius + 1
+        while window < whole:  # inside says of `window` pixels from each on whether all are of the mask
+            step = min(window, whole - window)
+            inside, window = inside[:-step] & inside[step:], window + step
+        mask = inside.T
+    return mask
+
+
+def legend(saturation, threshold, height, width):
+    """The colour scale over mid-grey, 0 at the left and saturation at the right, the threshold marked by an upright.
+
+    Args:
+        saturation (`float`): as in `overlay`.
+        threshold (`float`): marked where it lies on the scale, at an end if beyond it.
+        height, width (`int`): in pixels.
+
+    Returns:
+        `np.ndarray`: uint8 RGB, (height, width, 3).
+    """
+    scale = np.tile(np.linspace(0, saturation, width, dtype=np.float32), (height, 1))
+    bar = overlay(np.full((height, width, 3), LEGEND_GREY, np.uint8), scale, saturation)
+    place = round(min(max(threshold / saturation, 0), 1) * (width - 1))
+    bar[:, max(place - LEGEND_MARK, 0) : place + LEGEND_MARK + 1] = OUTLINE_COLOR
+    return bar
+
+
+# %% image_processor: needs heat_map, image_preprocessing
+"""What a checkpoint does with images besides measuring them: samples of them, drawings of what was found.
+
+Like the processors of diffusers' pipelines it is reached as `pipe.image_processor`; it holds no weights.
+"""
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+
+LEGEND_WIDTH, LEGEND_HEIGHT = 480, 24
+"""Of the colour scale, in pixels; its labels stand below it."""
+
+LEGEND_TITLE = "standard deviations of good images"
+
+
+class AnomalyImageProcessor:
+    """Draws what `AnomalyScoringPipeline` found, in colours that mean the same in every image of a checkpoint.
+
+    Args:
+        pipe (`TrainedModel`): the pipeline, whose settings and calibration say what the colours mean.
+    """
+
+    def __init__(self, pipe):
+        self._pipe = pipe
+
+    def preprocess(self, image):
+        """Images as the network takes them.
+
+        Args:
+            image: as `AnomalyScoringPipeline` takes it, one or a list.
+
+        Returns:
+            `torch.Tensor`: float32 in [-1, 1], (batch, 3, resolution, resolution).
+        """
+        return preprocess(image, self._pipe.resolution, self._pipe.config.white_level)[0]
+
+    def visualize(self, result, image=None, category=None):
+        """Draw heat maps over images, and outline the defects of those that were rejected.
+
+        Args:
+            result (`AnomalyScoringOutput`): what the pipeline returned, of any `output_type`.
+            image (*optional*): what the pipeline was given, one image or a list; without it maps are drawn over grey.
+            category (`str`, *optional*): what the pipeline was given.
+
+        Returns:
+            `list[PIL.Image.Image]`: RGB, each of its image's own size.
+
+        Raises:
+            TypeError: for what is no result of that pipeline, or no image.
+            ValueError: if there are other images than those that the result is of.
+        """
+        saturation = self._saturation(result, category)
+        maps, masks = ([np.asarray(values) for values in field] for field in (result.anomaly_map, result.pred_mask))
+        arrays = [np.full((*values.shape, 3), LEGEND_GREY, np.uint8) for values in maps]
+        if image is not None:
+            arrays = [as_uint8(array, self._pipe.config.white_level) for array in read_images(image)]
+        if [array.shape[:2] for array in arrays] != [values.shape for values in maps]:
+            raise ValueError("these are not the images of this result: their number or their sizes differ.")
+        return [
+            Image.fromarray(outline(overlay(array, values, saturation), mask > 0))
+            for array, values, mask in zip(arrays, maps, masks, strict=True)
+        ]
+
+    def legend(self, result, category=None, width=LEGEND_WIDTH):
+        """Draw the colour scale: 0 is an average good image, cyan marks the threshold beyond which pixels are outlined.
+
+        Args:
+            result (`AnomalyScoringOutput`): whose threshold is marked.
+            category (`str`, *optional*): what the pipeline was given.
+            width (`int`): in pixels.
+
+        Returns:
+            `PIL.Image.Image`: RGB.
+        """
+        saturation, threshold = self._saturation(result, category), result.pixel_threshold
+        bar = Image.fromarray(legend(saturation, threshold, LEGEND_HEIGHT, width))
+        font = ImageFont.load_default(LEGEND_HEIGHT // 2)
+        drawn = Image.new("RGB", (width, 2 * LEGEND_HEIGHT + LEGEND_HEIGHT // 2), "white")
+        drawn.paste(bar)
+        draw = ImageDraw.Draw(drawn)
+        labels = [(0.0, "l"), (saturation, "r")]
+        if 0 < threshold < saturation:
+            labels.insert(1, (threshold, "m"))
+        for value, anchor in labels:
+            place = (value / saturation * (width - 1), LEGEND_HEIGHT + 2)
+            draw.text(place, f"{value:.1f}", "black", font, anchor=f"{anchor}a")
+        draw.text((width // 2, drawn.height - 2), LEGEND_TITLE, "black", font, anchor="md")
+        return drawn
+
+    def _saturation(self, result, category):
+        if not all(hasattr(result, name) for name in ("anomaly_map", "pred_mask", "pixel_threshold")):
+            raise TypeError(f"result is a {type(result).__name__}; what AnomalyScoringPipeline returned is accepted.")
+        return saturation_of(self._pipe.for_category(category))
+
+
 # %% measurement: needs anomaly_maps, gaussian_diffusion, image_preprocessing
 """What is measured of an image before anything is known of good ones: KL (Eq. 9), feature error (Eq. 10), distances."""
 
@@ -2840,7 +3150,7 @@ def _check_category_fit(pipe, gaussian, memory, coarse_gaussian, familiarity, ca
         check_whole("the calibration's timesteps", timestep, 0, len(pipe.scheduler.alphas_cumprod) - 1)
 
 
-# %% pipeline_base: needs anomaly_maps, category_bank, checkpoint_loading, checkpoint_saving, config_checks, denoising_network, feature_extraction, feature_familiarity, feature_gaussian, feature_memory, image_preprocessing, measurement, model_checks, safetensors_only, score_calibration
+# %% pipeline_base: needs anomaly_maps, category_bank, checkpoint_loading, checkpoint_saving, config_checks, denoising_network, feature_extraction, feature_familiarity, feature_gaussian, feature_memory, image_preprocessing, image_processor, measurement, model_checks, safetensors_only, score_calibration
 """What every pipeline of a checkpoint does alike: load, save, choose a category, measure an image (Eq. 9 and 10)."""
 
 import logging
@@ -3030,6 +3340,11 @@ class TrainedModel:
             return predict(self.unet, self.scheduler, noisy_sample, timesteps, self.config.patch_size, grid, labels)
 
     @property
+    def image_processor(self):
+        """Draws results: `pipe.image_processor.visualize(result, image)`, see `AnomalyImageProcessor`."""
+        return AnomalyImageProcessor(self)
+
+    @property
     def references(self):
         """What the features of an image are compared with, in the order of `REFERENCES`; all that there are."""
         return [reference for name in REFERENCES if (reference := getattr(self, name)) is not None]
@@ -3166,7 +3481,7 @@ def decide(calibration, anomaly_maps, scores, alpha, timesteps, false_alarm_rate
     }
 
 
-# %% pipeline_anomaly_scoring: needs anomaly_maps, anomaly_scoring_output, denoising_network, image_preprocessing, pipeline_base, verdicts
+# %% pipeline_anomaly_scoring: needs anomaly_maps, anomaly_scoring_output, config_checks, denoising_network, image_preprocessing, pipeline_base, verdicts
 """AnomalyScoringPipeline: is there a defect, and where? (paper, section 3.2, Eq. 9 to 11).
 
 Noise of several scales is added to an image; where the diffusion model, trained on good parts alone, is wrong about
@@ -3201,9 +3516,10 @@ class AnomalyScoringPipeline(TrainedModel, DiffusionPipeline):
         """Score one image or a list of them.
 
         Args:
-            image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of them): each at its own size and mode.
-                Arrays are (height, width[, channel]), tensors (channel, height, width); uint8, uint16 or float in
-                [0, 1]. Images are squashed to the model's square; maps come back at the image's own size.
+            image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor`, `str`, `Path` or a list of them): each at its own
+                size and mode; text is the path of a file. Arrays are (height, width[, channel]), tensors
+                (channel, height, width); uint8, uint16 or float in [0, 1]. Images are squashed to the model's square;
+                maps come back at the image's own size.
             category (`str`, *optional*): what the images show, for a checkpoint of several categories.
             timesteps (`list[int]`, *optional*): T of Eq. 11, a subset of the calibrated ones.
             alpha (`float`, *optional*): weight of the pixel component in the map, in [0, 1].
@@ -3225,11 +3541,11 @@ class AnomalyScoringPipeline(TrainedModel, DiffusionPipeline):
         Example:
             ```py
             >>> from diffusers import DiffusionPipeline
-            >>> from PIL import Image
 
             >>> pipe = DiffusionPipeline.from_pretrained("checkpoints/magnetic-tile", trust_remote_code=True)
-            >>> result = pipe(Image.open("part.jpg"))
+            >>> result = pipe("part.jpg")
             >>> print(result.is_anomalous[0], result.p_value[0])
+            >>> pipe.image_processor.visualize(result, "part.jpg")[0].save("heat_map.png")
             ```
         """
         if self.categories is not None or category is not None:
@@ -3340,8 +3656,8 @@ class AnomalyScoringPipeline(TrainedModel, DiffusionPipeline):
             )
         if not 0 <= alpha <= 1:
             raise ValueError(f"alpha is {alpha}; it must lie in [0, 1].")
-        if false_alarm_rate is not None and not 0 < false_alarm_rate <= 1:
-            raise ValueError(f"false_alarm_rate is {false_alarm_rate}; it must lie above 0 and at most at 1.")
+        if false_alarm_rate is not None:
+            check_rate(false_alarm_rate)
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; it must be at least 1.")
         if output_type not in ("np", "pt", "pil"):

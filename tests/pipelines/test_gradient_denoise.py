@@ -13,6 +13,13 @@ from pipelines.pipeline_gradient_denoise import GradientDenoisePipeline
 # what a caller sees
 
 
+def test_images_may_be_paths(repair_pipe, good_tile, tmp_path):
+    good_tile.save(tmp_path / "good.png")
+    (expected,) = repair_pipe(good_tile, output_type="np", **QUICK).images
+    for given in (str(tmp_path / "good.png"), [tmp_path / "good.png"]):
+        np.testing.assert_array_equal(repair_pipe(given, output_type="np", **QUICK).images[0], expected)
+
+
 def test_a_good_image_comes_back_untouched_without_a_step(repair_pipe, tile_scoring, good_tile):
     assert tile_scoring(good_tile).p_value[0] > 0.05
     result = repair_pipe(good_tile, output_type="np")
@@ -163,6 +170,7 @@ def test_a_callback_sees_every_step_and_can_stop_the_repair(repair_pipe, barred)
         ({"learning_rate": -1}, ["learning_rate", "-1"]),
         ({"num_gradient_steps": -2}, ["num_gradient_steps"]),
         ({"false_alarm_rate": 0}, ["false_alarm_rate"]),
+        ({"false_alarm_rate": 2.5}, ["false_alarm_rate is 2.5;", "0.025 for 2.5 %"]),
         ({"output_type": "jpg"}, ["jpg"]),
         ({"mask": np.ones((5, 7))}, ["mask 0", "7×5", "192×200"]),
         ({"mask": [np.ones((200, 192))] * 2}, ["1 images", "2 masks"]),
@@ -180,8 +188,8 @@ def test_arguments_out_of_range_are_refused_with_a_sentence(repair_pipe, barred,
 
 
 def test_what_is_no_mask_is_refused(repair_pipe, barred):
-    with refused(TypeError, "mask 0", "str"):
-        repair_pipe(barred, mask="mask.png")
+    with refused(TypeError, "mask 0", "bytes"):
+        repair_pipe(barred, mask=b"mask.png")
 
 
 def test_a_checkpoint_without_calibration_or_gaussian_is_refused(tile_scoring, barred):

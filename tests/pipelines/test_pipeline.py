@@ -330,6 +330,8 @@ def test_no_gradients_are_kept(pipe, tiles):
         ({"false_alarm_rate": 0}, ("false_alarm_rate", "0")),
         ({"false_alarm_rate": 1.5}, ("false_alarm_rate", "1.5")),
         ({"false_alarm_rate": -0.01}, ("false_alarm_rate", "-0.01")),
+        ({"false_alarm_rate": 5}, ("false_alarm_rate is 5;", "0.05 for 5 %")),
+        ({"false_alarm_rate": "5 %"}, ("false_alarm_rate", "5 %")),
         ({"batch_size": 0}, ("batch_size", "0")),
         ({"output_type": "numpy"}, ("output_type", "numpy")),
     ],
@@ -348,7 +350,9 @@ def test_arguments_out_of_range_are_refused_with_a_sentence_before_any_network_r
 def test_what_is_no_image_is_refused_with_a_sentence(pipe, tiles):
     with refused(ValueError, "empty"):
         pipe([])
-    with refused(TypeError, "image 1", "str"):
+    with refused(TypeError, "image 1", "bytes", "PIL.Image.open(...)"):
+        pipe([tiles[0], b"tile.png"])
+    with refused(ValueError, "image 1", "tile.png", "No such file"):
         pipe([tiles[0], "tile.png"])
     with refused(ValueError, "image 0", "int64"):
         pipe(np.zeros((8, 8), np.int64))

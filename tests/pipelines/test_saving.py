@@ -1,5 +1,6 @@
 """A saved checkpoint in fresh processes: the same scores with and without this repository, and no stranger's code."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -30,6 +31,9 @@ files = {{files}}
 """
 
 FOREIGN = """
+import hashlib
+from pathlib import Path
+
 from diffusers import DiffusionPipeline
 
 answer = {{}}
@@ -40,6 +44,9 @@ except ValueError as error:
 pipe = DiffusionPipeline.from_pretrained("{folder}", trust_remote_code=True)
 answer["module"] = type(pipe).__module__
 answer["scores"] = fingerprint(pipe, files)
+result = pipe([files[0], Path(files[1])])
+drawn = [*pipe.image_processor.visualize(result, files[:2]), pipe.image_processor.legend(result)]
+answer["drawn"] = [hashlib.sha256(image.tobytes()).hexdigest() for image in drawn]
 repair = DiffusionPipeline.from_pretrained(
     "{folder}", custom_pipeline="pipeline_gradient_denoise", trust_remote_code=True
 )
@@ -131,6 +138,14 @@ def test_a_foreign_process_scores_bit_by_bit_like_the_pipeline_that_was_saved(fo
     assert answer["module"].startswith("diffusers_modules")
     assert not answer["repository_on_path"]
     assert answer["scores"] == expected
+
+
+def test_a_foreign_process_reads_files_by_their_paths_and_draws_what_it_found(foreign, tiny_pipeline, images):
+    opened = [Image.open(path) for path in images[:2]]
+    result = tiny_pipeline(opened)
+    processor = tiny_pipeline.image_processor
+    drawn = [*processor.visualize(result, opened), processor.legend(result)]
+    assert foreign[0]["drawn"] == [hashlib.sha256(image.tobytes()).hexdigest() for image in drawn]
 
 
 def test_loading_in_a_foreign_process_warns_of_nothing(foreign):

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.ndimage import binary_dilation, binary_erosion
 
 from rendering.heat_map import MAX_OPACITY, OUTLINE_COLOR, PLASMA, legend, outline, overlay, shrink
 
@@ -48,6 +49,14 @@ def test_outline_is_closed_at_the_images_edge_and_as_wide_as_asked():
     lined = (drawn == OUTLINE_COLOR).all(axis=-1)
     assert lined.sum() == 64 - 16
     assert not lined[2:6, 2:6].any()
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 7, 40])
+def test_outline_leaves_what_is_eroded_with_a_square(width):
+    generator = np.random.default_rng(width)
+    mask = binary_erosion(binary_dilation(generator.random((60, 47)) > 0.9, np.ones((3, 3)), iterations=4))
+    drawn = (outline(np.zeros((60, 47, 3), np.uint8), mask, width=width) == OUTLINE_COLOR).all(axis=-1)
+    np.testing.assert_array_equal(drawn, mask & ~binary_erosion(mask, np.ones((3, 3)), iterations=width))
 
 
 def test_legend_runs_from_grey_to_the_saturated_colour_and_marks_the_threshold():

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-from pipelines.image_preprocessing import MAX_PIXELS, as_uint8, to_rgb
+from pipelines.image_files import FILE_FORMATS, MAX_PIXELS
+from pipelines.image_preprocessing import as_uint8, to_rgb
 from rendering.words import one_line
 
 try:
@@ -18,9 +19,8 @@ else:
 HEIF_SUFFIXES = (".heic", ".heif", ".hif")
 
 Image.init()
-FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "DIB", "WEBP", "GIF", "PPM", "JPEG2000", "TGA", "AVIF", "HEIF")
-FORMATS = tuple(name for name in FORMATS if name in Image.OPEN)
-"""Pillow's names of what is read. Others run programs (EPS) or are no images of a camera."""
+FORMATS = tuple(name for name in FILE_FORMATS if name in Image.OPEN)
+"""Pillow's names of what is read here."""
 
 IMAGE_SUFFIXES = tuple(
     sorted(

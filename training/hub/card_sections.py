@@ -76,15 +76,17 @@ In your own code, with diffusers and timm:
 
 ````python
 from diffusers import DiffusionPipeline
-from PIL import Image
 
 pipe = DiffusionPipeline.from_pretrained("{repo_id}", trust_remote_code=True)
-result = pipe(Image.open("part.png"){argument})
+result = pipe("part.png"{argument})
 print(result.is_anomalous[0], result.p_value[0])
+pipe.image_processor.visualize(result, "part.png"{argument})[0].save("heat_map.png")
+pipe.image_processor.legend(result{argument}).save("colours.png")
 ````
 
 `result.anomaly_map[0]` is the heat map at the image's own size, `result.pred_mask[0]` the defect's pixels,
-`result.p_value[0]` the share of good images that score at least as high.
+`result.p_value[0]` the share of good images that score at least as high. `visualize` draws the heat map over the image,
+with the defect outlined, and `legend` what its colours mean.
 
 What would the part look like without its defect?
 
@@ -92,7 +94,7 @@ What would the part look like without its defect?
 repair = DiffusionPipeline.from_pretrained(
     "{repo_id}", custom_pipeline="pipeline_gradient_denoise", trust_remote_code=True
 )
-repair(Image.open("part.png"){argument}).images[0].save("repaired.png")
+repair("part.png"{argument}).images[0].save("repaired.png")
 ````
 
 On a page in the browser, from the repository of the code (none of the code in this model is run then):
