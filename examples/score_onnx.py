@@ -4,8 +4,8 @@
 
 OUT holds scores.csv, a row for each image, and in overlays/, masks/ and maps/, which mirror the folders of the images,
 the image under its heat map with the defect outlined, the defect's pixels (white), and the heat map alone (white where
-its colours end). An image that cannot be read is a row with its reason, not an end; one that is unlike anything the model
-knows is "unfamiliar".
+its colours end). An image that cannot be read is a row with its reason, not an end; one that is unlike anything the
+model knows is "unfamiliar".
 
 Exit status: 0 if every image was scored, whatever the verdicts; 3 if some could not be read; 1 if nothing can be done,
 with a line that says why; 2 for wrong options; 130 after Ctrl+C. What was scored until then is in the table.
