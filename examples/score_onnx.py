@@ -76,7 +76,7 @@ def find_images(places, left_out=()):
 
 
 def read_image(path):
-    """Open and decode an image file.
+    """Open and decode an image file, and turn it upright.
 
     Raises:
         ValueError: if it is no image, damaged, too large, or holds several.
@@ -88,10 +88,12 @@ def read_image(path):
             if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
                 raise ValueError("it holds several images; save the one that is meant as a file of its own")
             image.load()
-            return image
+            return ImageOps.exif_transpose(image)
     except UnidentifiedImageError:
         raise ValueError("it is not an image in a known format") from None
-    except (OSError, SyntaxError, EOFError) as error:
+    except ValueError:
+        raise
+    except Exception as error:  # whatever a broken file makes one of Pillow's readers raise
         raise ValueError(f"it is damaged or cannot be opened: {getattr(error, 'strerror', None) or error}") from None
 
 

@@ -83,6 +83,8 @@ def test_batch_gives_the_pipelines_own_results_and_a_broken_file_is_a_row(model,
     uploads = [upload(path.name, path) for path in files] + [upload("broken.png", b"no image")]
     batch = run(model, shelf, uploads)
     rows = read_table(batch)
+    rejected = batch.count("defect")
+    assert f"<h2>{rejected} rejected, {len(files) - rejected} accepted, 1 unreadable</h2>" in batch_verdict(batch)
     assert list(rows) == [path.name for path in files] + ["broken.png"]
     assert tuple(next(iter(rows.values()))) == COLUMNS
     for path in files:

@@ -64,6 +64,15 @@ def test_twenty_files_with_a_broken_one_in_a_browser(url, browser, tiny_pipeline
     page.locator("#verdict h2").wait_for()
     score = float(rows[clicked]["anomaly_score"])
     page.locator("#verdict").get_by_text(f"Score {score:.2f}").wait_for()
+
+    page.get_by_role("tab", name="Batch").click()
+    page.locator("#batch-percent input[type=number]").fill("20")
+    page.locator("#batch-note").get_by_text("Now judged at 20 %").wait_for()
+    assert "at 20 %" in page.inner_text("#batch-words")
+    assert _downloaded(page, 0, tmp_path / "anew.csv").read_bytes()
+    assert page.locator("#batch-results a[download]").count() == 1
+    page.get_by_role("button", name="Draw overlays and masks at 20 %").click()
+    page.locator("#batch-results a[download]").nth(1).wait_for()
     assert not alerts
 
 

@@ -8,6 +8,8 @@ import pytest
 from paths import TILE
 from PIL import Image
 
+from page.work.repairing import Repair
+
 
 @pytest.fixture
 def scratched_file(scratched, tmp_path):
@@ -141,7 +143,14 @@ def test_defect_is_repaired_at_one_click_and_the_mask_can_be_emptied(browser_pag
     browser_page.wait_for_selector("#repair-words >> text=Nothing is marked")
 
 
-def test_nothing_of_a_repair_is_left_beside_another_part_or_another_rate(browser_page, scratched_file):
+def test_nothing_of_a_repair_is_left_beside_another_part(browser_page, scratched_file, monkeypatch):
+    after_step = Repair._after_step
+
+    def stop_after_the_first(repair, *args):
+        after_step(repair, *args)
+        repair.stop()
+
+    monkeypatch.setattr(Repair, "_after_step", stop_after_the_first)  # what is drawn does not matter here
     choose(browser_page, scratched_file)
     set_percent(browser_page, 20)
     browser_page.wait_for_selector("#verdict >> text=about 20 are rejected")
@@ -149,14 +158,6 @@ def test_nothing_of_a_repair_is_left_beside_another_part_or_another_rate(browser
     browser_page.wait_for_selector("#repair-words >> text=were drawn anew")
     links = browser_page.locator("#repair-files a[download]")
     links.first.wait_for()
-    browser_page.get_by_role("tab", name="Inspect").click()
-    set_percent(browser_page, 10)
-    browser_page.wait_for_selector("#verdict >> text=about 10 are rejected")
-    browser_page.get_by_role("tab", name="Repair").click()
-    browser_page.wait_for_selector("#repair-words >> text=The coloured area is what inspecting finds")
-    assert links.count() == 0
-    browser_page.locator("#repair:enabled").click()
-    browser_page.wait_for_selector("#repair-words >> text=were drawn anew")
     browser_page.get_by_role("tab", name="Inspect").click()
     browser_page.get_by_label("Remove Image").first.click()
     choose(browser_page, TILE)
@@ -181,13 +182,23 @@ def test_repair_is_compared_in_inspect_until_another_image_comes(browser_page, s
     browser_page.get_by_role("radio", name="Repair").wait_for(state="detached")
 
 
-def test_repair_stops_when_asked(browser_page, scratched_file):
+def test_repair_shows_its_steps_and_stops_when_asked(browser_page, scratched_file, monkeypatch):
+    after_step = Repair._after_step
+
+    def wait_after_the_third(repair, pipe, step, *args):
+        if step == 3:
+            repair._stopped.wait(60)
+        after_step(repair, pipe, step, *args)
+
+    monkeypatch.setattr(Repair, "_after_step", wait_after_the_third)
     choose(browser_page, scratched_file)
     set_percent(browser_page, 20)
     browser_page.wait_for_selector("#verdict >> text=about 20 are rejected")
     browser_page.locator("#to-repair").click()
+    browser_page.wait_for_selector("#repair-words >> text=Step 3 of at most 272")
+    assert browser_page.locator("#repair-words progress").get_attribute("max") == "272"
     browser_page.locator("#stop-repair:enabled").click()
-    browser_page.wait_for_selector("#repair-words >> text=Score")
+    browser_page.wait_for_selector("#repair-words >> text=Stopped before it was done")
     browser_page.locator("#repair:enabled").wait_for()
 
 

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from serving import served
 
 from page.models.model_shelf import ModelShelf, known_shares
 from page.tabs.rate_cost import rate_cost_html
@@ -39,6 +40,30 @@ def test_the_cost_of_a_rate_is_said_with_the_worst_kind_first(model):
     more = rate_cost_html(model, 12.0)
     assert "<b>96 %</b> of 80" in more
     assert "5.0 % of 200 good ones" in more
+
+
+def test_shares_at_the_default_rate_are_told_to_programs(model):
+    keep_results(model.folder, None, "tiles", REPORT)
+    shares = known_shares(model, model.default_percent / 100)
+    assert shares == pytest.approx({"all": 43 / 80, "crack": 0.32, "<b>hole": 0.9, "good": 0.015})
+
+
+def test_the_cost_follows_both_sliders_in_a_browser(browser, model, tmp_path):
+    keep_results(model.folder, None, "tiles", REPORT)
+    with served(model.folder, tmp_path / "served", training=False) as (url, _):
+        page = browser.new_page()
+        page.goto(url)
+        for tab, slider, cost in (
+            ("Inspect", "#percent", "#rate-cost"),
+            ("Batch", "#batch-percent", "#batch-rate-cost"),
+        ):
+            page.get_by_role("tab", name=tab).click()
+            page.locator(f"{cost} >> text=54 % of 80").wait_for(timeout=60_000)
+            page.locator(f"{slider} input[type=number]").fill("12")
+            page.locator(f"{slider} input[type=number]").press("Enter")
+            page.locator(f"{cost} >> text=96 % of 80").wait_for(timeout=60_000)
+            assert page.locator(f"{cost} b").count() == 1  # the share alone is bold: a kind's name is no markup
+        page.close()
 
 
 @pytest.mark.parametrize("outside", [None, 0.0, 0.1, -3, 4.0])

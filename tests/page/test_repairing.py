@@ -27,6 +27,7 @@ def test_result_is_the_pipelines_own_and_can_be_watched(shelf, scratched, own):
     np.testing.assert_array_equal(output.distance[0], own.distance[0])
     steps = [progress.step for progress in seen]
     assert steps == sorted(set(steps))
+    assert all(progress.step <= progress.most_steps for progress in seen)
     assert all(progress.square.shape == (64, 64, 3) for progress in seen)
 
 
@@ -36,7 +37,10 @@ def test_stopped_repair_returns_what_it_has_reached_and_stops_no_other(shelf, sc
     stopped.stop()
     other = Repair(model, shelf.turns, scratched, None, 0.2)
     assert len(stopped.result().distance[0]) < 5
+    assert stopped.was_stopped
     assert len(other.result().distance[0]) == len(own.distance[0])
+    other.stop()  # too late
+    assert not other.was_stopped
 
 
 def test_failure_is_raised_where_the_result_is_asked_for(shelf, scratched):

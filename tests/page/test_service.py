@@ -91,6 +91,7 @@ def test_plain_http_fetches_the_drawn_answers_by_their_urls(url, tiny_pipeline):
 
 def test_without_a_rate_the_models_own_is_taken(url, client):
     (model,) = client.predict(api_name="/models")
+    assert model["test_images_rejected"] is None  # nobody has measured it
     assert model["name"] == "tiny"
     numbers = ask(url, "inspect", data_uri(TILE), "", None)[0]
     assert numbers["false_alarm_rate"] == pytest.approx(model["default_false_alarm_percent"] / 100, abs=1e-4)

@@ -144,6 +144,15 @@ def test_what_does_not_load_is_not_shared(checkpoint, tmp_path):
         prepare_shipment(checkpoint, "team/tile")
 
 
+def test_a_checkpoint_whose_code_cannot_do_what_the_card_shows_is_refused(checkpoint):
+    code = checkpoint / "pipeline_anomaly_scoring.py"
+    code.write_text(code.read_text().replace("AnomalyImageProcessor", "Another"))
+    with refused(ValueError, "older version", "save it again"):
+        prepare_shipment(checkpoint, "team/tile")
+    (checkpoint / CARD).write_text("My own words.")
+    assert prepare_shipment(checkpoint, "team/tile").has_own_card
+
+
 def test_a_dry_run_lists_sizes_and_asks_nobody(publish, server, checkpoint):
     (checkpoint / "notes.txt").write_text("x")
     status, printed = publish(checkpoint, "--dry_run")

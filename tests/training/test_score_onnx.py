@@ -66,6 +66,9 @@ def tree(scratched, tmp_path_factory):
     frames = [Image.new("L", (8, 8), level) for level in (0, 99)]
     frames[0].save(root / "kinds" / "animated.gif", save_all=True, append_images=frames[1:])
     (root / "kinds" / "empty.png").write_bytes(b"")
+    whole = (root / "kinds" / "turned.jpg").read_bytes()
+    place = whole.index(b"Exif\x00\x00") + 6
+    (root / "kinds" / "bad exif.jpg").write_bytes(whole[:place] + b"\xff" * 8 + whole[place + 8 :])
     (root / "notes.txt").write_text("no image")
     shutil.copyfile(TILE, root / ".hidden" / "tile.png")
     return root
@@ -98,7 +101,7 @@ UNREADABLE = {
     "kinds/empty.png": "not an image in a known format",
 }
 READABLE = {"a/001.png", "b/001.png", "kinds/turned.jpg", "kinds/translucent.png", "kinds/deep.png"}
-READABLE |= {"kinds/too dark.png", "kinds/=tiny.bmp"}
+READABLE |= {"kinds/too dark.png", "kinds/=tiny.bmp", "kinds/bad exif.jpg"}
 
 
 def test_every_image_of_a_tree_has_a_row_and_a_broken_one_is_no_end(scored):
