@@ -43,7 +43,6 @@ OUTLINE_COLOR = (0, 255, 255)
 BAND = 256  # rows that are coloured at once: a large image would take gigabytes
 
 Image.init()
-Image.MAX_IMAGE_PIXELS = None  # MAX_PIXELS is looked at instead, before anything is decoded
 FORMATS = [name for name in FORMATS if name in Image.OPEN]
 SUFFIXES = {suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS}
 
@@ -88,13 +87,21 @@ def read_image(path):
             if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
                 raise ValueError("it holds several images; save the one that is meant as a file of its own")
             image.load()
-            return ImageOps.exif_transpose(image)
+            return upright(image)
     except UnidentifiedImageError:
         raise ValueError("it is not an image in a known format") from None
     except ValueError:
         raise
     except Exception as error:  # whatever a broken file makes one of Pillow's readers raise
         raise ValueError(f"it is damaged or cannot be opened: {getattr(error, 'strerror', None) or error}") from None
+
+
+def upright(image):
+    """A Pillow image turned as its EXIF says; as it is where that is damaged."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # whatever a damaged note of a camera makes Pillow raise
+        return image
 
 
 def is_deep(image):
@@ -108,7 +115,7 @@ def to_rgb(image, white_level=65535):
     Raises:
         ValueError: if a float or 32-bit image has values out of range.
     """
-    image = ImageOps.exif_transpose(image)
+    image = upright(image)
     if is_deep(image):
         values, highest = np.asarray(image), 1 if image.mode == "F" else 65535
         if not (values.min() >= 0 and values.max() <= highest):  # also if there is a NaN
@@ -199,7 +206,7 @@ class Model:
         (score,), (p_value,), (square,), *unlike = self._session.run(self._outputs, {self._input: squares})
         unfamiliarity = unlike[0][0] if unlike else np.nan
         is_anomalous = p_value <= self.rate + SLACK
-        anomaly_map = to_size(square, ImageOps.exif_transpose(image).size)
+        anomaly_map = to_size(square, upright(image).size)
         is_unfamiliar = unfamiliarity > 1  # another part, camera or light: what differs in it is no defect
         mask = (anomaly_map > self.pixel_threshold) & is_anomalous & (not is_unfamiliar)
         row = {"verdict": UNFAMILIAR if is_unfamiliar else DEFECT if is_anomalous else GOOD}
@@ -307,6 +314,7 @@ def main(argv=None):
         parser.add_argument(f"--no_{kind}", action="store_true", help=f"no {kind}/")
     parser.add_argument("images", nargs="+", type=Path, help="images, and folders of images in any depth")
     args = parser.parse_args(argv)
+    Image.MAX_IMAGE_PIXELS = None  # MAX_PIXELS is looked at instead, before anything is decoded
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace")  # a console may not know every letter of a name
     try:
