@@ -327,9 +327,10 @@ def test_markup_in_a_sentence_of_the_page_is_text():
 def test_tab_repair_says_that_an_image_cannot_be_read(url, tmp_path, name):
     (tmp_path / name).write_bytes(FILES[name][0] or bomb(50_000))
     config = httpx.get(f"{url}config", timeout=60).json()
-    tab = next(part["id"] for part in config["components"] if part["props"].get("label") == "Repair")
-    event = next(event for event in config["dependencies"] if (tab, "select") in map(tuple, event["targets"]))
-    body = {"data": [None, 20, upload(url, tmp_path / name), None], "fn_index": event["id"], "session_hash": "x"}
+    button = next(part["id"] for part in config["components"] if part["props"].get("elem_id") == "repair")
+    event = next(event for event in config["dependencies"] if (button, "click") in map(tuple, event["targets"]))
+    image = upload(url, tmp_path / name)
+    body = {"data": [None, image, None, None], "fn_index": event["id"], "session_hash": "x"}
     answer = httpx.post(f"{url}gradio_api/run/predict", json=body, timeout=60)
     assert answer.status_code == 400
     assert_sentence(answer.json()["error"], "cannot be read")
@@ -338,7 +339,7 @@ def test_tab_repair_says_that_an_image_cannot_be_read(url, tmp_path, name):
 def test_files_are_gone_when_the_page_has_ended(tiny_checkpoint, tmp_path):
     with served(tiny_checkpoint, tmp_path) as (url, _):
         ask(url, "inspect", upload(url, TILE), "", 20)
-        ask(url, "repair", data_uri(TILE), "", 1, None)
+        ask(url, "repair", data_uri(TILE), "", 4, None)
         assert sum(path.is_file() for path in tmp_path.rglob("*")) == 5
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
