@@ -18,7 +18,7 @@ from training.records.training_record import MEASURED
 NOT_MEASURED = "Not measured."
 
 EXAMPLES = """Test images, of each kind those in the middle when sorted by score, judged at the promised rate. Cyan:
-what the model found. Yellow, dashed: what was labelled as a defect. The last column is the second pipeline's drawing of
+what the model found. Yellow: what was labelled as a defect. The last column is the second pipeline's drawing of
 the part without what was rejected; of accepted parts there is none."""
 
 SHARES = ("detection_rate", "false_alarm_rate")
