@@ -66,7 +66,8 @@ def rate_cost_html(model, rate_percent):
 
     return (
         f'<p class="cost">{_sentence(results, rejected_shares(results["p_values"], rate))}</p>'
-        f'<div class="cost">{error_curve_svg(errors_at, rate, (low, high))}</div>'
+        '<details class="cost"><summary>Both errors at every rate</summary>'
+        f"{error_curve_svg(errors_at, rate, (low, high))}</details>"
     )
 
 

@@ -39,7 +39,7 @@ def test_page_renders_in_a_browser(url, tmp_path):
     page = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
     assert "<title>Defect inspection</title>" in page
     assert "Is this part good?</h1>" in page
-    assert "Choose an image, or click an example." in page
+    assert "Show it a part" in page
 
 
 def test_only_the_service_is_documented(url, tmp_path):

@@ -96,6 +96,7 @@ def test_drifted_batch_is_recalibrated_in_a_browser(url, browser, tmp_path):
     name = page.inner_text("#recalibration-words h3")
     assert name.startswith("tiny, recalibrated")
     assert page.locator("#model input").input_value() == name
+    page.wait_for_function("document.querySelector('#batch-percent input[type=number]').value > 9")  # 1 of 11
     page.click("#batch-start")
     page.locator("#batch-words").get_by_text(name).wait_for()
     assert not page.locator("#all-good input").is_checked()

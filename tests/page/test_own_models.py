@@ -8,6 +8,7 @@ import pytest
 from sentences import refused
 
 from page.models.model_shelf import ModelShelf
+from page.server.gradio_internals import get_upload_folder
 from page.server.settings import Settings
 from page.server.uploads import Folder
 from page.work.batch import Batch
@@ -119,7 +120,9 @@ def test_who_may_not_train_may_not_rename_or_delete(settings, shelf):
         OwnModels(off, shelf, Trainings(off, shelf)).delete("mine")
 
 
-def test_a_model_that_a_batch_uses_stays_until_its_end(own, shelf, upload_folder, tile_files):
+def test_a_model_that_a_batch_uses_stays_until_its_end(own, shelf, tile_files):
+    upload_folder = Path(get_upload_folder())
+    upload_folder.mkdir(exist_ok=True)
     shutil.copy(tile_files[0], upload_folder / "tile.jpg")
     folder = Folder([{"path": str(upload_folder / "tile.jpg")}], 10, 10)
     with shelf.turns.take():

@@ -1,10 +1,12 @@
 """What is said of a model's quality: never more than was measured, a warning below the bar, names as text."""
 
 import base64
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from page.server.gradio_internals import get_upload_folder
 from page.server.settings import Settings
 from page.server.uploads import Folder
 from page.tabs.quality_html import NOT_CHECKED, known_words, synthetic_sentence, synthetic_words
@@ -93,8 +95,9 @@ def test_an_image_that_cannot_be_read_is_named_and_not_counted():
     assert "None of the images could be read" in known_words([("a", "a is no image.")], True)
 
 
-def test_known_parts_are_inspected_at_the_default_rate_and_not_remembered(shelf, upload_folder, tile_files):
-    uploads = []
+def test_known_parts_are_inspected_at_the_default_rate_and_not_remembered(shelf, tile_files):
+    uploads, upload_folder = [], Path(get_upload_folder())
+    upload_folder.mkdir(exist_ok=True)
     for name, content in (("good.jpg", tile_files[0].read_bytes()), ("torn.png", b"no image")):
         (upload_folder / name).write_bytes(content)
         uploads.append({"path": str(upload_folder / name)})

@@ -86,7 +86,7 @@ def test_a_training_is_watched_stopped_resumed_and_ends_as_a_model_that_scores(t
     with refused(ValueError, "tiles-2", "running"):
         trainings.resume("tiles-2")
 
-    wait_for_steps(run, 1)
+    wait_for_steps(run, 4)
     status = run.status()
     assert (status.state, status.phase, status.max_steps) == ("running", "training", 4000)
     assert status.seconds_left > 0
@@ -131,7 +131,7 @@ def test_a_training_that_takes_too_long_is_stopped_and_can_be_discarded(settings
     assert run.status().state == "stopped"
     assert_sentence(run.status().message, "0 minutes")
     assert trainings.unfinished == ["slow"]
-    page = Page(settings, trainings._shelf, None, trainings)
+    page = Page(settings, trainings._shelf, None, trainings, None)
     said = _look(page, None)
     assert "Resume or delete it" in said[0]
     trainings.discard("slow")

@@ -207,9 +207,26 @@ def test_order_of_timesteps_does_not_matter(pipe, tiles):
     assert forwards.image_threshold == backwards.image_threshold
 
 
+@pytest.fixture
+def familiar(pipe):
+    """The pipeline without a limit for unfamiliar images: the strange ones have verdicts, too."""
+    limit = pipe.calibration.config.unfamiliar_distance
+    pipe.calibration.register_to_config(unfamiliar_distance=None)
+    yield pipe
+    pipe.calibration.register_to_config(unfamiliar_distance=limit)
+
+
+def test_unfamiliar_images_have_empty_masks(pipe, strange_images):
+    result = pipe([image for image, _ in strange_images], false_alarm_rate=1.0)
+    assert result.is_unfamiliar.any()
+    for unfamiliar, mask in zip(result.is_unfamiliar, result.pred_mask, strict=True):
+        assert not (unfamiliar and mask.any())
+
+
 def test_accepted_images_have_empty_masks_and_rejected_ones_mark_what_exceeds_the_threshold(
-    pipe, tiles, strange_images
+    familiar, tiles, strange_images
 ):
+    pipe = familiar
     images = tiles + [image for image, _ in strange_images]
     for rate in (None, 0.3, 1.0):
         result = pipe(images, false_alarm_rate=rate)
@@ -236,7 +253,8 @@ def test_an_accepted_images_mask_is_empty_even_where_its_map_exceeds_the_pixel_t
     assert [mask.nonzero().tolist() for mask in verdicts["pred_mask"]] == [[], [[1, 2]]]
 
 
-def test_deciding_again_at_another_rate_equals_a_new_call_at_that_rate(pipe, tiles, strange_images):
+def test_deciding_again_at_another_rate_equals_a_new_call_at_that_rate(familiar, tiles, strange_images):
+    pipe = familiar
     images = tiles + [image for image, _ in strange_images]
     first = pipe(images, alpha=0.3, timesteps=[5, 50], output_type="pt")
     for rate in (None, 0.04, 0.3, 1.0):
@@ -258,7 +276,8 @@ def test_the_default_rate_is_the_smallest_that_the_calibration_can_promise(pipe,
     assert pipe(np.zeros((8, 8)), false_alarm_rate=0.25).false_alarm_rate == 0.25
 
 
-def test_output_types_hold_the_same_values(pipe, tiles, strange_images, output):
+def test_output_types_hold_the_same_values(familiar, tiles, strange_images, output):
+    pipe = familiar
     given = [*tiles[:2], strange_images[0][0]]
     arrays, tensors, images = (pipe(given, output_type=kind) for kind in ("np", "pt", "pil"))
     assert arrays.pred_mask[2].any()
@@ -284,7 +303,7 @@ def test_a_plain_tuple_holds_the_fields_in_their_order(pipe, tiles, output):
     assert isinstance(answer, tuple)
     fields = list(output.keys())
     assert fields[:5] == ["anomaly_map", "anomaly_score", "p_value", "is_anomalous", "pred_mask"]
-    assert len(answer) == len(fields) == 10
+    assert len(answer) == len(fields) == 12
     for name, value in zip(fields, answer, strict=True):
         if isinstance(value, list):
             assert all(np.array_equal(a, b) for a, b in zip(value, getattr(output, name), strict=True))
@@ -363,7 +382,9 @@ def test_without_a_calibration_it_measures_but_gives_no_verdict(pipe, tiles):
     with refused(ValueError, "calibration"):
         uncalibrated(tiles[0])
     samples, _ = preprocess(tiles[:2], 64)
-    kl, feature_error, reference = uncalibrated.measure(samples, [5, 50], torch.zeros(2, 3, 64, 64))
+    measured = uncalibrated.measure(samples, [5, 50], torch.zeros(2, 3, 64, 64))
+    kl, feature_error, reference, distance = measured
+    assert distance.isnan().all()
     assert kl.shape == feature_error.shape == (2, 2, 16, 16)
     assert reference.shape == (2, 0, 16, 16)
     assert kl.min() >= -1e-5

@@ -123,6 +123,7 @@ def test_a_file_under_two_names_is_sent_once(half_checkpoint, tiny_checkpoint):
     assert [name.split("/")[0] for name in doubled] == [
         "calibration",
         "coarse_gaussian",
+        "familiarity",
         "feature_extractor",
         "gaussian",
         "memory",

@@ -178,7 +178,7 @@ def test_fit_equals_moments_computed_image_by_image(tiny_pipeline, tile_files):
     extractor = tiny_pipeline.feature_extractor
     images = GoodImages(tile_files, 64)
     features = torch.stack([extractor(images[index][None])[0] for index in range(len(images))])
-    gaussian, memory, coarse_gaussian = fit_feature_reference(extractor, images, batch_size=5)
+    gaussian, memory, coarse_gaussian, _ = fit_feature_reference(extractor, images, batch_size=5)
     mean = features.double().mean(dim=0)
     torch.testing.assert_close(gaussian.mean, mean.float(), atol=2e-3, rtol=2e-3)
     deviation = by_cell((features.double() - mean).float(), 16).double()
@@ -219,7 +219,7 @@ def test_a_synthetic_blot_is_far_from_good_features_where_it_lies(tiny_pipeline,
     samples = torch.stack([images[index] for index in range(4)])
     blotted = samples.clone()
     blotted[:, :, 24:36, 36:48] = 1 - blotted[:, :, 24:36, 36:48]
-    for reference in references:
+    for reference in references[:3]:
         clean, synthetic = (resize_map(reference(extractor(each)), (16, 16)) for each in (samples, blotted))
         gain = (synthetic - clean).mean(dim=0)
         assert gain[6:9, 9:12].mean() > 1.05 * gain[:4, :6].mean() > 0

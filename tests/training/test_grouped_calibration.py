@@ -141,6 +141,7 @@ def test_the_words_of_the_page_speak_of_parts(pipe):
         "is_anomalous": False,
         "anomaly_score": 0.5,
         "warning": "",
+        "is_unfamiliar": False,
         "false_alarm_rate": 0.1,
     }
     said = verdict(numbers, config)

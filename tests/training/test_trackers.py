@@ -15,6 +15,7 @@ from paths import TILES
 from PIL import Image
 from sentences import assert_sentence
 
+from rendering.sheet import LABEL_COLORS
 from training.records.progress import LOSSES, SEPARATION, loss_curve, read_progress, separation_curve
 from training.train import main
 
@@ -41,7 +42,7 @@ def assert_a_sheet(image):
     assert image.shape[0] > 1000
     assert image.shape[1] > 600
     assert (image[:, -3:] == 255).all()
-    assert (image == (0, 255, 255)).all(axis=-1).any()
+    assert (image == LABEL_COLORS[0]).all(axis=-1).any()
 
 
 @needs("tensorboard")

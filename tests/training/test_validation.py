@@ -12,6 +12,7 @@ from paths import TILES
 from sentences import refused
 from tiny_pipeline import build_tiny_pipeline
 
+from rendering.sheet import LABEL_COLORS
 from training.data.splits import hold_out
 from training.data.synthetic_defects import KINDS
 from training.engine.data_statistics import DataStatistics
@@ -187,4 +188,4 @@ def test_a_sheet_shows_a_defect_of_each_kind_beside_what_is_found(validation):
     assert validation.has_measured
     sheet = np.asarray(validation.draw_sheets()["tile"])
     assert sheet.shape[0] > len(KINDS) * 160
-    assert (sheet == (0, 255, 255)).all(axis=-1).sum() > 50  # outlines of the synthetic defects
+    assert (sheet == LABEL_COLORS[0]).all(axis=-1).sum() > 50  # outlines of the synthetic defects
