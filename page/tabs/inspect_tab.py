@@ -85,7 +85,7 @@ def _lay_out_question(page, first, inspection):
         format="png",
         sources=["upload", "clipboard", "webcam"],
         buttons=["fullscreen"],
-        height=220,
+        height=200,
         elem_id="part",
         elem_classes="clear",
     )

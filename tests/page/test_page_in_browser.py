@@ -135,7 +135,6 @@ def test_defect_is_repaired_at_one_click_and_the_mask_can_be_emptied(browser_pag
     set_percent(browser_page, 20)
     browser_page.wait_for_selector("#verdict >> text=about 20 are rejected")
     browser_page.locator("#to-repair").click()
-    browser_page.wait_for_selector("#repair-words progress")
     browser_page.wait_for_selector("#repair-words >> text=were drawn anew")
     browser_page.locator("#stop-repair:disabled").wait_for()
     browser_page.locator("#mask").get_by_label("Clear canvas").click()
